@@ -1,0 +1,147 @@
+"""The nodes' network: a bridge with this machine on it as login, and one namespace with a virtual cable for each node.
+
+The bridge carries its pocket's folder as an alias, so that leftovers are recognized even when the folder is gone.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from envs.pocket.errors import PocketError
+from envs.pocket.layout import INDEXES, LOGIN, Layout, first_port, subnet
+from envs.pocket.process import command_lines, run
+
+NAMESPACES = Path("/run/netns")
+LINKS = Path("/sys/class/net")
+
+
+def allowed() -> bool:
+    """Tries it in a throw-away namespace: containers often refuse, and some kernels lack veth or bridge."""
+    if os.getuid() != 0:
+        return False
+    batch = "link add olp type bridge\nlink add olp-a type veth peer name olp-b\n"
+    try:
+        run(["unshare", "--net", "--uts", "--mount", "ip", "-batch", "-"], stdin=batch)
+    except PocketError:
+        return False
+    return True
+
+
+def claim_index(folder: Path, ports: int, namespaces: bool) -> int:
+    """The first free index. Where there are namespaces, creating the bridge is the claim: it succeeds for one only."""
+    subnets = _subnets_in_use() if namespaces else []
+    for index in INDEXES:
+        if any(subnet(index).overlaps(other) for other in subnets) or not _ports_free(first_port(index), ports):
+            continue
+        if not namespaces or _create_bridge(f"olp{index}", folder):
+            return index
+    raise PocketError(
+        f"no free ports{' and subnet' if namespaces else ''} for one more pocket: `down` one of those running"
+    )
+
+
+def connect(layout: Layout) -> None:
+    """Addresses and cables; the bridge stands already (see claim_index)."""
+    lines = [f"addr add {layout.controller_address}/24 dev {layout.bridge}", f"link set {layout.bridge} up"]
+    for node in layout.node_names:
+        lines += [
+            f"netns add {layout.namespace(node)}",
+            f"link add {layout.link(node)} type veth peer name eth0 netns {layout.namespace(node)}",
+            f"link set {layout.link(node)} master {layout.bridge} up",
+        ]
+    _ip(lines)
+    for node in layout.node_names:
+        _ip(
+            ["link set lo up", f"addr add {layout.address(node)}/24 dev eth0", "link set eth0 up"],
+            inside=layout.namespace(node),
+        )
+
+
+def set_link(layout: Layout, node: str, up: bool) -> None:
+    run(["ip", "link", "set", layout.link(node), "up" if up else "down"])
+
+
+def inside(layout: Layout, host: str) -> list[str]:
+    """Prefix that runs a command on a node, or on the login: its network, its hostname, its /etc/hosts.
+
+    Not `ip netns exec`: that remounts /sys, and slurmd no longer finds the cgroups it looks for at its start.
+    `slave`: what the machine mounts later is seen there too, while the own /etc/hosts stays inside.
+    """
+    network = [] if host == LOGIN else ["nsenter", f"--net={NAMESPACES / layout.namespace(host)}"]
+    names = ["unshare", "--uts", "--mount", "--propagation=slave"]
+    script = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+    return [*network, *names, "sh", "-c", script, host, str(layout.hosts)]
+
+
+def processes(namespace: str) -> Iterator[int]:
+    """All that lives on a node: slurmd, slurmstepd, batch scripts, ranks."""
+    try:
+        home = (NAMESPACES / namespace).stat()
+    except FileNotFoundError:
+        return
+    for pid in command_lines():
+        try:
+            seen = Path(f"/proc/{pid}/ns/net").stat()
+        except OSError:  # it ended, or is a zombie
+            continue
+        if (seen.st_dev, seen.st_ino) == (home.st_dev, home.st_ino):
+            yield pid
+
+
+def leftovers(folder: Path) -> tuple[list[str], list[str]]:
+    """Bridges and namespaces that belong to the pocket of this folder."""
+    bridges = [link.name for link in LINKS.glob("olp*") if _alias(link) == _mark(folder)]
+    namespaces = [path.name for bridge in bridges for path in NAMESPACES.glob(f"{bridge}-node*")]
+    return bridges, namespaces
+
+
+def remove(bridges: list[str], namespaces: list[str]) -> None:
+    """Cables first: a namespace that still has a process keeps its end of the cable, and the name would stay taken."""
+    cables = [cable.name for bridge in bridges for cable in (LINKS / bridge / "brif").iterdir()]
+    _ip([f"link del {link}" for link in [*cables, *bridges]] + [f"netns del {name}" for name in namespaces])
+
+
+def _ip(lines: list[str], inside: str | None = None) -> None:
+    run(["ip", *(["-n", inside] if inside else []), "-batch", "-"], stdin="\n".join(lines) + "\n")
+
+
+def _create_bridge(name: str, folder: Path) -> bool:
+    try:
+        run(["ip", "link", "add", name, "type", "bridge"])
+    except PocketError as error:
+        if "File exists" in str(error):
+            return False
+        raise
+    (LINKS / name / "ifalias").write_text(_mark(folder))
+    return True
+
+
+def _mark(folder: Path) -> str:
+    return f"outlast-pocket {folder}"
+
+
+def _alias(link: Path) -> str:
+    try:
+        return (link / "ifalias").read_text().strip()
+    except OSError:  # removed by another pocket's `down` meanwhile
+        return ""
+
+
+def _subnets_in_use() -> list[IPv4Network]:
+    routes = json.loads(run(["ip", "-4", "-json", "route", "show", "table", "all"]))
+    networks = [route["dst"] for route in routes if route["dst"] != "default"]
+    return [IPv4Network(text, strict=False) for text in networks]
+
+
+def _ports_free(first: int, count: int) -> bool:
+    for port in range(first, first + count):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                return False
+    return True

@@ -1,0 +1,219 @@
+"""Typed settings from YAML: the one reader that slurm/ and trainer/ share.
+
+YAML 1.2 core schema (plain PyYAML follows 1.1: it reads `24:00:00` as 86400 and `1e-5` as text), no duplicate
+keys, and every mistake of a user as one line: file, key, value, what is allowed, the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union
+
+import msgspec
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A user's mistake in one line: what, where, what to do. Ends a command or a run with exit code 78."""
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every typed setting. A field's meaning stands under the field, with its unit."""
+
+
+# --- YAML 1.2 -------------------------------------------------------------------------------------------
+
+_CORE_SCHEMA = {
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+_RESOLVERS: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+for _name, (_pattern, _first) in _CORE_SCHEMA.items():
+    for _char in _first:
+        _key = "" if _char == "\0" else _char
+        _RESOLVERS.setdefault(_key, []).append((f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$")))
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    yaml_implicit_resolvers = _RESOLVERS
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                where = node.value[index][0].start_mark
+                raise ConfigError(f"line {where.line + 1}: the key '{key}' stands twice: keep one")
+        return dict(super().construct_mapping(node, deep))
+
+
+class _Dumper(yaml.SafeDumper):
+    # The reader's own table, so that the text "1e-5" is written quoted and comes back as text.
+    yaml_implicit_resolvers = _RESOLVERS
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    text = loader.construct_scalar(node)
+    return float(text.replace(".inf", "inf").replace(".nan", "nan").lower() if "n" in text.lower() else text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of a YAML 1.2 text; `source` names it in errors."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: not YAML: {getattr(error, 'problem', error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file (an empty file is an empty mapping)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+        hint = f": did you mean {path.with_name(near)}?" if near else ""
+        raise ConfigError(f"{path}: there is no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    data = parse_yaml(text, str(path))
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a mapping of keys is expected, this is a {type(data).__name__}")
+    return data
+
+
+def dump_yaml(data: Any) -> str:
+    """YAML text in the order of the keys; read back by `parse_yaml` as the same value."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+# --- trees ----------------------------------------------------------------------------------------------
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, key by key down the tree; what is not a mapping replaces."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        # Another `kind` is another set of fields: the old kind's fields must not leak into it.
+        same_kind = (
+            isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind", 0) in (0, old.get("kind"))
+        )
+        out[key] = merge(old, value) if same_kind else value  # type: ignore[arg-type]
+    return out
+
+
+def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:
+    """The tree with `dotted.key=value` applied; the value is read as YAML."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise ConfigError(f"'{assignment}': an override is written key=value, for example optim.lr=2e-5")
+    value = parse_yaml(text, assignment)
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return merge(tree, value)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The valid name that a mistyped one most likely meant."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+# --- typed ----------------------------------------------------------------------------------------------
+
+
+def convert(data: Mapping[str, Any], kind: type[T], source: str) -> T:
+    """`data` as the typed settings `kind`; one line names the first key that does not fit."""
+    _check_keys(data, kind, source, "")
+    try:
+        return msgspec.convert(data, kind, dec_hook=_from_text)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error), data)}") from None
+
+
+def to_plain(settings: Any) -> Any:
+    """Plain data with every default written out; `convert` reads it back."""
+    return msgspec.to_builtins(settings, enc_hook=str)
+
+
+def _from_text(kind: type[Any], value: Any) -> Any:
+    """Types that are written as text: each has a `parse` that raises ValueError with the reason."""
+    return value if isinstance(value, kind) else kind.parse(value)
+
+
+def _check_keys(data: Any, kind: Any, source: str, path: str) -> None:
+    struct = _struct_for(kind, data)
+    if struct is None or not isinstance(data, Mapping):
+        return
+    hints = typing.get_type_hints(struct)
+    tag = struct.__struct_config__.tag_field
+    names = [*struct.__struct_fields__, *([tag] if tag else [])]
+    for key, value in data.items():
+        if key not in names:
+            near = nearest(str(key), names)
+            hint = f"did you mean {path}{near}?" if near else f"valid here: {', '.join(names)}"
+            raise ConfigError(f"{source}: unknown key {path}{key}: {hint}")
+        if key in hints:
+            _check_keys(value, hints[key], source, f"{path}{key}.")
+
+
+def _struct_for(kind: Any, data: Any) -> Any:
+    """The Struct that `data` will become: the type itself, or the member of a union with its tag."""
+    options = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
+    structs = [o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)]
+    if len(structs) < 2:
+        return structs[0] if structs else None
+    tag = structs[0].__struct_config__.tag_field
+    wanted = data.get(tag) if isinstance(data, Mapping) else None
+    return next((s for s in structs if s.__struct_config__.tag == wanted), None)
+
+
+def _explain(message: str, data: Any) -> str:
+    """msgspec's message with the dotted key first and the value that was given."""
+    reason, _, where = message.partition(" - at `$")
+    path = where.rstrip("`").lstrip(".")
+    value = data
+    for part in re.findall(r"[^.\[\]]+", path):
+        value = (
+            value[int(part)]
+            if isinstance(value, list) and part.isdigit()
+            else value.get(part)
+            if isinstance(value, Mapping)
+            else None
+        )
+    reason = reason.replace("`", "")
+    missing = re.match(r"Object missing required field (\w+)", reason)
+    if missing:
+        key = f"{path}.{missing[1]}".lstrip(".")
+        return f"{key} is missing: give it in the recipe, or as {key}=VALUE"
+    shown = "" if isinstance(value, (Mapping, list)) else f"={value}"
+    return f"{path}{shown}: {reason[0].lower()}{reason[1:]}"

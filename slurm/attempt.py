@@ -1,0 +1,170 @@
+"""One attempt: start the ranks, wait, pass the word to stop, and say how it ended."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from slurm import hostfile
+from slurm.cause import RankExit, attempt_cause, scheduler_cause
+from slurm.commands import JobFacts
+from slurm.config import JobConfig
+from slurm.rundir import Claim, RunDir, read_lines, write_atomic
+from slurm.scheduler import Scheduler
+from slurm.shim import WAITED
+from slurm.step import Step, read_exits
+
+
+def trainer_argv(run: RunDir) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-m", "trainer", str(run.path / "config.yaml"))
+
+
+@dataclass
+class Attempt:
+    run: RunDir
+    job: JobConfig
+    scheduler: Scheduler
+    claim: Claim
+    cancel_run: Callable[[str], None]
+    """Called at once when Slurm says that the user cancelled the job."""
+
+    def __post_init__(self) -> None:
+        self.deadline = self.scheduler.deadline(self.scheduler.facts())
+        self.word: str | None = None
+        self.first_step = self.run.committed_step()
+
+    # --- its life ---
+
+    def execute(self) -> dict[str, Any]:
+        """Run the ranks to their end. Returns the attempt's record. The caller has blocked the WAITED signals."""
+        step = self.prepare()
+        # A session of its own: Ctrl-C in a terminal is for the supervisor, which passes it on as the user's stop.
+        process = subprocess.Popen(
+            self.scheduler.step_argv(step), start_new_session=True, stdin=subprocess.DEVNULL, preexec_fn=_unblock
+        )
+        next_poll = time.monotonic() + self.job.poll_seconds
+        while process.poll() is None:
+            info = signal.sigtimedwait(WAITED, max(0.0, min(1.0, next_poll - time.monotonic())))
+            if info is not None and info.si_signo != signal.SIGCHLD:
+                self.on_signal(signal.Signals(info.si_signo))
+            if time.monotonic() >= next_poll:
+                self.poll()
+                next_poll = time.monotonic() + self.job.poll_seconds
+        return self.record(step, self.scheduler.facts())
+
+    def prepare(self) -> Step:
+        logs = self.run.attempt_dir(self.claim.epoch)
+        logs.mkdir(parents=True, exist_ok=True)
+        hostfile.write(logs / "hostfile", self.scheduler.hosts(), self.job.gpus_per_node)
+        self.write_deadline()
+        foreign = self.job.command is not None
+        return Step(
+            run_dir=str(self.run.path),
+            epoch=self.claim.epoch,
+            launcher=self.job.launcher,
+            nodes=self.job.nodes,
+            ranks_per_node=self.job.gpus_per_node,
+            argv=tuple(self.job.command) if self.job.command else trainer_argv(self.run),
+            foreign=foreign,
+            deadline=self.deadline,
+        )
+
+    def write_deadline(self) -> None:
+        if self.deadline is not None:
+            write_atomic(self.run.deadline_file, f"{self.deadline:.0f}\n")
+
+    # --- while it runs ---
+
+    def on_signal(self, signum: signal.Signals) -> None:
+        if signum == signal.SIGINT:
+            write_atomic(self.run.stop_file, "Ctrl-C\n")
+            return
+        facts = self.scheduler.facts()
+        cause = scheduler_cause(facts, self.scheduler.restart_count)
+        if cause == "cancel":
+            self.cancel_run("scancel")
+        elif cause is None and not (signum == signal.SIGTERM and facts is None and self.scheduler.job_id):
+            self.tell_ranks(f"signal {signum.name}")
+        elif cause is not None:
+            self.tell_ranks(cause)
+
+    def poll(self) -> None:
+        facts = self.scheduler.facts()
+        deadline = self.scheduler.deadline(facts)
+        if deadline is not None and deadline != self.deadline:
+            self.deadline = deadline
+            self.write_deadline()
+        cause = scheduler_cause(facts, self.scheduler.restart_count)
+        if cause == "preemption":
+            self.tell_ranks(cause)
+        foreign_late = self.job.command is not None and self.deadline is not None
+        if foreign_late and time.time() > self.deadline - self.job.lead_seconds:  # type: ignore[operator]
+            self.tell_ranks("deadline")
+
+    def tell_ranks(self, why: str) -> None:
+        """Our word to this attempt's ranks: save and leave."""
+        if self.word is None:
+            self.word = why
+            write_atomic(self.run.stop_word(self.claim.epoch), why + "\n")
+
+    # --- how it ended ---
+
+    def record(self, step: Step, facts: JobFacts | None) -> dict[str, Any]:
+        exits = self.exits(step)
+        reason = self.stop_reason()
+        cause = attempt_cause(exits, scheduler_cause(facts, self.scheduler.restart_count), reason)
+        if step.foreign and cause == "done" and reason is not None:  # it left because it was told to
+            stopped = self.run.stop_file.exists()
+            cause = "stop" if stopped else "timeout" if reason == "deadline" else reason.split()[0]
+        return {
+            "attempt": self.claim.epoch,
+            "job_id": self.scheduler.job_id,
+            "restart_count": self.scheduler.restart_count,
+            "start": self.claim.time,
+            "end": time.time(),
+            "cause": cause,
+            "reason": self.detail(cause, exits, reason),
+            "first_step": self.first_step,
+            "committed_step": self.run.committed_step(),
+            "exits": dict(Counter(str(e).split(": ")[1] for e in exits)),
+            "hosts": self.scheduler.hosts(),
+        }
+
+    def exits(self, step: Step) -> list[RankExit]:
+        found = read_exits(step.logs)
+        ends = (found.get(rank, {}) for rank in range(step.layout.world_size))
+        return [RankExit(rank, end.get("code"), end.get("signal")) for rank, end in enumerate(ends)]
+
+    def stop_reason(self) -> str | None:
+        """Why the ranks agreed to stop, in the trainer's words, else ours to them."""
+        for event in reversed(read_lines(self.run.events)):
+            if event.get("event") == "stop" and event.get("epoch") == self.claim.epoch:
+                return str(event.get("reason"))
+        if self.job.command is not None and self.run.stop_file.exists():
+            return "stop file"
+        return self.word
+
+    def detail(self, cause: str, exits: list[RankExit], reason: str | None) -> str:
+        """One line for people: the first failure with its log, or the reason of the stop."""
+        if cause in ("crash", "config", "hang"):
+            bad = [e for e in exits if e.crashed or e.code == 78]
+            first = next((e for e in bad if e.code is not None and e.code != 0), bad[0])
+            return f"{first}; see logs/attempt-{self.claim.epoch:04d}/rank-{first.rank:04d}.log"
+        return reason or ""
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def describe(record: dict[str, Any]) -> str:
+    """An attempt's end in one line."""
+    steps = f"steps {record['first_step']} to {record['committed_step']}"
+    reason = f": {record['reason']}" if record["reason"] else ""
+    return f"attempt {record['attempt']} ended after {record['end'] - record['start']:.0f} s ({steps}) by {record['cause']}{reason}"

@@ -1,0 +1,125 @@
+"""Why an attempt ended, and what happens next. Pure: facts in, words out.
+
+The oracle table was measured on a real Slurm (22.05): a job that COMPLETES without TimeLimit, NodeDown, a preemption
+or one more restart was cancelled by its user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from slurm.commands import JobFacts
+
+DONE, CONTINUE, FENCED, STOPPED, CONFIG, HANG, NO_PROGRESS = 0, 75, 76, 77, 78, 86, 93
+CLEAN = (DONE, CONTINUE, FENCED, STOPPED)  # codes with which a rank ended as agreed
+
+_ATTEMPTS_WITHOUT_PROGRESS = 3
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """How one rank ended; without a code and a signal it left no record (its node died, or it was killed with us)."""
+
+    rank: int
+    code: int | None = None
+    signal: int | None = None
+
+    @property
+    def crashed(self) -> bool:
+        return self.code not in (*CLEAN, CONFIG)
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"rank {self.rank}: signal {self.signal}"
+        return f"rank {self.rank}: {'no exit record' if self.code is None else f'exit {self.code}'}"
+
+
+def scheduler_cause(facts: JobFacts | None, restart_count: int) -> str | None:
+    """What Slurm itself does to the job; None: nothing, the job just runs."""
+    if facts is None:
+        return None
+    ending = facts.state not in ("RUNNING", "PENDING", "CONFIGURING", "SUSPENDED")
+    if facts.preempt_time is not None:
+        return "preemption"
+    if facts.state == "NODE_FAIL" or facts.reason == "NodeDown":
+        return "node_failure"
+    if facts.state == "TIMEOUT" or (ending and facts.reason == "TimeLimit"):
+        return "timeout"
+    if facts.restarts > restart_count:
+        return "requeued"
+    if facts.state in ("CANCELLED", "COMPLETING"):
+        return "cancel"
+    return None
+
+
+def predecessor_cause(facts: JobFacts) -> str:
+    """Why a job that has ended did so, as its successor asks: a scancel shows as CANCELLED even after a preemption."""
+    by_state = {"CANCELLED": "cancel", "TIMEOUT": "timeout", "PREEMPTED": "preemption", "NODE_FAIL": "node_failure"}
+    return by_state.get(facts.state, "preemption" if facts.preempt_time is not None else "crash")
+
+
+def attempt_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason: str | None) -> str:
+    """The cause of an attempt from the ranks' exits, Slurm's word and the reason of the agreed stop, if any."""
+    codes = {exit.code for exit in exits}
+    for code, cause in ((CONFIG, "config"), (FENCED, "fenced"), (STOPPED, "stop")):
+        if code in codes:
+            return cause
+    if codes == {DONE}:
+        return "done"
+    if scheduler is not None:
+        return scheduler
+    if any(exit.crashed for exit in exits):
+        return "hang" if HANG in codes else "crash"
+    return "timeout" if stop_reason == "deadline" else "signal"
+
+
+class Next(Enum):
+    FINISH = "the run is done"
+    STOP = "the run ends unfinished"
+    HERE = "new ranks in this allocation"
+    NEXT_JOB = "the next job goes on"
+    LEAVE = "another attempt owns the run"
+
+
+@dataclass(frozen=True)
+class Decision:
+    next: Next
+    reason: str = ""
+    code: int = 0
+
+
+def decide(
+    attempts: Sequence[Mapping[str, Any]], max_attempts: int | None, gpu_hours: float, max_gpu_hours: float | None
+) -> Decision:
+    """What follows the last of `attempts` (each with cause, committed_step, first_step)."""
+    cause = attempts[-1]["cause"]
+    match cause:
+        case "done":
+            return Decision(Next.FINISH)
+        case "fenced":
+            return Decision(Next.LEAVE)
+        case "stop" | "cancel":
+            return Decision(Next.STOP, "by the user's word", STOPPED)
+        case "config":
+            return Decision(Next.STOP, "configuration error", CONFIG)
+    if max_attempts is not None and len(attempts) >= max_attempts:
+        return Decision(Next.STOP, f"budget: {len(attempts)} attempts of --max-attempts={max_attempts}", STOPPED)
+    if max_gpu_hours is not None and gpu_hours >= max_gpu_hours:
+        return Decision(Next.STOP, f"budget: {gpu_hours:.2f} GPU-hours of --max-gpu-hours={max_gpu_hours:g}", STOPPED)
+    if _no_progress(attempts):
+        return Decision(
+            Next.STOP, f"no progress: {_ATTEMPTS_WITHOUT_PROGRESS} attempts without a new committed step", NO_PROGRESS
+        )
+    here = cause in ("crash", "oom", "hang", "signal")
+    return Decision(Next.HERE if here else Next.NEXT_JOB)
+
+
+def _no_progress(attempts: Sequence[Mapping[str, Any]]) -> bool:
+    last = attempts[-_ATTEMPTS_WITHOUT_PROGRESS:]
+    failed = all(a["cause"] in ("crash", "oom", "hang", "timeout") for a in last)
+    return (
+        failed and len(last) == _ATTEMPTS_WITHOUT_PROGRESS and all(a["committed_step"] <= a["first_step"] for a in last)
+    )

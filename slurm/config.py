@@ -1,0 +1,95 @@
+"""How a run is asked of Slurm: the typed job config (RUN_DIR/job.yaml holds it complete)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from settings import Struct, convert, read_yaml
+from slurm.walltime import Walltime
+
+Count = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
+
+
+class JobConfig(Struct, frozen=True):
+    name: Name
+    """Name of the run: its folder under runs/ and its job name."""
+    nodes: Count = 1
+    gpus_per_node: Count = 1
+    """GPUs, and so ranks, on each node."""
+    walltime: Walltime | None = None
+    """Time limit of one job; None: the partition's default."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    mem: str | None = None
+    """Memory of a node, as sbatch takes it; `0` asks for all of it."""
+    cpus_per_gpu: Count | None = None
+    """CPU cores for each rank; None: the partition's default."""
+    mail_user: str | None = None
+    sbatch: dict[str, str | int | bool] = {}
+    """Any other sbatch option by its long name; true is a flag without a value."""
+    setup: list[str] = []
+    """Shell lines that run before Python on the batch host (module loads); one that fails ends the job."""
+    environment: dict[str, str] = {}
+    """Variables of the ranks. No secrets: this file is readable by whoever reads the run folder."""
+    launcher: Literal["srun", "torchrun", "fork"] = "srun"
+    """srun: one task a rank. torchrun: one agent a node. fork: one process a node imports once and forks its ranks."""
+    continue_by: Literal["auto", "chain", "requeue", "none"] = "auto"
+    """chain (auto): a successor job waits in the queue. requeue: the same job id again."""
+    max_attempts: Count | None = None
+    """Starts of the ranks after which the run ends unfinished."""
+    max_gpu_hours: Annotated[float, Meta(gt=0)] | None = None
+    """Allocated GPU-hours after which the run ends unfinished."""
+    poll_seconds: Annotated[float, Meta(gt=0)] = 30.0
+    """Seconds between two questions to Slurm about end time and preemption."""
+    lead_seconds: Annotated[float, Meta(ge=0)] = 120.0
+    """Seconds before the deadline at which a foreign command is told to stop; the trainer measures its own."""
+    cluster: str = "generic"
+    """The profile that this job was resolved with; `local`: no scheduler."""
+    command: list[str] | None = None
+    """A foreign command that the ranks run instead of the trainer."""
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def chained(self) -> bool:
+        return self.continue_by in ("auto", "chain")
+
+    @property
+    def layout(self) -> str:
+        return layout(self.nodes, self.gpus_per_node)
+
+
+class Profile(Struct, frozen=True):
+    """Where to run: what a cluster needs to be told (envs/clusters/<name>.yaml)."""
+
+    name: str
+    description: str = ""
+    cluster_name: str | None = None
+    """ClusterName of its slurm.conf: by this `--cluster auto` knows the site."""
+    gpus_per_node: Count | None = None
+    """GPUs of a full node: what is asked for when --gpus is omitted."""
+    max_nodes: Count | None = None
+    max_walltime: Walltime | None = None
+    job: dict[str, object] = {}
+    """Defaults of the job config on this cluster."""
+
+
+def layout(nodes: int, gpus: int) -> str:
+    """`2 nodes x 8 GPUs = 16 ranks`: sbatch's own --gpus is a total, so it is always said."""
+    return f"{nodes} node{'s' * (nodes > 1)} x {gpus} GPU{'s' * (gpus > 1)} = {nodes * gpus} rank{'s' * (nodes * gpus > 1)}"
+
+
+def read_job(run_dir: Path) -> JobConfig:
+    path = run_dir / "job.yaml"
+    return convert(read_yaml(path), JobConfig, str(path))

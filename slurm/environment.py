@@ -1,0 +1,111 @@
+"""The environment on both sides of Slurm: the one file that reads SLURM_*, and what the ranks get from it.
+
+Standard library only: every rank's shim imports it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# Every variable of Slurm that we depend on. Names of 20.11 to 26.05; SLURM_STEP_* are of the srun step.
+JOB_ID = "SLURM_JOB_ID"
+RESTART_COUNT = "SLURM_RESTART_COUNT"  # absent on the first start
+JOB_NODELIST = "SLURM_JOB_NODELIST"
+NODE_RANK = "SLURM_NODEID"  # relative to the step when read in a task
+TASK_RANK = "SLURM_PROCID"
+TASK_LOCAL_RANK = "SLURM_LOCALID"
+NODE_NAME = "SLURMD_NODENAME"
+LAUNCH_ADDRESS = "SLURM_LAUNCH_NODE_IPADDR"  # address of the host that runs srun
+CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
+CONF = "SLURM_CONF"
+
+# An outer job's variables would silently pin or resize an inner one; SLURM_CONF says which Slurm to talk to.
+_INHERITED = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SUBMITIT_", "PMI_", "PMIX_", "PMI2_", "OUTLAST_")
+_RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_KEPT = (CONF, "OUTLAST_POCKET_DIR")
+
+
+def without_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` as a new job or an unrelated process should see it: no traces of the job around it."""
+    return {
+        key: value
+        for key, value in environ.items()
+        if key in _KEPT or not (key.startswith(_INHERITED) or key in _RANK_NAMES)
+    }
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The job that this process was started by; without Slurm: no id, this host alone."""
+
+    job_id: str | None
+    restart_count: int
+    nodelist: str | None
+
+
+def allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
+    return Allocation(environ.get(JOB_ID), int(environ.get(RESTART_COUNT, 0)), environ.get(JOB_NODELIST))
+
+
+@dataclass(frozen=True)
+class Task:
+    """This process among the tasks of its step; without Slurm: the only one."""
+
+    node_rank: int
+    rank: int
+    local_rank: int
+    host: str
+    launch_address: str | None
+    cpus: int | None
+
+
+def task(environ: Mapping[str, str] = os.environ) -> Task:
+    return Task(
+        node_rank=int(environ.get(NODE_RANK, 0)),
+        rank=int(environ.get(TASK_RANK, 0)),
+        local_rank=int(environ.get(TASK_LOCAL_RANK, 0)),
+        host=environ.get(NODE_NAME) or os.uname().nodename,
+        launch_address=environ.get(LAUNCH_ADDRESS),
+        cpus=int(environ[CPUS_PER_TASK]) if CPUS_PER_TASK in environ else None,
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks of an attempt: the same number on every node, numbered node by node."""
+
+    nodes: int
+    ranks_per_node: int
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+def rank_variables(layout: Layout, node_rank: int, local_rank: int, address: str, port: int) -> dict[str, str]:
+    """torch's standard variables of one rank."""
+    return {
+        "RANK": str(node_rank * layout.ranks_per_node + local_rank),
+        "WORLD_SIZE": str(layout.world_size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(layout.ranks_per_node),
+        "GROUP_RANK": str(node_rank),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+
+
+def attempt_variables(run_dir: Path, attempt: int, deadline: float | None, hostfile: Path) -> dict[str, str]:
+    """What the trainer may know of its job."""
+    out = {"OUTLAST_RUN_DIR": str(run_dir), "OUTLAST_ATTEMPT": str(attempt), "OUTLAST_HOSTFILE": str(hostfile)}
+    if deadline is not None:
+        out["OUTLAST_DEADLINE"] = f"{deadline:.0f}"
+    return out
+
+
+def worker_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """The rank that a launcher of torch's own (torchrun) has given this process."""
+    return int(environ["RANK"])

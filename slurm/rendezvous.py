@@ -1,0 +1,113 @@
+"""How ranks find each other: one address and one port, chosen on the first node and published in the run folder.
+
+Standard library only: every rank's shim imports it.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm.errors import RendezvousFailed
+from slurm.rundir import write_atomic
+
+_PORTS = range(15000, 32768)  # below the kernel's default ephemeral range (32768-60999)
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    master_addr: str
+    master_port: int
+
+
+def publish(
+    file: Path, host: str, launch_address: str | None, nodes: int, seed: str
+) -> tuple[Rendezvous, socket.socket]:
+    """Choose and publish the meeting point. The socket holds the port until rank 0's process has ended."""
+    address = "127.0.0.1" if nodes == 1 else find_address(host, launch_address)
+    reservation = reserve_port(candidates(seed))
+    meeting = Rendezvous(address, reservation.getsockname()[1])
+    write_atomic(file, json.dumps(meeting.__dict__))
+    return meeting, reservation
+
+
+def wait(file: Path, timeout: float, keep_waiting: Callable[[], bool] = lambda: True) -> Rendezvous:
+    """The meeting point that the first node publishes. Raises RendezvousFailed after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and keep_waiting():
+        os.listdir(file.parent)  # NFS clients cache the absence of a file until its folder is read again
+        try:
+            return Rendezvous(**json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            time.sleep(0.05)
+    raise RendezvousFailed(f"{file}: not published within {timeout:.0f} s: see the first node's log beside it")
+
+
+def candidates(seed: str) -> Iterator[int]:
+    """Ports in an order of the seed's, none of which the kernel hands out to others."""
+    try:
+        low, high = map(int, _EPHEMERAL.read_text().split())
+    except (OSError, ValueError):
+        low, high = 32768, 60999
+    ports = [port for port in _PORTS if not low <= port <= high]
+    random.Random(seed).shuffle(ports)
+    return iter(ports)
+
+
+def reserve_port(ports: Iterator[int]) -> socket.socket:
+    """The first candidate that is free, held.
+
+    SO_REUSEADDR is set only after bind: another shim's plain bind then fails and takes its next candidate, while rank 0's
+    own listener, which sets the option before, may bind the same port. So no moment is left for a third to take it.
+    """
+    for port in ports:
+        held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            held.bind(("", port))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            return held
+        except OSError as error:
+            held.close()
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+    raise RendezvousFailed("every port from 15000 to 32767 outside the ephemeral range is taken on this host")
+
+
+def find_address(host: str, launch_address: str | None) -> str:
+    """An address of this host that its peers can reach. Loopback is refused: it would hang the others (seen often)."""
+    rules: dict[str, Callable[[], str]] = {"name": lambda: _by_name(host), "route": lambda: _by_route(launch_address)}
+    tried = []
+    for rule, find in rules.items():
+        try:
+            address = find()
+        except OSError as error:
+            tried.append(f"{rule}: {error.strerror or error}")
+            continue
+        if not ipaddress.ip_address(address).is_loopback:
+            return address
+        tried.append(f"{rule}: {address} is a loopback address")
+    raise RendezvousFailed(f"no address of {host} that other nodes can reach ({'; '.join(tried)}): set MASTER_ADDR")
+
+
+def _by_name(host: str) -> str:
+    """What the site's own name service says of this host, its first address that is not loopback."""
+    found = [str(info[4][0]) for info in socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)]
+    return next((a for a in found if not ipaddress.ip_address(a).is_loopback), found[0])
+
+
+def _by_route(launch_address: str | None) -> str:
+    """The address from which this host reaches the host that runs srun."""
+    if launch_address is None:
+        raise OSError(errno.EADDRNOTAVAIL, "srun's address is not known")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((launch_address, 9))  # UDP: looks the route up, sends nothing
+        return str(probe.getsockname()[0])

@@ -1,0 +1,198 @@
+"""The run folder: one logical training over many jobs. Who owns it is decided by its claims, never by clocks.
+
+Standard library only: every rank's shim imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_CHECKPOINT = re.compile(r"step-(\d{8})-e(\d{4,})")
+_CLAIM = re.compile(r"(\d{4,})\.json")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one, also after a crash of this host."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """One JSON line by one write, so that two writers never mix within a line."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(fd, (json.dumps(record) + "\n").encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file; a line torn by a kill is dropped."""
+    records = []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One start of the ranks: its number is the attempt and the epoch."""
+
+    epoch: int
+    job_id: str | None
+    restart_count: int
+    time: float
+    resume_from: dict[str, int] | None = None
+    """Step and epoch of the checkpoint that the trainer resumed from."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def script(self) -> Path:
+        return self.path / "submission.sh"
+
+    @property
+    def stop_file(self) -> Path:
+        """The user's word: the run saves at the next step and ends."""
+        return self.path / "stop"
+
+    @property
+    def deadline_file(self) -> Path:
+        return self.path / "deadline"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    # --- how it ended ---
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "DONE").exists()
+
+    @property
+    def cancelled(self) -> dict[str, Any] | None:
+        """Why the run ended unfinished for good: {"cause": ..., "reason": ...}; `resume` lifts it."""
+        try:
+            return dict(json.loads((self.path / "CANCELLED").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {"cause": "cancel", "reason": "the file CANCELLED stands here"}
+
+    @property
+    def over(self) -> bool:
+        return self.done or self.cancelled is not None
+
+    def write_done(self, reason: str) -> None:
+        """For a foreign command; the trainer writes its own DONE."""
+        write_atomic(self.path / "DONE", json.dumps({"reason": reason, "time": time.time()}) + "\n")
+
+    def cancel(self, cause: str, reason: str) -> None:
+        record = {"cause": cause, "reason": reason, "time": time.time()}
+        write_atomic(self.path / "CANCELLED", json.dumps(record) + "\n")
+
+    # --- who owns it ---
+
+    @property
+    def claims_dir(self) -> Path:
+        return self.path / "claims"
+
+    def claim(self, job_id: str | None, restart_count: int) -> Claim:
+        """The next attempt, ours alone: O_EXCL lets one starter win a number, also over NFS and Lustre."""
+        self.claims_dir.mkdir(exist_ok=True)
+        while True:
+            record = Claim(self.newest_epoch() + 1, job_id, restart_count, time.time())
+            try:
+                fd = os.open(self.claims_dir / f"{record.epoch:04d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileExistsError:
+                continue
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                json.dump({**record.__dict__, "host": os.uname().nodename, "nonce": secrets.token_hex(8)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            return record
+
+    def newest_epoch(self) -> int:
+        return max((int(match[1]) for match in map(_CLAIM.fullmatch, _names(self.claims_dir)) if match), default=0)
+
+    def read_claim(self, epoch: int) -> Claim | None:
+        """None: there is none, or its writer died before the content was written."""
+        try:
+            data = json.loads((self.claims_dir / f"{epoch:04d}.json").read_text(encoding="utf-8"))
+            fields = {key: data.get(key) for key in ("epoch", "job_id", "restart_count", "time", "resume_from")}
+            return Claim(**fields)
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def stop_word(self, epoch: int) -> Path:
+        """The supervisor's word to the ranks of one attempt, which no successor obeys."""
+        return self.claims_dir / f"{epoch:04d}.stop"
+
+    # --- what was reached ---
+
+    def committed_step(self) -> int:
+        """Step of the newest committed checkpoint; 0: none yet."""
+        folder = self.path / "checkpoints"
+        steps = (
+            int(m[1])
+            for m in map(_CHECKPOINT.fullmatch, _names(folder))
+            if m and (folder / m[0] / "MANIFEST.json").exists()
+        )
+        return max(steps, default=0)
+
+    def attempt_dir(self, epoch: int) -> Path:
+        return self.path / "logs" / f"attempt-{epoch:04d}"
+
+    def attempts(self) -> list[dict[str, Any]]:
+        return read_lines(self.path / "attempts.jsonl")
+
+    def record_attempt(self, record: dict[str, Any]) -> None:
+        append_line(self.path / "attempts.jsonl", record)
+
+    # --- its jobs ---
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Jobs submitted for this run, oldest first: {"job": id, "after": predecessor's id or null}."""
+        return read_lines(self.path / "jobs.jsonl")
+
+    def record_job(self, job_id: str, after: str | None) -> None:
+        append_line(self.path / "jobs.jsonl", {"job": job_id, "after": after, "time": time.time()})
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []

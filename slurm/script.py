@@ -1,0 +1,62 @@
+"""The sbatch text of a job: one pure function, so that a dry run, a test and submitit see the same bytes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from slurm.config import JobConfig
+
+
+def submission_text(job: JobConfig, run_dir: Path, python: Path, workdir: Path) -> str:
+    """RUN_DIR/submission.sh: flags, set-up lines, and the supervisor in the shell's place."""
+    code = run_dir / "code"
+    flags = [
+        f"#SBATCH --{key}" if value is True else f"#SBATCH --{key}={_quote(value)}"
+        for key, value in options(job, run_dir, workdir)
+    ]
+    lines = ["#!/bin/bash", *flags, ""]
+    if job.setup:
+        lines += ["set -e", *job.setup, "set +e", ""]
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()]
+    lines += [
+        f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f'exec {shlex.quote(str(python))} -P -m slurm.supervisor {shlex.quote(str(run_dir))} "$@"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def options(job: JobConfig, run_dir: Path, workdir: Path) -> Iterator[tuple[str, str | int | bool]]:
+    """sbatch's long options and values, ours first, then the user's own `sbatch` table."""
+    yield "job-name", job.name
+    yield "nodes", job.nodes
+    # Both counts: Slurm 24.05 and newer read --ntasks-per-node alone as a maximum.
+    yield "ntasks", job.world_size
+    yield "ntasks-per-node", job.gpus_per_node
+    yield "gpus-per-node", job.gpus_per_node
+    if job.cpus_per_gpu:
+        yield "cpus-per-task", job.cpus_per_gpu
+    for key in ("mem", "partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude"):
+        if getattr(job, key) is not None:
+            yield key, getattr(job, key)
+    if job.walltime is not None:
+        yield "time", str(job.walltime)
+    if job.mail_user is not None:
+        yield "mail-user", job.mail_user
+        yield "mail-type", "END,FAIL"
+    yield "chdir", str(workdir)
+    yield "output", f"{_literal(run_dir)}/logs/job-%j.log"
+    yield "open-mode", "append"  # a requeue truncates the log otherwise
+    # A chained job that Slurm requeues would queue a second successor, and both would run.
+    yield ("requeue" if job.continue_by == "requeue" else "no-requeue"), True
+    yield from ((key, value) for key, value in job.sbatch.items() if value is not False)
+
+
+def _quote(value: str | int | bool) -> str:
+    return shlex.quote(str(value))
+
+
+def _literal(path: Path) -> str:
+    """A path in which sbatch must not read %-patterns."""
+    return str(path).replace("%", "%%")

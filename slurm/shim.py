@@ -1,0 +1,309 @@
+"""What every launcher starts: a small process above the ranks of its task.
+
+It gives them their environment, passes signals on, and writes each one's real end to `rank-0005.exit`, since launchers
+blur it (srun returns 137 where a rank left with 75 first; torchrun returns 1 for everything). Itself it leaves with 0
+when its ranks ended as agreed, so that srun sees a failure only where one is. Standard library only: 10 MB a rank.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from slurm import environment, rendezvous
+from slurm.errors import SlurmError
+from slurm.rundir import write_atomic
+from slurm.step import Step, read_exits, shim_argv
+
+STOP_SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT})
+WAITED = STOP_SIGNALS | {signal.SIGCHLD}
+AGREED = (0, 75, 76, 77)  # done, continue me, fenced, ended by the user's word
+CONTINUE = 75
+RENDEZVOUS_SECONDS = 600.0
+TICK_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+_SIOCGIFADDR = 0x8915
+
+
+@dataclass
+class Child:
+    """A rank's process; `rank` is None for torchrun's agent, which is no rank."""
+
+    rank: int | None
+    pid: int
+    code: int | None = None
+
+
+class Shim:
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.task = environment.task()
+        self.parent = os.getppid()
+        self.libc = ctypes.CDLL(None)  # loaded before any fork
+        self.children: list[Child] = []
+        self.told_foreign = False
+
+    def run(self) -> int:
+        """Start the ranks, stay until they ended; 0 when they ended as agreed."""
+        if self.step.launcher == "worker":  # torchrun has given it everything
+            self.spawn(self.step.argv, {}, environment.worker_rank())
+            self.watch()
+            return self.verdict()
+        meeting, held = self.meet()
+        match self.step.launcher:
+            case "srun":
+                self.spawn(self.step.argv, self.rank_variables(meeting, self.task.local_rank), self.task.rank)
+            case "torchrun":
+                self.spawn(self.torchrun_argv(meeting), self.node_variables(meeting), None)
+            case "fork":
+                self.fork_ranks(meeting)
+        self.watch()
+        if held is not None:
+            held.close()
+        return self.verdict()
+
+    # --- before the start ---
+
+    def meet(self) -> tuple[rendezvous.Rendezvous, socket.socket | None]:
+        """The rendezvous: the first rank's shim chooses it, and holds its port; the others wait for it."""
+        file = self.step.logs / "rendezvous.json"
+        if self.task.node_rank == 0 and self.task.local_rank == 0:
+            seed = f"{self.step.run_dir} {self.step.epoch}"
+            return rendezvous.publish(file, self.task.host, self.task.launch_address, self.step.nodes, seed)
+        return rendezvous.wait(file, RENDEZVOUS_SECONDS, lambda: not self.told_to_end()), None
+
+    def told_to_end(self) -> bool:
+        return signal.SIGTERM in signal.sigpending() and self.peer_crashed()
+
+    def node_variables(self, meeting: rendezvous.Rendezvous) -> dict[str, str]:
+        """What the ranks of this node share."""
+        step = self.step
+        out = environment.attempt_variables(step.run.path, step.epoch, step.deadline, step.logs / "hostfile")
+        # Without it every rank starts a thread for every core of its node.
+        out["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(self.task.cpus or 1)
+        interface = gloo_interface(self.task.host, meeting.master_addr) if step.nodes > 1 else None
+        if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
+            out["GLOO_SOCKET_IFNAME"] = interface
+        if step.foreign:  # our code's folder is not the command's business
+            paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            out["PYTHONPATH"] = os.pathsep.join(p for p in paths if p != str(step.run.path / "code"))
+        return out
+
+    def rank_variables(self, meeting: rendezvous.Rendezvous, local_rank: int) -> dict[str, str]:
+        names = environment.rank_variables(
+            self.step.layout, self.task.node_rank, local_rank, meeting.master_addr, meeting.master_port
+        )
+        return self.node_variables(meeting) | names
+
+    # --- starting ---
+
+    def spawn(self, argv: tuple[str, ...] | list[str], variables: dict[str, str], rank: int | None) -> None:
+        process = subprocess.Popen(argv, env={**os.environ, **variables}, preexec_fn=lambda: self.in_child(rank))
+        self.children.append(Child(rank, process.pid))
+        process.returncode = 0  # reaped here, not by subprocess
+
+    def in_child(self, rank: int | None) -> None:
+        """Between fork and exec: the trainer starts with stop signals blocked, so that one that comes before its
+        handlers stand waits instead of killing it. Everything else gets the defaults."""
+        self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a shim killed by -9 takes its rank along
+        ours = rank is not None and not self.step.foreign
+        signal.pthread_sigmask(signal.SIG_SETMASK, STOP_SIGNALS if ours else ())
+
+    def torchrun_argv(self, meeting: rendezvous.Rendezvous) -> list[str]:
+        """One agent a node; its workers are shims again, since it hides how a rank ended."""
+        worker = replace(self.step, launcher="worker")
+        signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # it dies of those that it is not told to pass on
+        return [
+            *(sys.executable, "-P", "-m", "torch.distributed.run"),
+            *(f"--nnodes={self.step.nodes}", f"--nproc-per-node={self.step.ranks_per_node}"),
+            *(f"--node-rank={self.task.node_rank}", "--max-restarts=0", f"--signals-to-handle={signals}"),
+            # It kills workers this long after it passed a signal on: a save must fit.
+            "--shutdown-timeout=86400",
+            *(f"--master-addr={meeting.master_addr}", f"--master-port={meeting.master_port}"),
+            *("--no-python", *shim_argv(worker)),
+        ]
+
+    def fork_ranks(self, meeting: rendezvous.Rendezvous) -> None:
+        """Import once, then one fork a rank, before any thread or device is started."""
+        module, args = python_module(self.step.argv)
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(f"{module}.preload")
+        gc.freeze()  # a collection in a child would copy every page that it shares
+        for local_rank in range(self.step.ranks_per_node):
+            variables = self.rank_variables(meeting, local_rank)
+            rank = int(variables["RANK"])
+            pid = os.fork()
+            if pid == 0:
+                self.in_child(rank)
+                become(lambda: run_module(module, args), variables, self.step.logs / f"rank-{rank:04d}.log")
+            self.children.append(Child(rank, pid))
+
+    # --- until the end ---
+
+    def watch(self) -> None:
+        while any(child.code is None for child in self.children):
+            info = signal.sigtimedwait(WAITED, TICK_SECONDS)
+            self.reap()
+            if info is None:
+                self.tick()
+            elif info.si_signo in STOP_SIGNALS:
+                self.pass_on(info.si_signo)
+
+    def reap(self) -> None:
+        for child in self.alive():
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                child.code = os.waitstatus_to_exitcode(status)
+                self.record(child)
+
+    def record(self, child: Child) -> None:
+        """The file stands before this process leaves: whoever hears of the crash can read of it."""
+        code = child.code
+        assert code is not None
+        if child.rank is not None:
+            end = {
+                "rank": child.rank,
+                "code": max(code, 0) if code >= 0 else None,
+                "signal": -code if code < 0 else None,
+            }
+            write_atomic(
+                self.step.exit_file(child.rank), json.dumps({**end, "host": self.task.host, "time": time.time()})
+            )
+        if code not in AGREED:
+            self.kill()  # this node's other ranks cannot go on without it
+
+    def tick(self) -> None:
+        if os.getppid() != self.parent:  # our launcher was killed: nobody would end these ranks
+            self.kill()
+        stop_asked = self.step.run.stop_file.exists() or self.step.run.stop_word(self.step.epoch).exists()
+        if self.step.foreign and stop_asked and not self.told_foreign and self.step.launcher != "torchrun":
+            self.told_foreign = True
+            self.pass_on(signal.SIGTERM)
+
+    def pass_on(self, signum: int) -> None:
+        if signum == signal.SIGTERM and self.peer_crashed():
+            self.kill()  # nothing can be saved together any more
+        for child in self.alive():
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signum)
+
+    def peer_crashed(self) -> bool:
+        return any(end.get("code") not in AGREED for end in read_exits(self.step.logs).values())
+
+    def kill(self) -> None:
+        for child in self.alive():
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+
+    def alive(self) -> list[Child]:
+        return [child for child in self.children if child.code is None]
+
+    def verdict(self) -> int:
+        """0 when all ended as agreed, else the first failure; torchrun's agent is judged by its ranks' files."""
+        codes = [child.code or 0 for child in self.children]
+        if self.step.launcher == "torchrun":
+            first = self.task.node_rank * self.step.ranks_per_node
+            exits = read_exits(self.step.logs)
+            mine = [exits.get(first + i, {}).get("code", 1) for i in range(self.step.ranks_per_node)]
+            codes = [1 if code is None else code for code in mine]
+        bad = next((code for code in codes if code not in AGREED), 0)
+        return bad if bad >= 0 else 128 - bad
+
+
+def python_module(argv: tuple[str, ...]) -> tuple[str, list[str]]:
+    """Module and arguments of `python ... -m MODULE ARGS`."""
+    if "-m" not in argv[1:-1]:
+        raise SlurmError("launcher fork runs Python modules (python -m MODULE): for other commands use --launcher srun")
+    at = argv.index("-m")
+    return argv[at + 1], list(argv[at + 2 :])
+
+
+def run_module(module: str, args: list[str]) -> None:
+    sys.argv = [module, *args]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def become(work: Callable[[], None], variables: dict[str, str], log: Path) -> None:
+    """Turn this forked process into a rank: its variables, its log, its exit code. Never returns."""
+    code = 1
+    try:
+        os.environ.update(variables)
+        redirect(log)
+        work()
+        code = 0
+    except SystemExit as leave:
+        if isinstance(leave.code, str):
+            print(leave.code, file=sys.stderr)
+        code = leave.code if isinstance(leave.code, int) else 0 if leave.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)  # no exit handler of the parent's runs here
+
+
+def redirect(log: Path) -> None:
+    """Standard output and error, of this process and of what it starts, to a log of its own."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def gloo_interface(host: str, peer: str) -> str | None:
+    """The interface towards the peers, where gloo's own look-up of the host name would find loopback or nothing."""
+    with suppress(OSError):
+        if not socket.gethostbyname(host).startswith("127."):
+            return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((peer, 9))  # UDP: looks the route up, sends nothing
+        address = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                request = struct.pack("256s", name.encode()[:15])
+                if socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24]) == address:
+                    return name
+    return None
+
+
+def log_file(step: Step) -> Path:
+    task = environment.task()
+    if step.launcher in ("torchrun", "fork"):
+        return step.logs / f"node-{task.node_rank:04d}.log"
+    rank = environment.worker_rank() if step.launcher == "worker" else task.rank
+    return step.logs / f"rank-{rank:04d}.log"
+
+
+def main() -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)
+    step = Step.load(sys.argv[1])
+    redirect(log_file(step))
+    try:
+        return Shim(step).run()
+    except SlurmError as error:
+        print(f"outlast: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

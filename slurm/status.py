@@ -1,0 +1,95 @@
+"""How runs stand, from their folders and at most one squeue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slurm import commands
+from slurm.errors import CommandFailed
+from slurm.rundir import RunDir, read_lines
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    name: str
+    state: str
+    """done, running, waiting, ended, interrupted."""
+    why: str
+    step: int
+    """Last step that any attempt reported."""
+    committed_step: int
+    loss: float | None
+    attempts: list[dict[str, Any]]
+    jobs: dict[str, str]
+    """Jobs in the queue now: id -> state and reason."""
+    folder: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def status(runs: Sequence[RunDir]) -> list[RunStatus]:
+    """One squeue for all runs; without a Slurm the folders alone."""
+    ids = [record["job"] for run in runs for record in run.jobs()]
+    try:
+        queue = commands.queue(ids)
+    except CommandFailed:
+        queue = {}
+    return [_status(run, queue) for run in runs]
+
+
+def _status(run: RunDir, queue: dict[str, commands.QueueLine]) -> RunStatus:
+    mine = {r["job"]: queue[r["job"]] for r in run.jobs() if r["job"] in queue}
+    steps = [event for event in read_lines(run.events) if event.get("event") == "step"]
+    state, why = _state(run, mine)
+    return RunStatus(
+        name=run.name,
+        state=state,
+        why=why,
+        step=int(steps[-1]["step"]) if steps else 0,
+        committed_step=run.committed_step(),
+        loss=float(steps[-1]["loss"]) if steps else None,
+        attempts=run.attempts(),
+        jobs={job: f"{line.state.lower()} ({line.reason})" for job, line in mine.items()},
+        folder=str(run.path),
+    )
+
+
+def _state(run: RunDir, queue: dict[str, commands.QueueLine]) -> tuple[str, str]:
+    cancelled = run.cancelled
+    if run.done:
+        return "done", ""
+    if cancelled is not None:
+        return "ended", f"{cancelled['cause']}: {cancelled['reason']}; go on with launch.py resume {run.name}"
+    running = [line for line in queue.values() if line.state in ("RUNNING", "COMPLETING")]
+    if running:
+        return "running", f"job {running[0].job_id}, {running[0].left} left"
+    if queue:
+        line = next(iter(queue.values()))
+        return "waiting", f"job {line.job_id} waits: {line.reason}"
+    if not run.jobs() and run.newest_epoch() > len(run.attempts()):
+        return "running", "without a scheduler"
+    return "interrupted", f"nothing of it is in the queue: go on with launch.py resume {run.name}"
+
+
+def as_text(found: Sequence[RunStatus]) -> str:
+    if not found:
+        return "no runs yet"
+    return "\n".join(line for one in found for line in _lines(one))
+
+
+def _lines(one: RunStatus) -> list[str]:
+    loss = f", loss {one.loss:.4f}" if one.loss is not None else ""
+    lines = [f"{one.name}: {one.state}{f' ({one.why})' if one.why else ''}, step {one.step}{loss}"]
+    for record in one.attempts:
+        seconds = record["end"] - record["start"]
+        when = time.strftime("%m-%d %H:%M", time.localtime(record["start"]))
+        reason = f"  {record['reason']}" if record["reason"] else ""
+        lines.append(
+            f"  attempt {record['attempt']:>3}  {when}  {seconds:>7.0f} s  steps {record['first_step']:>6} to "
+            f"{record['committed_step']:<6}  {record['cause']:<12}{reason}"
+        )
+    return lines

@@ -1,0 +1,186 @@
+"""From a checked config to a run folder and a job in the queue."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from settings import ConfigError, convert, dump_yaml, merge, read_yaml, to_plain
+from slurm import cluster as clusters
+from slurm import commands
+from slurm.cluster import Cluster
+from slurm.config import JobConfig
+from slurm.errors import CommandFailed
+from slurm.rundir import RunDir, write_atomic
+from slurm.script import submission_text
+
+ROOT = Path(__file__).parent.parent
+CODE = ("settings.py", "launch.py", "slurm", "trainer")
+
+
+@dataclass(frozen=True)
+class Submission:
+    job: JobConfig
+    cluster: Cluster
+    run: RunDir
+    config_text: str | None
+    """The trainer's resolved config; None for a foreign command."""
+
+    @property
+    def script(self) -> str:
+        return submission_text(self.job, self.run.path, Path(sys.executable), Path.cwd())
+
+
+def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) -> JobConfig:
+    """The job of defaults < profile < recipe < flags < key=value. Raises ConfigError."""
+    data: dict[str, Any] = {}
+    for layer in (cluster.profile.job, *layers):
+        data = merge(data, layer)
+    data["cluster"] = cluster.profile.name
+    if "gpus_per_node" not in data:
+        data["gpus_per_node"] = clusters.full_node(data.get("partition"), cluster)
+    job = convert(data, JobConfig, source)
+    clusters.check_fits(job, cluster)
+    return job
+
+
+def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
+    """The name that this run can take: a finished run's default name gets a number. Raises ConfigError for a run at work."""
+    name, number = job.name, 2
+    while (runs_dir / name / "job.yaml").exists():
+        run = RunDir(runs_dir / name)
+        if not run.done:
+            raise ConfigError(
+                f"the run {name} is not finished: go on with launch.py resume {name}, or start another: --name NAME"
+            )
+        if named:
+            raise ConfigError(
+                f"the run {name} is done: look at it with launch.py status {name}, or take another --name"
+            )
+        name, number = f"{job.name}-{number}", number + 1
+    return replace(job, name=name)
+
+
+def write_run_dir(submission: Submission) -> None:
+    """Everything that the run is, in its folder, before anything is queued."""
+    run = submission.run
+    for folder in (run.path, run.claims_dir, run.path / "logs", run.path / "submitit"):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    snapshot_code(run)
+    if submission.config_text is not None:
+        write_atomic(run.path / "config.yaml", submission.config_text)
+    write_atomic(run.script, submission.script)
+    write_atomic(run.path / "job.yaml", dump_yaml(to_plain(submission.job)))
+
+
+def snapshot_code(run: RunDir) -> None:
+    """A copy of what will run, so that an edit in the checkout cannot change a run between two attempts."""
+    code = run.path / "code"
+    code.mkdir(exist_ok=True)
+    for name in CODE:
+        source, target = ROOT / name, code / name
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+
+
+def send(submission: Submission) -> str:
+    """Queue the run's job. Returns its id. Raises CommandFailed; the folder of a first submission is then removed."""
+    from slurm.submit import submit  # 0.1 s to import: only who submits pays
+
+    return str(submit(submission.run, submission.job.world_size).job_id)
+
+
+def prepare_data(submission: Submission) -> None:
+    """Tokenize on the login node, so that bad data is found before the queue. Raises ConfigError."""
+    config = submission.run.path / "config.yaml"
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "trainer.prepare", str(config)],
+        env=_with_code(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if result.returncode:
+        lines = result.stderr.strip().splitlines()
+        raise ConfigError(lines[-1].removeprefix("outlast: ") if lines else f"{config}: the data could not be prepared")
+
+
+def run_locally(run: RunDir) -> int:
+    """Local mode: the supervisor as a child of the terminal, with rank 0's lines shown. Returns its exit code."""
+    from slurm.logs import follow
+
+    argv = [sys.executable, "-P", "-m", "slurm.supervisor", str(run.path)]
+    supervisor = subprocess.Popen(argv, env=_with_code())
+    try:
+        follow(run, 0, lambda: supervisor.poll() is None)
+    except KeyboardInterrupt:  # the terminal has sent it to the supervisor as well
+        pass
+    return supervisor.wait()
+
+
+def _with_code() -> dict[str, str]:
+    import os
+
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def discard(submission: Submission) -> None:
+    """Remove a run folder whose first submission was refused: nothing of it has run."""
+    if not submission.run.jobs():
+        shutil.rmtree(submission.run.path)
+
+
+def stop(run: RunDir, why: str) -> str:
+    """Ask a run to save and end. Returns what happens, in words."""
+    if run.over:
+        return f"{run.name} is {'done' if run.done else 'ended already'}"
+    job_ids = [record["job"] for record in run.jobs()]
+    waiting = commands.queue(job_ids)
+    if not any(line.state == "RUNNING" for line in waiting.values()) and job_ids:
+        run.cancel("stop", why)
+        for job_id in waiting:
+            commands.cancel(job_id)
+        return f"{run.name} was not running: its place in the queue is given up; go on with launch.py resume {run.name}"
+    write_atomic(run.stop_file, why + "\n")
+    return f"{run.name} saves at its next step and ends; go on with launch.py resume {run.name}"
+
+
+def lift_end(run: RunDir) -> None:
+    """Make a run that ended unfinished startable again. Raises ConfigError for one that is done or in the queue."""
+    if run.done:
+        raise ConfigError(f"{run.name} is done: there is nothing to resume")
+    try:
+        waiting = commands.queue([record["job"] for record in run.jobs()])
+    except CommandFailed:
+        waiting = {}
+    if waiting:
+        job = next(iter(waiting.values()))
+        raise ConfigError(
+            f"{run.name} is in the queue already: job {job.job_id} is {job.state}: see launch.py status {run.name}"
+        )
+    (run.path / "CANCELLED").unlink(missing_ok=True)
+    run.stop_file.unlink(missing_ok=True)
+
+
+def reopen(run: RunDir, flags: Mapping[str, Any], cluster: str) -> Submission:
+    """A run's own job, with another layout where flags ask for one. Raises ConfigError."""
+    job_file = run.path / "job.yaml"
+    saved = read_yaml(job_file)
+    where = clusters.find(saved["cluster"] if cluster == "auto" else cluster)
+    job = convert({**saved, **flags, "name": run.name, "cluster": where.profile.name}, JobConfig, str(job_file))
+    clusters.check_fits(job, where)
+    return Submission(job, where, run, None)
+
+
+def rewrite_job(submission: Submission) -> None:
+    write_atomic(submission.run.script, submission.script)
+    write_atomic(submission.run.path / "job.yaml", dump_yaml(to_plain(submission.job)))

@@ -1,0 +1,81 @@
+"""Submission through submitit: its executor sends our own text, and its Job reads the state of what was sent.
+
+The only file that imports submitit. Nothing is pickled: `sbatch RUN_DIR/submission.sh` does the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmExecutor, SlurmInfoWatcher, SlurmJob
+
+from slurm.environment import without_job
+from slurm.errors import CommandFailed
+from slurm.rundir import RunDir
+
+
+class QueueWatcher(SlurmInfoWatcher):
+    """States from one squeue: sacct needs an accounting database, which many small clusters lack."""
+
+    def _make_command(self) -> list[str] | None:
+        jobs = sorted(self._registered - self._finished)
+        return ["squeue", "--states=all", "--format=%i|%T|%N", f"--jobs={','.join(jobs)}"] if jobs else None
+
+    def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+        text = string if isinstance(string, str) else string.decode()
+        rows = (line.split("|") for line in text.splitlines()[1:])
+        return {job: {"JobID": job, "State": state, "NodeList": nodes} for job, state, nodes in rows}
+
+
+class RunJob(SlurmJob[Any]):
+    watcher = QueueWatcher()
+
+
+class RunExecutor(SlurmExecutor):
+    """Sends a text that is ready, as one command; submitit's own pickle and wrapper are left out."""
+
+    job_class = RunJob
+
+    def __init__(self, folder: Path, text: str, tasks: int) -> None:
+        super().__init__(folder=folder)
+        self._text, self._tasks = text, tasks
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return self._text
+
+    def _num_tasks(self) -> int:
+        return self._tasks
+
+    def send(self) -> RunJob:
+        return cast(RunJob, self._submit_command(""))
+
+
+def submit(run: RunDir, tasks: int) -> RunJob:
+    """Queue RUN_DIR/submission.sh. Raises CommandFailed with Slurm's own words."""
+    try:
+        with _clean_environment():
+            job = RunExecutor(run.path / "submitit", run.script.read_text(encoding="utf-8"), tasks).send()
+    except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
+        lines = [line for line in str(error).splitlines() if line.startswith(("sbatch: ", "Could not"))]
+        words = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in lines)
+        raise CommandFailed(f"sbatch refused the job: {words or error}") from None
+    run.record_job(job.job_id, after=None)
+    return job
+
+
+@contextmanager
+def _clean_environment() -> Iterator[None]:
+    """SBATCH_* in the user's shell would override the script's flags, an outer job's SLURM_* would leak into ours."""
+    saved = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(without_job(saved))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)

@@ -1,0 +1,178 @@
+"""The batch host's process: it owns signals, the ranks' step, the cause of every end, and what follows.
+
+`exec python -m slurm.supervisor RUN_DIR` is the last line of submission.sh; local mode starts the same module.
+Ranks and containers never call Slurm: only this process does, after it has looked whether the run is still its own.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+from settings import ConfigError
+from slurm import commands, environment
+from slurm.attempt import Attempt, describe
+from slurm.cause import CONFIG, Next, decide, predecessor_cause
+from slurm.config import JobConfig, read_job
+from slurm.errors import CommandFailed, SlurmError
+from slurm.rundir import RunDir
+from slurm.scheduler import Local, Scheduler, Slurm
+from slurm.shim import WAITED
+
+# Ranks that start anew in what is left of an allocation need time to load and to train.
+WORTH_A_RESTART = 30.0  # seconds
+
+
+class Supervisor:
+    def __init__(self, run: RunDir, job: JobConfig, scheduler: Scheduler, after: str | None) -> None:
+        self.run, self.job, self.scheduler, self.after = run, job, scheduler, after
+        self.epoch = 0
+
+    def supervise(self) -> int:
+        """Attempts until the run is over, or another job takes it on. Returns the exit code of the batch job."""
+        if self.settled():
+            return 0
+        while True:
+            claim = self.run.claim(self.scheduler.job_id, self.scheduler.restart_count)
+            self.epoch = claim.epoch
+            self.queue_successor()
+            say(
+                f"attempt {claim.epoch} starts at step {self.run.committed_step()}: {self.job.layout}, {self.job.launcher}"
+            )
+            attempt = Attempt(self.run, self.job, self.scheduler, claim, self.cancel_run)
+            record = attempt.execute()
+            self.run.record_attempt(record)
+            say(describe(record))
+            code = self.follow(attempt.deadline)
+            if code is not None:
+                return code
+
+    # --- at the start ---
+
+    def settled(self) -> bool:
+        """Nothing is to be done: the run is over, or its user cancelled the job before us."""
+        if self.run.over:
+            say(f"nothing to do: {'the run is done' if self.run.done else 'the run was cancelled'}")
+            return True
+        facts = commands.show_job(self.after) if self.after else None
+        cause = predecessor_cause(facts) if facts else "crash"
+        self.record_lost_attempts(cause)
+        if cause == "cancel":
+            # Also a scancel that hit during a preemption's grace, or that killed the supervisor before it could write.
+            self.run.cancel("cancel", f"job {self.after} was cancelled (scancel)")
+            say(f"job {self.after} was cancelled: the run ends here")
+            return True
+        return False
+
+    def record_lost_attempts(self, cause: str) -> None:
+        """Attempts whose supervisor was killed before it could write their end."""
+        known = {record["attempt"] for record in self.run.attempts()}
+        for epoch in range(1, self.run.newest_epoch() + 1):
+            claim = self.run.read_claim(epoch)
+            if epoch not in known and claim is not None:
+                resumed = (claim.resume_from or {}).get("step", 0)
+                lost = {"attempt": epoch, "job_id": claim.job_id, "restart_count": claim.restart_count}
+                times = {"start": claim.time, "end": max(claim.time, self.last_sign(epoch)), "exits": {}, "hosts": []}
+                steps = {"first_step": resumed, "committed_step": self.run.committed_step()}
+                self.run.record_attempt({**lost, **times, **steps, "cause": cause, "reason": "its batch host was lost"})
+
+    def last_sign(self, epoch: int) -> float:
+        """Unix time at which an attempt last wrote into its logs."""
+        return max((file.stat().st_mtime for file in self.run.attempt_dir(epoch).glob("*")), default=0.0)
+
+    def queue_successor(self) -> None:
+        try:
+            if self.owns_run():
+                done = self.scheduler.queue_successor()
+                if done:
+                    say(done)
+        except CommandFailed as error:
+            say(f"no successor could be queued: {error}")
+
+    # --- at the end of an attempt ---
+
+    def follow(self, deadline: float | None) -> int | None:
+        """Act on the last attempt's end. Returns the batch job's exit code, or None: new ranks here."""
+        decision = decide(self.run.attempts(), self.job.max_attempts, self.gpu_hours(), self.job.max_gpu_hours)
+        match decision.next:
+            case Next.LEAVE:
+                say("another attempt owns the run: leaving everything to it")
+                return 0
+            case Next.FINISH:
+                if not self.run.done:
+                    self.run.write_done("the command ended with exit code 0")
+                self.cancel_successor()
+                say("done")
+                return 0
+            case Next.STOP:
+                self.end_run(self.run.attempts()[-1]["cause"] if decision.code < 80 else "no progress", decision.reason)
+                return decision.code
+            case Next.HERE if deadline is None or deadline - time.time() > WORTH_A_RESTART:
+                say("new ranks start in this allocation")
+                return None
+        return 0 if self.scheduler.go_on(self.scheduler.facts()) else None
+
+    def end_run(self, cause: str, reason: str) -> None:
+        """The run ends unfinished; `resume` lifts it."""
+        if not self.run.over:
+            self.run.cancel(cause, reason)
+        self.cancel_successor()
+        self.run.stop_file.unlink(missing_ok=True)
+        say(f"the run ends unfinished at step {self.run.committed_step()}: {reason}")
+
+    def cancel_run(self, reason: str) -> None:
+        """The user's scancel: within milliseconds, since Slurm ends this process soon."""
+        if self.owns_run() and not self.run.over:
+            self.run.cancel("cancel", reason)
+            self.cancel_successor()
+
+    def cancel_successor(self) -> None:
+        try:
+            if self.owns_run():
+                self.scheduler.cancel_successor()
+        except CommandFailed as error:  # it will see DONE or CANCELLED and leave by itself
+            say(f"the successor could not be cancelled: {error}")
+
+    def owns_run(self) -> bool:
+        """Looked at before every call that changes something in Slurm: a lost node's supervisor may come back."""
+        return self.run.newest_epoch() == self.epoch
+
+    def gpu_hours(self) -> float:
+        seconds: list[float] = [record["end"] - record["start"] for record in self.run.attempts()]
+        return sum(seconds) / 3600 * self.job.world_size
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} outlast: {text}", flush=True)
+
+
+def make_scheduler(run: RunDir, job: JobConfig) -> Scheduler:
+    if job.cluster == "local":
+        return Local(job)
+    allocation = environment.allocation()
+    if allocation.job_id is None:
+        raise SlurmError(f"this is no Slurm job: submit it with sbatch {run.script}")
+    slurm = Slurm(run, job, allocation)
+    slurm.take_name(slurm.facts())
+    return slurm
+
+
+def main(argv: list[str]) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)
+    run = RunDir(Path(argv[0]))
+    after = argv[argv.index("--after") + 1] if "--after" in argv else None
+    try:
+        job = read_job(run.path)
+        return Supervisor(run, job, make_scheduler(run, job), after).supervise()
+    except ConfigError as error:
+        say(str(error))
+        return CONFIG
+    except SlurmError as error:
+        say(str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

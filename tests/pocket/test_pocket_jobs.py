@@ -1,0 +1,134 @@
+"""What jobs meet in a pocket: nodes with names, GPUs to count, preemption, requeue, dying nodes, other users."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from envs.pocket import Pocket, PocketError
+from tests.pocket.conftest import Job, needs_namespaces, needs_slurm, submit, wait_for
+
+pytestmark = needs_slurm
+
+
+def test_step_of_a_batch_job_spans_nodes(pocket: Pocket, scratch: Path) -> None:
+    job = submit(pocket, scratch, "srun --label bash -c 'read line; echo $line from $(hostname)' <<< hello", "--nodes=2")
+    job.wait_state("COMPLETED")
+    assert sorted(job.text().splitlines()) == ["0: hello from node1", "1: hello from node2"]
+
+
+def test_step_from_the_login(pocket: Pocket) -> None:
+    assert sorted(pocket.ask("srun", "--nodes=2", "hostname").split()) == ["node1", "node2"]
+
+
+@needs_namespaces
+def test_names_resolve_on_nodes_and_only_there(pocket: Pocket) -> None:
+    before = Path("/etc/hosts").read_text()
+    answer = pocket.ask("srun", "--nodelist=node1", "getent", "ahostsv4", "node1", "node2", "login")
+    addresses = {line.split()[0] for line in answer.splitlines()}
+    layout = pocket.layout
+    assert addresses == {str(layout.address("node1")), str(layout.address("node2")), str(layout.controller_address)}
+    assert "node2" not in before
+    assert Path("/etc/hosts").read_text() == before
+
+
+def test_gpus_are_counted(pocket: Pocket) -> None:
+    visible = pocket.ask("srun", "--nodes=2", "--gpus-per-node=8", "printenv", "CUDA_VISIBLE_DEVICES")
+    assert visible.split() == ["0,1,2,3,4,5,6,7"] * 2
+    with pytest.raises(PocketError, match="Requested node configuration is not available"):
+        pocket.ask("sbatch", "--gpus-per-node=9", "--wrap=true")
+
+
+def test_sixteen_tasks_fit_a_node(pocket: Pocket) -> None:
+    assert len(pocket.ask("srun", "--nodes=1", "--ntasks=16", "--cpus-per-task=4", "hostname").split()) == 16
+
+
+def test_job_starts_within_seconds(pocket: Pocket, scratch: Path) -> None:
+    began = time.monotonic()
+    submit(pocket, scratch, "echo here").wait_text("here")
+    assert time.monotonic() - began < 5
+
+
+def test_preemption_warns_then_requeues(pocket: Pocket, scratch: Path) -> None:
+    script = """
+    trap 'echo batch signal' TERM
+    [ "${SLURM_RESTART_COUNT:-0}" = 1 ] && { echo back; exit; }
+    srun bash -c 'trap "echo grace signal" TERM; echo ready; while :; do sleep 0.1; done'
+    """
+    job = submit(pocket, scratch, script, "--partition=preempt", "--nodes=2", "--ntasks-per-node=1", "--exclusive")
+    wait_for(lambda: job.text().count("ready") == 2)
+    urgent = submit(pocket, scratch, "true", "--partition=urgent", "--nodes=2", "--exclusive")
+    wait_for(lambda: job.text().count("grace signal") >= 2)
+    assert job.facts()["JobState"] == "RUNNING"
+    urgent.wait_state("COMPLETED")
+    job.wait_text("back")
+    assert job.facts()["Restarts"] == "1"
+
+
+def test_cancel_partition_ends_preempted(pocket: Pocket, scratch: Path) -> None:
+    job = submit(pocket, scratch, "echo ready; exec sleep 100", "--partition=cancel", "--nodes=2", "--exclusive")
+    job.wait_text("ready")
+    submit(pocket, scratch, "true", "--partition=urgent", "--nodes=2", "--exclusive").wait_state("COMPLETED")
+    assert (job.facts()["JobState"], job.facts()["Restarts"]) == ("PREEMPTED", "0")
+
+
+def test_requeued_job_is_back_in_seconds(pocket: Pocket, scratch: Path) -> None:
+    job = submit(pocket, scratch, "echo start; [ -n \"$SLURM_RESTART_COUNT\" ] || sleep 100")
+    job.wait_text("start")
+    began = time.monotonic()
+    pocket.ask("scontrol", "requeue", job.id)
+    job.wait_text("start\nstart")
+    assert time.monotonic() - began < 10
+
+
+@needs_namespaces
+@pytest.mark.parametrize("fault", ["stop_slurmd", "kill_node", "cut_link"])
+def test_lost_node_is_noticed_and_returns(pocket: Pocket, fault: str) -> None:
+    getattr(pocket, fault)("node2")
+    wait_for(lambda: pocket.node_states()["node2"].startswith("down"), timeout_s=60)
+    if fault == "cut_link":
+        pocket.mend_link("node2")
+    else:
+        pocket.start_slurmd("node2")
+    wait_for(lambda: pocket.node_states()["node2"] == "idle")
+
+
+@needs_namespaces
+def test_killed_node_takes_its_ranks_along(pocket: Pocket, scratch: Path) -> None:
+    ranks = "srun bash -c 'echo $(hostname); exec sleep 4321'"
+    job = submit(pocket, scratch, ranks, "--nodes=2", "--no-requeue")
+    wait_for(lambda: job.text().count("node") == 2)
+    pocket.kill_node("node2")
+    assert _ranks(pocket, "node2") == 0
+    assert _ranks(pocket, "node1") == 1
+    pocket.start_slurmd("node2")
+
+
+def test_controller_comes_back_and_knows_its_jobs(pocket: Pocket, scratch: Path) -> None:
+    job = submit(pocket, scratch, "echo ready; exec sleep 100")
+    job.wait_text("ready")
+    pocket.stop_controller()
+    assert not pocket.status().slurmctld
+    pocket.start_controller()
+    assert job.facts()["JobState"] == "RUNNING"
+
+
+@needs_namespaces
+def test_ordinary_user(pocket: Pocket, scratch: Path) -> None:
+    command = ["sbatch", "--parsable", f"--output={scratch}/%j.out", "--nodes=2", "--wrap=srun id -un"]
+    user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    id = subprocess.run(
+        [*user, *command], env=pocket.env(), cwd=scratch, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout.strip()
+    job = Job(pocket, id, scratch / f"{id}.out")
+    job.wait_state("COMPLETED")
+    assert job.text().split() == ["nobody"] * 2
+    assert job.output.owner() == "nobody"
+
+
+def _ranks(pocket: Pocket, node: str) -> int:
+    from envs.pocket import network, process
+
+    alive = network.processes(pocket.layout.namespace(node))
+    return sum(process.command_line(pid) == ["sleep", "4321"] for pid in alive)

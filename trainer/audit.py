@@ -1,0 +1,219 @@
+"""Proof that a run used each sample as planned: none skipped, none twice.
+
+    python -m trainer.audit RUN_DIR
+
+The training loop writes, per step, the sum of the hashes of the sequences that reached the loss (events.jsonl). Here
+the hash of every sequence is computed anew from the prepared data, and both are compared.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from math import gcd
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from settings import ConfigError
+from trainer import config
+from trainer.data.order import stream
+from trainer.data.prepare import cache_folder, prepare
+from trainer.data.prepared import Prepared, sequence_hash
+
+Hashes = npt.NDArray[np.int64]
+
+
+@dataclass
+class Audit:
+    """The verdict, in lines for a person."""
+
+    summary: str = ""
+    notes: list[str] = field(default_factory=list)
+    """What was seen and is no fault."""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def __str__(self) -> str:
+        return "\n".join([*self.notes, *(f"WRONG: {problem}" for problem in self.problems), self.summary])
+
+
+def audit(run_dir: Path) -> Audit:
+    """Checks RUN_DIR/events.jsonl against the plan and the data. Raises ConfigError when it cannot be checked."""
+    settings = config.read(run_dir / "config.yaml")
+    cache = cache_folder(settings.data, run_dir)
+    prepared = prepare(settings.data, settings.model.tokenizer_folder, cache, "train", say=lambda _: None)
+    out = Audit()
+    events = _lineage(_read_events(run_dir / "events.jsonl", out), out)
+    if not events:
+        out.problems.append("there is no finished step")
+        return out
+    recorded = _by_step(events, out)
+    if out.ok:
+        batch_size, seed = settings.train.global_batch_size, settings.train.seed
+        used = stream(0, len(recorded) * batch_size, prepared.sequences, seed).reshape(-1, batch_size)
+        _compare(recorded, used, _sequence_hashes(prepared), out)
+        _count_uses(used, prepared.sequences, out)
+    out.summary = out.summary if out.ok else f"{len(out.problems)} problems: the samples were not used as planned"
+    return out
+
+
+# --- events ---------------------------------------------------------------------------------------------
+
+
+class _Event(msgspec.Struct, frozen=True):
+    """A line of events.jsonl; what else it carries is not read."""
+
+    event: str
+    epoch: int = 0
+    step: int = 0
+    """Of a `step`: its number from 1. Of a `resume`: the steps that were finished before."""
+    hash: int = 0
+
+
+def _read_events(path: Path, out: Audit) -> list[_Event]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}: nothing to audit") from None
+    decoder = msgspec.json.Decoder(_Event)
+    events = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            event = decoder.decode(line)
+        except msgspec.DecodeError:
+            out.notes.append(f"line {number} of {path.name} was torn by a kill: dropped")
+            continue
+        if event.event in ("step", "resume"):
+            events.append(event)
+    return events
+
+
+def _lineage(events: list[_Event], out: Audit) -> list[_Event]:
+    """The steps that count: an epoch ends where a later one resumed, also when it went on writing as a zombie."""
+    resumes = [event for event in events if event.event == "resume"]
+    kept = []
+    cut: dict[int, list[int]] = {}
+    for event in events:
+        if event.event != "step":
+            continue
+        end = min((r.step for r in resumes if r.epoch > event.epoch), default=event.step)
+        if event.step <= end:
+            kept.append(event)
+        else:
+            cut.setdefault(event.epoch, []).append(event.step)
+    for epoch, steps in cut.items():
+        out.notes.append(f"attempt {epoch}: {_ranges(steps)} lay after a later attempt's start: done again there")
+    return kept
+
+
+def _by_step(events: list[_Event], out: Audit) -> Hashes:
+    """The recorded hash of steps 1 .. last, shape (last,); a step that is missing or stands twice is a problem."""
+    steps = np.array([event.step for event in events])
+    count = np.bincount(steps)[1:]
+    if missing := (np.flatnonzero(count == 0) + 1).tolist():
+        out.problems.append(f"{_ranges(missing)} skipped: no attempt recorded it")
+    for step in (np.flatnonzero(count > 1) + 1).tolist():
+        epochs = ", ".join(str(event.epoch) for event in events if event.step == step)
+        out.problems.append(f"step {step} was done {count[step - 1]} times (attempts {epochs})")
+    recorded = np.zeros(len(count), np.int64)
+    recorded[steps - 1] = [event.hash for event in events]
+    return recorded
+
+
+def _ranges(steps: list[int]) -> str:
+    """[4, 5, 6, 9] -> 'steps 4-6, 9'."""
+    parts: list[list[int]] = []
+    for step in sorted(set(steps)):
+        if parts and step == parts[-1][-1] + 1:
+            parts[-1][1:] = [step]
+        else:
+            parts.append([step])
+    text = ", ".join("-".join(map(str, part)) for part in parts)
+    return f"{'step' if text.isdigit() else 'steps'} {text}"
+
+
+# --- samples --------------------------------------------------------------------------------------------
+
+
+def _sequence_hashes(prepared: Prepared) -> Hashes:
+    """The hash of every sequence, (sequences,), from documents.bin alone."""
+    count, length = prepared.sequences, prepared.seq_len
+    firsts = np.arange(count) * length
+    # Documents are numbered in order, so that a search finds where each begins.
+    offsets = firsts - np.searchsorted(prepared.documents, prepared.documents[firsts])
+    rows = prepared.documents[: count * length].reshape(count, length)
+    hashes = (sequence_hash(row, offset) for row, offset in zip(rows, offsets.tolist(), strict=True))
+    return np.fromiter(hashes, np.int64, count)
+
+
+def _compare(recorded: Hashes, used: npt.NDArray[np.int64], hashes: Hashes, out: Audit) -> None:
+    """Each step's hash against its planned samples, used (steps, batch); then whole passes against the data."""
+    expected = hashes[used].sum(axis=1)  # int64 sums wrap, as the recorded ones did
+    for index in np.flatnonzero(recorded != expected).tolist():
+        found = recorded[index]
+        why = _explain(found, expected, hashes[used[index]], used[index], hashes)
+        out.problems.append(f"step {index + 1}: other samples than planned: {why}")
+    # Where a pass ends with a step, its sum is that of all the data, whatever order the sampler says it took.
+    sequences, batch_size = len(hashes), used.shape[1]
+    cycle = sequences // gcd(sequences, batch_size)
+    steps = len(recorded) // cycle * cycle
+    passes = steps * batch_size // sequences
+    if steps and recorded[:steps].sum() != hashes.sum() * np.array([passes]):
+        out.problems.append(f"the first {steps} steps are {passes} whole passes, but do not sum up to the data")
+
+
+def _explain(found: np.int64, expected: Hashes, batch: Hashes, indices: npt.NDArray[np.int64], hashes: Hashes) -> str:
+    """What a wrong hash says: another step's batch, or one sample in place of another."""
+    if (other := np.flatnonzero(expected == found)).size:
+        return f"it used the samples of step {other[0] + 1}"
+    # found = expected - planned + replacement, for the one sample that was replaced.
+    replacements = batch + (found - batch.sum(keepdims=True))
+    hits = np.flatnonzero(np.isin(replacements, hashes))
+    if hits.size == 1:
+        instead = np.flatnonzero(hashes == replacements[hits[0]])[0]
+        return f"sequence {instead} stood in place of sequence {indices[hits[0]]}"
+    return f"hash {found}, planned {batch.sum()}"
+
+
+def _count_uses(used: npt.NDArray[np.int64], sequences: int, out: Audit) -> None:
+    uses = np.bincount(used.ravel(), minlength=sequences)
+    passes, rest = divmod(used.size, sequences)
+    if uses.min() < passes or uses.max() > passes + (rest > 0):
+        out.problems.append(f"sequences were used {uses.min()} to {uses.max()} times in {passes} passes")
+    done = f"{len(used):,} steps, {used.size:,} samples"
+    if passes == 0:
+        out.summary = (
+            f"{done}: each used once ({rest:,} of {sequences:,} sequences, {sequences - rest:,} left for a "
+            "next pass); none skipped, none twice"
+        )
+    else:
+        out.summary = (
+            f"{done}: each of {sequences:,} sequences used once in each of {passes} whole passes, and {rest:,} of "
+            f"them once in pass {passes + 1}; none skipped, none twice"
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """0: as planned; 1: not; 78: it cannot be checked."""
+    if len(arguments) != 1:
+        print("usage: python -m trainer.audit RUN_DIR")
+        return 78
+    try:
+        verdict = audit(Path(arguments[0]))
+    except ConfigError as error:
+        print(error)
+        return 78
+    print(verdict)
+    return 0 if verdict.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,189 @@
+"""What to train: the typed training config. Torch-free, so that a login node checks it in milliseconds.
+
+A field without a mark is *exact*: a resume refuses another value, since the run would no longer be the same run.
+Fields marked LAYOUT may change between attempts.
+"""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from settings import ConfigError, Struct, convert, read_yaml, to_plain
+
+LAYOUT = Meta(extra={"change": "layout"})
+
+Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Model(Struct, frozen=True):
+    path: str | None = None
+    """Folder of a Hugging Face model whose weights training starts from."""
+    config: dict[str, Any] | None = None
+    """Or: a Hugging Face config with its `model_type`; the weights are initialized from the seed."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer; default: the model's folder."""
+    attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], LAYOUT] = "sdpa"
+    """Attention implementation of transformers."""
+
+    @property
+    def tokenizer_folder(self) -> str:
+        folder = self.tokenizer or self.path
+        if folder is None:
+            raise ConfigError("model.tokenizer is missing: a model built from model.config needs a tokenizer folder")
+        return folder
+
+
+class Data(Struct, frozen=True):
+    train: list[str]
+    """JSONL files to train on, in this order."""
+    seq_len: Count
+    """Tokens in a packed sequence."""
+    evaluation: list[str] = []
+    """JSONL files held out for the evaluation loss."""
+    kind: Literal["text", "chat"] = "text"
+    """text: one document a row. chat: a list of messages a row; the loss counts the assistant's tokens."""
+    column: str | None = None
+    """The row's field; default: `text`, or `messages` for chat."""
+    max_rejects: Share = 0.01
+    """Share of rows that may be unusable (counted and kept in rejects.jsonl) before the run refuses to start."""
+    cache: Annotated[str | None, LAYOUT] = None
+    """Folder of prepared data; default: `.prepared` beside the run folders."""
+
+
+class Train(Struct, frozen=True):
+    global_batch_size: Count
+    """Sequences in one optimizer step, over all ranks."""
+    steps: Count | None = None
+    """Optimizer steps of the whole run."""
+    epochs: Annotated[float, Meta(gt=0)] | None = None
+    """Or: passes over the data; a last part of a batch is left out, and said."""
+    micro_batch_size: Annotated[Count | None, LAYOUT] = None
+    """Sequences in one forward pass of one rank; default: the largest divisor of its share up to 8."""
+    seed: Annotated[int, Meta(ge=0)] = 0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: forward and backward in bf16, weights and moments fp32 (master32, 16 bytes a parameter)."""
+    deterministic: Annotated[bool, LAYOUT] = False
+    """Deterministic kernels on CUDA: bit-identical resumes there, at the cost of some speed."""
+
+
+class Optim(Struct, frozen=True):
+    lr: Annotated[float, Meta(gt=0)]
+    """Peak learning rate of AdamW."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    clip: Annotated[float, Meta(gt=0)] = 1.0
+    """Largest norm of the global gradient."""
+    warmup: Share = 0.05
+    """Share of the steps over which the rate grows from 0 to the peak."""
+    min_lr: Share = 0.1
+    """Share of the peak at which the cosine ends."""
+
+
+class Ddp(Struct, frozen=True, tag_field="kind", tag="ddp"):
+    """Every rank holds everything; gradients are summed."""
+
+
+class Fsdp(Struct, frozen=True, tag_field="kind", tag="fsdp"):
+    """Weights, gradients and moments sharded over all ranks (torch fully_shard)."""
+
+    reshard: bool = True
+    """Free a layer's gathered weights after its forward pass (False: more memory, less communication)."""
+
+
+class Evaluation(Struct, frozen=True):
+    every: Annotated[int, Meta(ge=0)] = 0
+    """Steps between two evaluations; 0: none."""
+    batches: Count = 8
+    """Global batches of held-out data in one evaluation."""
+
+
+class Checkpoint(Struct, frozen=True):
+    every: Count = 200
+    """Steps between two saves; a stop saves in any case."""
+    keep: Annotated[int, Meta(ge=2)] = 2
+    """Checkpoints kept; the newest verified one always stays."""
+
+
+class TrainConfig(Struct, frozen=True):
+    """The resolved recipe: RUN_DIR/config.yaml holds it complete, every default written out."""
+
+    name: str
+    model: Model
+    data: Data
+    train: Train
+    optim: Optim
+    engine: Annotated[Ddp | Fsdp, LAYOUT] = Ddp()
+    evaluation: Annotated[Evaluation, LAYOUT] = Evaluation()
+    checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
+    tensorboard: Annotated[bool, LAYOUT] = True
+    export: Annotated[bool, LAYOUT] = True
+    """Write a Hugging Face folder `export/` when the last step is saved."""
+
+
+def resolve(data: dict[str, Any], source: str) -> TrainConfig:
+    """The checked config of a recipe. Raises ConfigError with one line for the first mistake."""
+    config = convert(data, TrainConfig, source)
+    if (config.model.path is None) == (config.model.config is None):
+        raise ConfigError(
+            f"{source}: give either model.path (a folder) or model.config (a new model), not both or none"
+        )
+    if config.model.config is not None and "model_type" not in config.model.config:
+        raise ConfigError(f"{source}: model.config.model_type is missing: for example model_type: llama")
+    if (config.train.steps is None) == (config.train.epochs is None):
+        raise ConfigError(f"{source}: give either train.steps or train.epochs, not both or none")
+    if config.evaluation.every and not config.data.evaluation:
+        raise ConfigError(
+            f"{source}: evaluation.every={config.evaluation.every} needs data.evaluation: a held-out file"
+        )
+    return config
+
+
+def check_files(config: TrainConfig, source: str) -> None:
+    """Every file and folder that the config names exists. Raises ConfigError."""
+    for key, paths in (("data.train", config.data.train), ("data.evaluation", config.data.evaluation)):
+        for path in paths:
+            if not Path(path).is_file():
+                raise ConfigError(f"{source}: {key}: there is no file {path}")
+    for key, folder in (("model.path", config.model.path), ("model.tokenizer", config.model.tokenizer_folder)):
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError(f"{source}: {key}: there is no folder {folder}")
+
+
+def read(path: Path) -> TrainConfig:
+    return resolve(read_yaml(path), str(path))
+
+
+def exact_part(config: TrainConfig) -> dict[str, Any]:
+    """The fields that make the run what it is, as plain data: what a resume compares."""
+    return _exact(TrainConfig, to_plain(config))
+
+
+def _exact(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
+    out = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if LAYOUT in getattr(hint, "__metadata__", ()):
+            continue
+        is_struct = isinstance(hint, type) and issubclass(hint, Struct)
+        out[name] = _exact(hint, data[name]) if is_struct else data[name]
+    out.pop("name", None)
+    return out
+
+
+def absolute_paths(recipe: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The recipe with its file names made absolute: they count from the recipe's own folder."""
+    out = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.items()}
+    for section, key in (("model", "path"), ("model", "tokenizer"), ("data", "cache")):
+        value = out.get(section, {}).get(key)
+        if isinstance(value, str):
+            out[section][key] = str(base / Path(value).expanduser())
+    for key in ("train", "evaluation"):
+        value = out.get("data", {}).get(key)
+        if isinstance(value, list):
+            out["data"][key] = [str(base / Path(item).expanduser()) for item in value if isinstance(item, str)]
+    return out

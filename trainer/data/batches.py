@@ -1,0 +1,110 @@
+"""The batches of one rank, as tensors: get(step) is a pure function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainer.data.order import batch_indices
+from trainer.data.prepared import Prepared, sequence_hash
+from trainer.plan import BatchLayout
+
+IGNORED = -100
+"""Label of a token that is no target: torch's cross_entropy skips it."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass of one rank; all int64, (B, T)."""
+
+    input_ids: Tensor
+    labels: Tensor
+    """Already shifted: labels[b, t] is the target of input t, or IGNORED."""
+    position_ids: Tensor
+    """Restart at 0 where a document starts, and at the start of the sequence."""
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """A rank's share of a global batch."""
+
+    micro_batches: list[MicroBatch]
+    valid_tokens: int
+    """Targets that count; their sum over the ranks normalizes the loss."""
+    tokens: int
+    """Input tokens."""
+    hash: int
+    """Wrapping int64 sum of the `sequence_hash` of each sequence: its sum over the ranks (all-reduce SUM) is
+    the same number at any world size."""
+
+
+class Batches:
+    """The training batches of data-parallel rank `dp_rank`."""
+
+    def __init__(self, prepared: Prepared, layout: BatchLayout, seed: int, dp_rank: int) -> None:
+        self._prepared = prepared
+        self._layout = layout
+        self._seed = seed
+        self._dp_rank = dp_rank
+
+    def get(self, step: int) -> RankBatch:
+        """The share of global batch `step`, counted from 0: pass the number of finished steps."""
+        total = self._layout.global_batch_size
+        indices = batch_indices(step, total, self._prepared.sequences, self._seed)
+        return _rank_batch(self._prepared, indices, self._layout, self._dp_rank)
+
+
+def evaluation_batches(
+    prepared: Prepared, layout: BatchLayout, dp_rank: int, count: int
+) -> Iterator[RankBatch]:
+    """The first `count` global batches of held-out data in fixed order, or the whole ones that are there.
+
+    Data that fills not even one batch is repeated to fill it.
+    """
+    total = layout.global_batch_size
+    for batch in range(min(count, max(1, prepared.sequences // total))):
+        indices = np.arange(batch * total, (batch + 1) * total) % prepared.sequences
+        yield _rank_batch(prepared, indices, layout, dp_rank)
+
+
+def _rank_batch(
+    prepared: Prepared, indices: npt.NDArray[np.int64], layout: BatchLayout, dp_rank: int
+) -> RankBatch:
+    shape = (layout.gradient_accumulation_steps, layout.data_parallel_size, layout.micro_batch_size)
+    read = [_read(prepared, micro) for micro in indices.reshape(shape)[:, dp_rank]]
+    micro_batches = [micro_batch for micro_batch, _ in read]
+    return RankBatch(
+        micro_batches,
+        valid_tokens=sum(int((m.labels != IGNORED).sum()) for m in micro_batches),
+        tokens=sum(m.input_ids.numel() for m in micro_batches),
+        hash=int(np.concatenate([hashes for _, hashes in read]).sum()),  # int64: the sum wraps
+    )
+
+
+def _read(prepared: Prepared, indices: npt.NDArray[np.int64]) -> tuple[MicroBatch, npt.NDArray[np.int64]]:
+    """Sequences `indices` (B,), and the hash of each: of the documents read here, along with the tokens."""
+    length = prepared.seq_len
+    firsts = indices * length
+    # Row by row: a slice of a memory map is one contiguous read, an index array would be one a token.
+    tokens = np.stack([prepared.tokens[i : i + length + 1] for i in firsts]).astype(np.int64)
+    counts = np.stack([prepared.loss[i + 1 : i + length + 1] for i in firsts])
+    documents = np.stack([prepared.documents[i : i + length] for i in firsts])
+    offsets = firsts - prepared.starts[documents[:, 0]]
+    labels = np.where(counts == 1, tokens[:, 1:], IGNORED)
+    hashes = [sequence_hash(row, offset) for row, offset in zip(documents, offsets, strict=True)]
+    arrays = (tokens[:, :-1], labels, positions(documents))
+    micro_batch = MicroBatch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    return micro_batch, np.array(hashes, np.int64)
+
+
+def positions(documents: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """documents (B, T) -> the place of each token in its document's part of the sequence, (B, T)."""
+    place = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
+    first = np.zeros_like(place)
+    first[:, 1:] = np.where(documents[:, 1:] != documents[:, :-1], place[:, 1:], 0)
+    return place - np.maximum.accumulate(first, axis=1)

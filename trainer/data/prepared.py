@@ -1,0 +1,107 @@
+"""Prepared data on disk: one folder of flat arrays and a manifest, opened in milliseconds at any size.
+
+    tokens.bin     uint16 or uint32, one a token: all documents, one after the other
+    documents.bin  int32, one a token: the number of its document
+    loss.bin       uint8, one a token: 1 when it is a target that counts; a document's first token never is:
+                   nothing in its document predicts it
+    starts.bin     int64, one a document: where it begins in tokens.bin
+    rejects.jsonl  the rows that could not be used: file, line, reason
+    manifest.json  written last
+
+Packing is concatenate-and-cut: sequence i of T = seq_len takes tokens i*T to i*T + T, the first T as inputs, the
+last T as targets, so that each token is a target at most once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from settings import ConfigError
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a folder of prepared data holds."""
+
+    fingerprint: str
+    format: int
+    seq_len: int
+    """Tokens in a packed sequence."""
+    dtype: str
+    """numpy's name of the type in tokens.bin."""
+    rows: int
+    """Rows read, usable or not; blank lines are none."""
+    documents: int
+    tokens: int
+    sequences: int
+    left_out: int
+    """Tokens at the end that fill no sequence."""
+    rejects: dict[str, int]
+    """Rows that could not be used, by reason."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder of prepared data; its arrays are read-only memory maps."""
+
+    folder: Path
+    fingerprint: str
+    sequences: int
+    seq_len: int
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Prepared:
+        """Reads the manifest only. Raises ConfigError when a file is missing or cut."""
+        try:
+            manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+            prepared = cls(folder, manifest.fingerprint, manifest.sequences, manifest.seq_len, manifest)
+            prepared._check_sizes()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{folder}: damaged prepared data ({error}): remove this folder") from None
+        return prepared
+
+    def _check_sizes(self) -> None:
+        documents, tokens = self.manifest.documents, self.manifest.tokens
+        width = np.dtype(self.manifest.dtype).itemsize
+        wanted = {"tokens": tokens * width, "documents": tokens * 4, "loss": tokens, "starts": documents * 8}
+        for name, size in wanted.items():
+            found = (self.folder / f"{name}.bin").stat().st_size
+            if found != size:
+                raise ValueError(f"{name}.bin has {found:,} bytes, not {size:,}")
+
+    @cached_property
+    def tokens(self) -> npt.NDArray[Any]:
+        return self._map("tokens", self.manifest.dtype)
+
+    @cached_property
+    def documents(self) -> npt.NDArray[np.int32]:
+        return self._map("documents", "int32")
+
+    @cached_property
+    def loss(self) -> npt.NDArray[np.uint8]:
+        return self._map("loss", "uint8")
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        return self._map("starts", "int64")
+
+    def _map(self, name: str, dtype: str) -> npt.NDArray[Any]:
+        return np.asarray(np.memmap(self.folder / f"{name}.bin", dtype, "r"))  # plain arrays slice faster
+
+
+def sequence_hash(documents_row: npt.NDArray[np.int32], start_offset: int) -> int:
+    """A signed 64-bit name of what a sequence holds.
+
+    documents_row: (T,), the documents of its inputs; start_offset: the place of its first token within its
+    document (tokens), which tells apart the sequences inside one long document.
+    """
+    digest = xxhash.xxh3_64_intdigest(documents_row.tobytes() + int(start_offset).to_bytes(8, "little"))
+    return digest - (1 << 64) if digest >> 63 else digest

@@ -1,0 +1,63 @@
+"""Arithmetic before the first step, torch-free: how a global batch is divided, and how many steps a run has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from settings import ConfigError
+from trainer.config import Train
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """global_batch_size = micro_batch_size x gradient_accumulation_steps x data_parallel_size (sequences)."""
+
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    data_parallel_size: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.data_parallel_size
+
+    def __str__(self) -> str:
+        return (
+            f"global batch {self.global_batch_size} = {self.micro_batch_size} micro x "
+            f"{self.gradient_accumulation_steps} accumulation x {self.data_parallel_size} ranks"
+        )
+
+
+def batch_layout(train: Train, world_size: int) -> BatchLayout:
+    """How `world_size` ranks share a global batch. Raises ConfigError with the equation when it does not divide."""
+    total = train.global_batch_size
+    share, rest = divmod(total, world_size)
+    if rest:
+        near = [n for n in range(world_size, 0, -1) if total % n == 0][0]
+        more = math.ceil(total / world_size) * world_size
+        raise ConfigError(
+            f"train.global_batch_size={total} does not divide by {world_size} ranks ({total} / {world_size} = "
+            f"{total / world_size:.2f}): take {near} ranks, or train.global_batch_size={more}"
+        )
+    micro = train.micro_batch_size or next(m for m in range(min(8, share), 0, -1) if share % m == 0)
+    if share % micro:
+        near = max(m for m in range(1, min(micro, share) + 1) if share % m == 0)
+        raise ConfigError(
+            f"train.micro_batch_size={micro} does not divide a rank's share of {share} sequences "
+            f"({total} / {world_size} ranks): take train.micro_batch_size={near}"
+        )
+    return BatchLayout(micro, share // micro, world_size)
+
+
+def total_steps(train: Train, sequences: int) -> int:
+    """Optimizer steps of the run over `sequences` packed sequences. Raises ConfigError when not one batch is there."""
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None  # resolve() asks for one of the two
+    steps = int(sequences * train.epochs) // train.global_batch_size
+    if steps < 1:
+        raise ConfigError(
+            f"the data holds {sequences} sequences, less than one batch of train.global_batch_size="
+            f"{train.global_batch_size}: give more data or a smaller batch"
+        )
+    return steps

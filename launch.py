@@ -253,6 +253,9 @@ def main(argv: list[str]) -> int:
     except SlurmError as error:
         print(f"outlast: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `launch.py logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def use_pocket() -> None:

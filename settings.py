@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 
 import msgspec
 import yaml
@@ -171,30 +171,36 @@ def _from_text(kind: type[Any], value: Any) -> Any:
 
 
 def _check_keys(data: Any, kind: Any, source: str, path: str) -> None:
-    struct = _struct_for(kind, data)
-    if struct is None or not isinstance(data, Mapping):
+    """Unknown keys and unknown words, with the nearest valid one; msgspec's own messages name neither."""
+    options = _structs(kind)
+    if not options or not isinstance(data, Mapping):
         return
+    struct, tag = options[0], options[0].__struct_config__.tag_field
+    if len(options) > 1 and tag is not None:
+        by_tag = {str(option.__struct_config__.tag): option for option in options}
+        if data.get(tag) not in by_tag:
+            raise ConfigError(f"{source}: {path}{tag}={data.get(tag)}: {_hint(str(data.get(tag)), by_tag)}")
+        struct = by_tag[data[tag]]
     hints = typing.get_type_hints(struct)
-    tag = struct.__struct_config__.tag_field
     names = [*struct.__struct_fields__, *([tag] if tag else [])]
     for key, value in data.items():
         if key not in names:
-            near = nearest(str(key), names)
-            hint = f"did you mean {path}{near}?" if near else f"valid here: {', '.join(names)}"
-            raise ConfigError(f"{source}: unknown key {path}{key}: {hint}")
-        if key in hints:
-            _check_keys(value, hints[key], source, f"{path}{key}.")
+            raise ConfigError(f"{source}: unknown key {path}{key}: {_hint(str(key), names, path)}")
+        words = typing.get_args(hints[key]) if typing.get_origin(hints.get(key)) is Literal else ()
+        if words and value not in words:
+            raise ConfigError(f"{source}: {path}{key}={value}: {_hint(str(value), words)}")
+        _check_keys(value, hints.get(key), source, f"{path}{key}.")
 
 
-def _struct_for(kind: Any, data: Any) -> Any:
-    """The Struct that `data` will become: the type itself, or the member of a union with its tag."""
+def _structs(kind: Any) -> list[type[msgspec.Struct]]:
+    """The Structs that a value of this type may become; several: a union told apart by its tag."""
     options = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
-    structs = [o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)]
-    if len(structs) < 2:
-        return structs[0] if structs else None
-    tag = structs[0].__struct_config__.tag_field
-    wanted = data.get(tag) if isinstance(data, Mapping) else None
-    return next((s for s in structs if s.__struct_config__.tag == wanted), None)
+    return [option for option in options if isinstance(option, type) and issubclass(option, msgspec.Struct)]
+
+
+def _hint(word: str, words: Iterable[str], path: str = "") -> str:
+    near = nearest(word, words)
+    return f"did you mean {path}{near}?" if near else f"valid here: {', '.join(words)}"
 
 
 def _explain(message: str, data: Any) -> str:

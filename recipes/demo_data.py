@@ -26,13 +26,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 _VOCABULARY = 2048
 _END_OF_TEXT = "<|endoftext|>"
 _CHAT_TOKENS = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
-_TOKENIZER_CONFIG = {
+TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "eos_token": _END_OF_TEXT,
     "pad_token": _END_OF_TEXT,
     "additional_special_tokens": _CHAT_TOKENS,
-    "chat_template": "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    "chat_template": "{% for message in messages %}<|{{ message['role'] }}|>\n"
+    "{{ message['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
     "model_max_length": 1 << 20,
 }
 _HELD_OUT = 50
@@ -54,12 +54,12 @@ def make(folder: Path) -> bool:
         return False
     documents = list(dict.fromkeys(_documents()))
     train = [text for number, text in enumerate(documents) if number % _HELD_OUT]
-    tokenizer = _train_tokenizer(train)
+    tokenizer = train_tokenizer(train)
     files = {
         "train.jsonl": _rows(train),
         "evaluation.jsonl": _rows(documents[::_HELD_OUT]),
         "tokenizer/tokenizer.json": tokenizer.to_str(),
-        "tokenizer/tokenizer_config.json": json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n",
+        "tokenizer/tokenizer_config.json": json.dumps(TOKENIZER_CONFIG, indent=2) + "\n",
         stamp_file.name: stamp,  # last: it stands for all the others
     }
     for name, text in files.items():
@@ -75,7 +75,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _documents() -> Iterator[str]:
-    """The help topics; then what has a docstring: of a module or class the docstring, of a function its source.
+    """The help topics; then what has a docstring: of a module or class just that, of a function its source.
 
     Docstrings alone are 2.2 million characters, half of what the demo wants.
     """
@@ -106,7 +106,7 @@ def _rows(documents: list[str]) -> str:
     return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
 
 
-def _train_tokenizer(documents: list[str]) -> Tokenizer:
+def train_tokenizer(documents: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -155,7 +155,8 @@ class Attempt:
         if cause in ("crash", "config", "hang"):
             bad = [e for e in exits if e.crashed or e.code == 78]
             first = next((e for e in bad if e.code is not None and e.code != 0), bad[0])
-            return f"{first}; see logs/attempt-{self.claim.epoch:04d}/rank-{first.rank:04d}.log"
+            log = self.run.attempt_dir(self.claim.epoch) / f"rank-{first.rank:04d}.log"
+            return f"{first}; see {(log if log.exists() else log.parent).relative_to(self.run.path)}"
         return reason or ""
 
 

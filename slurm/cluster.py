@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from settings import ConfigError, convert, nearest, read_yaml
@@ -34,7 +35,7 @@ def find(name: str, dry_run: bool = False) -> Cluster:
         where = f"SLURM_CONF={os.environ[CONF]}" if CONF in os.environ else "this machine's Slurm"
         return Cluster(_by_cluster_name(live), True, where)
     profile = read_profile(name)
-    return Cluster(profile, live is not None and live == (profile.cluster_name or live), f"--cluster {name}")
+    return Cluster(profile, live is not None and fnmatch(live, profile.cluster_name or live), f"--cluster {name}")
 
 
 def read_profile(name: str) -> Profile:
@@ -49,7 +50,7 @@ def read_profile(name: str) -> Profile:
 
 def _by_cluster_name(cluster_name: str) -> Profile:
     profiles = (read_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")))
-    return next((p for p in profiles if p.cluster_name == cluster_name), read_profile("generic"))
+    return next((p for p in profiles if fnmatch(cluster_name, p.cluster_name or "")), read_profile("generic"))
 
 
 def check_fits(job: JobConfig, cluster: Cluster) -> None:

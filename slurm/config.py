@@ -76,7 +76,7 @@ class Profile(Struct, frozen=True):
     name: str
     description: str = ""
     cluster_name: str | None = None
-    """ClusterName of its slurm.conf: by this `--cluster auto` knows the site."""
+    """ClusterName of its slurm.conf, as a pattern (`pocket*`): by this `--cluster auto` knows the site."""
     gpus_per_node: Count | None = None
     """GPUs of a full node: what is asked for when --gpus is omitted."""
     max_nodes: Count | None = None

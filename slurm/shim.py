@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import gc
-import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -100,9 +100,6 @@ class Shim:
         interface = gloo_interface(self.task.host, meeting.master_addr) if step.nodes > 1 else None
         if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
             out["GLOO_SOCKET_IFNAME"] = interface
-        if step.foreign:  # our code's folder is not the command's business
-            paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-            out["PYTHONPATH"] = os.pathsep.join(p for p in paths if p != str(step.run.path / "code"))
         return out
 
     def rank_variables(self, meeting: rendezvous.Rendezvous, local_rank: int) -> dict[str, str]:
@@ -111,9 +108,19 @@ class Shim:
         )
         return self.node_variables(meeting) | names
 
+    def python_path(self) -> dict[str, str]:
+        """The user's own PYTHONPATH for a foreign command: our code's folder is not its business."""
+        if not self.step.foreign:
+            return {}
+        ours = str(self.step.run.path / "code")
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        return {"PYTHONPATH": os.pathsep.join(path for path in paths if path != ours)}
+
     # --- starting ---
 
     def spawn(self, argv: tuple[str, ...] | list[str], variables: dict[str, str], rank: int | None) -> None:
+        if rank is not None:
+            variables = variables | self.python_path()
         process = subprocess.Popen(argv, env={**os.environ, **variables}, preexec_fn=lambda: self.in_child(rank))
         self.children.append(Child(rank, process.pid))
         process.returncode = 0  # reaped here, not by subprocess
@@ -142,11 +149,10 @@ class Shim:
     def fork_ranks(self, meeting: rendezvous.Rendezvous) -> None:
         """Import once, then one fork a rank, before any thread or device is started."""
         module, args = python_module(self.step.argv)
-        with suppress(ModuleNotFoundError):
-            importlib.import_module(f"{module}.preload")
+        preload(module)
         gc.freeze()  # a collection in a child would copy every page that it shares
         for local_rank in range(self.step.ranks_per_node):
-            variables = self.rank_variables(meeting, local_rank)
+            variables = self.rank_variables(meeting, local_rank) | self.python_path()
             rank = int(variables["RANK"])
             pid = os.fork()
             if pid == 0:
@@ -232,6 +238,13 @@ def python_module(argv: tuple[str, ...]) -> tuple[str, list[str]]:
         raise SlurmError("launcher fork runs Python modules (python -m MODULE): for other commands use --launcher srun")
     at = argv.index("-m")
     return argv[at + 1], list(argv[at + 2 :])
+
+
+def preload(module: str) -> None:
+    """Import what a package's own `preload` module names, so that the forks share it."""
+    spec = importlib.util.find_spec(module)
+    if spec is not None and spec.submodule_search_locations and importlib.util.find_spec(f"{module}.preload"):
+        importlib.import_module(f"{module}.preload")
 
 
 def run_module(module: str, args: list[str]) -> None:

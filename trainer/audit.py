@@ -2,8 +2,8 @@
 
     python -m trainer.audit RUN_DIR
 
-The training loop writes, per step, the sum of the hashes of the sequences that reached the loss (events.jsonl). Here
-the hash of every sequence is computed anew from the prepared data, and both are compared.
+The training loop writes per step, to events.jsonl, the sum of the hashes of the sequences that reached the loss.
+Here the hash of every sequence is computed anew from the prepared data, and both are compared.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Audit:
 
 
 def audit(run_dir: Path) -> Audit:
-    """Checks RUN_DIR/events.jsonl against the plan and the data. Raises ConfigError when it cannot be checked."""
+    """Checks RUN_DIR/events.jsonl against the plan and the data. Raises ConfigError when that cannot be."""
     settings = config.read(run_dir / "config.yaml")
     cache = cache_folder(settings.data, run_dir)
     prepared = prepare(settings.data, settings.model.tokenizer_folder, cache, "train", say=lambda _: None)
@@ -59,7 +59,8 @@ def audit(run_dir: Path) -> Audit:
         used = stream(0, len(recorded) * batch_size, prepared.sequences, seed).reshape(-1, batch_size)
         _compare(recorded, used, _sequence_hashes(prepared), out)
         _count_uses(used, prepared.sequences, out)
-    out.summary = out.summary if out.ok else f"{len(out.problems)} problems: the samples were not used as planned"
+    if not out.ok:
+        out.summary = f"problems: {len(out.problems)}: the samples were not used as planned"
     return out
 
 
@@ -91,13 +92,15 @@ def _read_events(path: Path, out: Audit) -> list[_Event]:
         except msgspec.DecodeError:
             out.notes.append(f"line {number} of {path.name} was torn by a kill: dropped")
             continue
-        if event.event in ("step", "resume"):
+        if event.event == "step" and event.step < 1:
+            out.problems.append(f"line {number} of {path.name}: step {event.step}: steps are counted from 1")
+        elif event.event in ("step", "resume"):
             events.append(event)
     return events
 
 
 def _lineage(events: list[_Event], out: Audit) -> list[_Event]:
-    """The steps that count: an epoch ends where a later one resumed, also when it went on writing as a zombie."""
+    """The steps that count: an epoch ends where a later one resumed, also if it went on as a zombie."""
     resumes = [event for event in events if event.event == "resume"]
     kept = []
     cut: dict[int, list[int]] = {}
@@ -110,12 +113,12 @@ def _lineage(events: list[_Event], out: Audit) -> list[_Event]:
         else:
             cut.setdefault(event.epoch, []).append(event.step)
     for epoch, steps in cut.items():
-        out.notes.append(f"attempt {epoch}: {_ranges(steps)} lay after a later attempt's start: done again there")
+        out.notes.append(f"attempt {epoch}: {_ranges(steps)} dropped: a later attempt resumed before")
     return kept
 
 
 def _by_step(events: list[_Event], out: Audit) -> Hashes:
-    """The recorded hash of steps 1 .. last, shape (last,); a step that is missing or stands twice is a problem."""
+    """The recorded hash of steps 1 .. last, (last,); one that is missing or stands twice is a problem."""
     steps = np.array([event.step for event in events])
     count = np.bincount(steps)[1:]
     if missing := (np.flatnonzero(count == 0) + 1).tolist():
@@ -155,7 +158,7 @@ def _sequence_hashes(prepared: Prepared) -> Hashes:
 
 
 def _compare(recorded: Hashes, used: npt.NDArray[np.int64], hashes: Hashes, out: Audit) -> None:
-    """Each step's hash against its planned samples, used (steps, batch); then whole passes against the data."""
+    """Each step's hash against its planned samples, `used` (steps, batch); whole passes against the data."""
     expected = hashes[used].sum(axis=1)  # int64 sums wrap, as the recorded ones did
     for index in np.flatnonzero(recorded != expected).tolist():
         found = recorded[index]
@@ -167,10 +170,14 @@ def _compare(recorded: Hashes, used: npt.NDArray[np.int64], hashes: Hashes, out:
     steps = len(recorded) // cycle * cycle
     passes = steps * batch_size // sequences
     if steps and recorded[:steps].sum() != hashes.sum() * np.array([passes]):
-        out.problems.append(f"the first {steps} steps are {passes} whole passes, but do not sum up to the data")
+        out.problems.append(
+            f"the first {steps} steps are {passes} whole passes, but do not sum up to the data"
+        )
 
 
-def _explain(found: np.int64, expected: Hashes, batch: Hashes, indices: npt.NDArray[np.int64], hashes: Hashes) -> str:
+def _explain(
+    found: np.int64, expected: Hashes, batch: Hashes, indices: npt.NDArray[np.int64], hashes: Hashes
+) -> str:
     """What a wrong hash says: another step's batch, or one sample in place of another."""
     if (other := np.flatnonzero(expected == found)).size:
         return f"it used the samples of step {other[0] + 1}"
@@ -195,9 +202,10 @@ def _count_uses(used: npt.NDArray[np.int64], sequences: int, out: Audit) -> None
             "next pass); none skipped, none twice"
         )
     else:
+        partial = f", {rest:,} of them once in pass {passes + 1}" if rest else ""
         out.summary = (
-            f"{done}: each of {sequences:,} sequences used once in each of {passes} whole passes, and {rest:,} of "
-            f"them once in pass {passes + 1}; none skipped, none twice"
+            f"{done}: each of {sequences:,} sequences used once in each of {passes} whole passes{partial}; "
+            "none skipped, none twice in a pass"
         )
 
 

@@ -4,6 +4,8 @@
     subprocess.run(["sbatch", "--nodes=2", "job.sh"], env=pocket.env())
     pocket.kill_node("node2")
     pocket.down()
+
+From a shell: `python -m envs.pocket up`, `status`, `down`.
 """
 
 from envs.pocket.cluster import NodeStatus, Pocket, Status

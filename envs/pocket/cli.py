@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pocket", description="A real Slurm with several nodes on this machine.")
+    parser = argparse.ArgumentParser(prog="pocket", description="A real Slurm on this one machine.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="up | status | down")
     start = verbs.add_parser("up", help="start it, or take the one that runs")
     start.add_argument("--nodes", type=int, default=4)
@@ -44,10 +44,11 @@ def _up(options: argparse.Namespace) -> int:
     began = time.monotonic()
     pocket = up(options.name, options.nodes, options.gpus, say=print)
     took = time.monotonic() - began
-    print(f"{pocket.name} is up: {len(pocket.nodes)} nodes x {pocket.gpus} GPUs (not real ones), in {took:.1f} s")
+    shape = f"{len(pocket.nodes)} nodes x {pocket.gpus} fake GPUs"
+    print(f"{pocket.name} is up: {shape}, in {took:.1f} s")
     if not pocket.layout.namespaces:
         print("  no network namespaces here: all nodes share this machine's name and address")
-    print("  partitions: batch (default), urgent (preempts the next two), preempt (requeued), cancel (cancelled)")
+    print("  partitions: batch (default); urgent preempts jobs in preempt (requeued) and cancel (cancelled)")
     print("  launch.py finds it by itself; for plain sbatch and squeue:")
     print(f"    export SLURM_CONF={pocket.slurm_conf}")
     return 0
@@ -68,7 +69,8 @@ def _text(pocket: Pocket, status: Status) -> str:
     dead = [name for name, runs in daemons.items() if not runs]
     lines = [f"{status.name}: {'dead: ' + ', '.join(dead) if dead else 'up'}, {len(status.jobs)} jobs"]
     for node in status.nodes:
-        lines.append(f"  {node.name:<8}{node.address:<16}{node.state}{'' if node.slurmd else '  (slurmd is dead)'}")
+        note = "" if node.slurmd else "  (slurmd is dead)"
+        lines.append(f"  {node.name:<8}{node.address:<16}{node.state}{note}")
     lines.append(f"  export SLURM_CONF={pocket.slurm_conf}")
     return "\n".join(lines)
 

@@ -83,7 +83,12 @@ class Pocket:
             slurmctld="slurmctld" not in missing,
             jobs=self.jobs() if answers else [],
             nodes=[
-                NodeStatus(node, str(self.layout.address(node)), node not in missing, states.get(node, "unknown"))
+                NodeStatus(
+                    name=node,
+                    address=str(self.layout.address(node)),
+                    slurmd=node not in missing,
+                    state=states.get(node, "unknown"),
+                )
                 for node in self.nodes
             ],
         )
@@ -104,7 +109,12 @@ class Pocket:
                 raise daemons.ended(self.layout, name)
             return set(self.node_states().values()) <= {"idle", "mixed", "allocated", "completing"}
 
-        process.wait_until(ready, lambda: f"nodes of pocket {self.name} not ready: {self.node_states()}", timeout_s)
+        def failure() -> str:
+            return (
+                f"nodes of pocket {self.name} are not ready: {self.node_states()}, logs in {self.folder}/log"
+            )
+
+        process.wait_until(ready, failure, timeout_s)
 
     def down(self) -> None:
         from envs.pocket.life import down
@@ -130,7 +140,7 @@ class Pocket:
         network.set_link(self.layout, self._isolated(node, "mend_link"), up=True)
 
     def kill_node(self, node: str) -> None:
-        """Everything on the node dies at once, as by a power cut: slurmd, slurmstepd, ranks. Back by start_slurmd."""
+        """slurmd, slurmstepd and ranks die at once, as by a power cut; `start_slurmd` is the reboot."""
         namespace = self.layout.namespace(self._isolated(node, "kill_node"))
         process.kill(lambda: network.processes(namespace))
 

@@ -1,4 +1,4 @@
-"""munged, slurmctld and the slurmds of one pocket: their command lines, their start, and how to find them again."""
+"""munged, slurmctld and the slurmds of one pocket: how to start them, and how to find them again."""
 
 import os
 import pwd
@@ -39,7 +39,7 @@ def all_of(layout: Layout) -> dict[str, list[str]]:
 
 
 def start(layout: Layout, name: str) -> None:
-    """The daemons leave the caller's session and pipes by themselves: they fork, and the parent ends when all is well.
+    """The daemons leave the caller's session and pipes by themselves: they fork, and the parent ends.
 
     So nobody has to wait for them, and a failure at the start arrives as the parent's code and message.
     """
@@ -47,7 +47,8 @@ def start(layout: Layout, name: str) -> None:
     wrapper = network.inside(layout, host) if layout.namespaces and name != "munged" else []
     # A bare environment: an outer job's SLURM_* would steer these daemons, and secrets do not belong in them.
     env = {"PATH": process.SBIN, "SLURM_CONF": str(layout.slurm_conf)}
-    process.run(process.with_limits([*wrapper, *all_of(layout)[name]]), env=env)
+    argv = process.with_limits([*wrapper, *all_of(layout)[name]])
+    process.run(argv, env=env, called=f"start of {name} in pocket {layout.name}")
 
 
 def ended(layout: Layout, name: str) -> PocketError:
@@ -82,7 +83,7 @@ def processes(folder: Path, namespaces: list[str]) -> Iterator[int]:
 
 
 def _started_by_slurmd(pid: int, folder: Path) -> bool:
-    """A slurmstepd or a rank. SLURM_CONF alone is also set in the user's own shell; slurmd adds SLURMD_NODENAME."""
+    """A slurmstepd or a rank. A user's shell may have SLURM_CONF as well, but not slurmd's SLURMD_NODENAME."""
     try:
         words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # it ended, or is another user's

@@ -1,4 +1,4 @@
-"""What a pocket cluster looks like: one dataclass, and the text of every file that Slurm reads, as pure functions."""
+"""What a pocket looks like: one dataclass, and from it the text of every file that Slurm reads."""
 
 import json
 from collections.abc import Iterator
@@ -129,7 +129,8 @@ def first_job(now: float) -> int:
 
 
 def slurm_conf(layout: Layout) -> str:
-    return "\n".join([*_cluster(layout), "", *_scheduling(layout), "", *_nodes(layout), "", *_partitions(), ""])
+    parts = _cluster(layout), _scheduling(layout), _nodes(layout), _partitions()
+    return "\n".join("\n".join(part) + "\n" for part in parts)
 
 
 def gres_conf(layout: Layout) -> str:
@@ -137,12 +138,12 @@ def gres_conf(layout: Layout) -> str:
 
 
 def cgroup_conf() -> str:
-    """Nothing here uses cgroups, but slurmd loads a cgroup plugin at its start: v2 insists on systemd, v1 is content."""
+    """Nothing here uses cgroups, but slurmd loads a plugin at its start: v2 insists on systemd, v1 does not."""
     return "CgroupPlugin=cgroup/v1\n"
 
 
 def hosts(layout: Layout) -> str:
-    """/etc/hosts of the nodes. A node's own name is its address on the bridge, never 127.0.1.1, which breaks rendezvous."""
+    """/etc/hosts of the nodes. A node's own name is not 127.0.1.1 there: that would break any rendezvous."""
     names = [f"{layout.address(node)} {node}" for node in layout.node_names]
     login = f"{layout.controller_address} {LOGIN} {layout.host}"
     return "\n".join(["127.0.0.1 localhost", login, *names, ""])
@@ -204,7 +205,8 @@ def _nodes(layout: Layout) -> Iterator[str]:
     for node in layout.node_names:
         hostname = node if layout.namespaces else layout.host
         yield (
-            f"NodeName={node} NodeHostname={hostname} NodeAddr={layout.address(node)} Port={layout.port(node)}"
+            f"NodeName={node} NodeHostname={hostname}"
+            f" NodeAddr={layout.address(node)} Port={layout.port(node)}"
             f" CPUs={CPUS_PER_NODE} RealMemory={MEMORY_MB_PER_NODE}{gres} State=UNKNOWN"
         )
 

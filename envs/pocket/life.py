@@ -31,7 +31,7 @@ def up(
 ) -> Pocket:
     """A pocket of this shape, ready for jobs: the one that runs, or a fresh one.
 
-    `namespaces`: None takes them where this machine allows them. `say` hears what happened to an earlier pocket.
+    `namespaces`: None takes them where this machine allows them. `say` hears of a pocket that makes way.
     """
     _check_shape(name, nodes, gpus)
     root = _own_root()
@@ -163,13 +163,15 @@ def _bring_up(plan: Layout) -> Pocket:
 def _write_folder(plan: Layout) -> None:
     folder = plan.folder
     if len(str(plan.munge_socket)) > SOCKET_PATH_LIMIT:
-        raise PocketError(f"{plan.munge_socket} is too long for a socket: set OUTLAST_POCKET_DIR to a shorter path")
+        raise PocketError(
+            f"{plan.munge_socket} is too long for a socket: set OUTLAST_POCKET_DIR to a shorter one"
+        )
     for part in ("log", "munge", "pid", "state", "gpu"):
         (folder / part).mkdir(parents=True)
     for node in plan.node_names:
         (folder / "spool" / node).mkdir(parents=True)
     for number in range(plan.gpus):
-        # slurmd wants devices; plain files would count as GPUs too, but leave CUDA_VISIBLE_DEVICES unset in the jobs.
+        # Plain files would count as GPUs too, but CUDA_VISIBLE_DEVICES is set in jobs for devices only.
         (folder / "gpu" / str(number)).symlink_to("/dev/null")
     _write_secret(folder / "munge" / "key", secrets.token_bytes(128))
     plan.slurm_conf.write_text(layout.slurm_conf(plan))

@@ -1,6 +1,6 @@
-"""The nodes' network: a bridge with this machine on it as login, and one namespace with a virtual cable for each node.
+"""The nodes' network: a bridge with this machine on it as login, and a namespace with a virtual cable per node.
 
-The bridge carries its pocket's folder as an alias, so that leftovers are recognized even when the folder is gone.
+The bridge carries its pocket's folder as an alias, so that leftovers are known even when the folder is gone.
 """
 
 import json
@@ -31,10 +31,12 @@ def allowed() -> bool:
 
 
 def claim_index(folder: Path, ports: int, namespaces: bool) -> int:
-    """The first free index. Where there are namespaces, creating the bridge is the claim: it succeeds for one only."""
+    """The first free index. With namespaces, creating the bridge is the claim: it succeeds for one only."""
     subnets = _subnets_in_use() if namespaces else []
     for index in INDEXES:
-        if any(subnet(index).overlaps(other) for other in subnets) or not _ports_free(first_port(index), ports):
+        if any(subnet(index).overlaps(other) for other in subnets):
+            continue
+        if not _ports_free(first_port(index), ports):
             continue
         if not namespaces or _create_bridge(f"olp{index}", folder):
             return index
@@ -99,7 +101,7 @@ def leftovers(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def remove(bridges: list[str], namespaces: list[str]) -> None:
-    """Cables first: a namespace that still has a process keeps its end of the cable, and the name would stay taken."""
+    """Cables before namespaces: one that a process still holds would keep its cable, and the name taken."""
     cables = [cable.name for bridge in bridges for cable in (LINKS / bridge / "brif").iterdir()]
     _ip([f"link del {link}" for link in [*cables, *bridges]] + [f"netns del {name}" for name in namespaces])
 

@@ -1,4 +1,4 @@
-"""Commands with a timeout and a checked result, and daemons found in the process table (no pid file can lie)."""
+"""Commands with a timeout and a checked result; daemons are found in the process table: a pid file may lie."""
 
 import os
 import resource
@@ -30,19 +30,25 @@ def program(name: str) -> str:
 
 
 def run(
-    argv: Sequence[str], *, stdin: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 20
+    argv: Sequence[str],
+    *,
+    stdin: str = "",
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 20,
+    called: str = "",
 ) -> str:
-    """Standard output of a command that must succeed."""
+    """Standard output of a command that must succeed; `called` is what errors call it."""
+    called = called or f"`{' '.join(argv)}`"
     command = [program(argv[0]), *argv[1:]]
     try:
         done = subprocess.run(
             command, input=stdin, env=env, timeout=timeout_s, capture_output=True, text=True, check=False
         )
     except subprocess.TimeoutExpired:
-        raise PocketError(f"`{' '.join(argv)}` did not answer within {timeout_s:g} s") from None
+        raise PocketError(f"{called} did not answer within {timeout_s:g} s") from None
     if done.returncode != 0:
         words = " ".join((done.stderr or done.stdout).split()) or "no message"
-        raise PocketError(f"`{' '.join(argv)}` failed with code {done.returncode}: {words}")
+        raise PocketError(f"{called} failed with code {done.returncode}: {words}")
     return done.stdout
 
 
@@ -68,7 +74,7 @@ def find(argv: Sequence[str], table: Mapping[int, list[str]] | None = None) -> i
 
 
 def with_limits(argv: Sequence[str]) -> list[str]:
-    """The command with its soft limit of open files raised to the hard one: Slurm hands its limits on to the jobs."""
+    """With the soft limit of open files raised to the hard one: Slurm hands its limits on to the jobs."""
     files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 20)
     return ["prlimit", "--core=0", f"--nofile={files}", *argv]
 
@@ -90,7 +96,9 @@ def send(pid: int, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise PocketError(f"process {pid} belongs to another user: ask the one who brought this pocket up") from None
+        raise PocketError(
+            f"process {pid} is another user's: ask the one who brought this pocket up"
+        ) from None
 
 
 def wait_until(ready: Check, failure: Callable[[], str], timeout_s: float) -> None:

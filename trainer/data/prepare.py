@@ -104,7 +104,7 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
     say(
         f"prepared {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
-        f"{manifest.sequences:,} sequences of {manifest.seq_len} in {time.monotonic() - began:.1f} s: {folder}"
+        f"{manifest.sequences:,} sequences of {manifest.seq_len}: {time.monotonic() - began:.1f} s, {folder}"
     )
 
 

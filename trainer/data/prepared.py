@@ -8,8 +8,8 @@
     rejects.jsonl  the rows that could not be used: file, line, reason
     manifest.json  written last
 
-Packing is concatenate-and-cut: sequence i of T = seq_len takes tokens i*T to i*T + T, the first T as inputs, the
-last T as targets, so that each token is a target at most once.
+Packing is concatenate-and-cut: sequence i of T = seq_len takes tokens i*T to i*T + T, the first T as inputs,
+the last T as targets, so that each token is a target at most once.
 """
 
 from __future__ import annotations

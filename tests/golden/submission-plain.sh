@@ -1,0 +1,13 @@
+#!/bin/bash
+#SBATCH --job-name=sft
+#SBATCH --nodes=2
+#SBATCH --ntasks=16
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --chdir=/home/me
+#SBATCH --output=/runs/sft/logs/job-%j.log
+#SBATCH --open-mode=append
+#SBATCH --no-requeue
+
+export PYTHONPATH=/runs/sft/code"${PYTHONPATH:+:$PYTHONPATH}"
+exec /env/bin/python -P -m slurm.supervisor /runs/sft "$@"

@@ -1,0 +1,109 @@
+"""The oracle table and the decisions: every row of what was measured on a real Slurm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from slurm.cause import Next, RankExit, attempt_cause, decide, predecessor_cause, scheduler_cause
+from slurm.commands import JobFacts
+
+
+def facts(state: str = "RUNNING", reason: str = "None", restarts: int = 0, preempted: bool = False) -> JobFacts:
+    return JobFacts("7", "sft", state, reason, restarts, 1000.0, 900.0 if preempted else None, 0.0, "n[1-2]")
+
+
+@pytest.mark.parametrize(
+    ("given", "restart_count", "cause"),
+    [
+        (facts(), 0, None),
+        (facts(preempted=True), 0, "preemption"),  # in the grace
+        (facts("COMPLETING", restarts=1, preempted=True), 0, "preemption"),  # after it
+        (facts("COMPLETING", restarts=1), 0, "requeued"),  # by an admin
+        (facts("COMPLETING", "NodeDown", restarts=1), 0, "node_failure"),
+        (facts("COMPLETING", "TimeLimit"), 0, "timeout"),
+        (facts("COMPLETING"), 0, "cancel"),
+        (facts("CANCELLED"), 0, "cancel"),
+        (facts("RUNNING", restarts=2), 2, None),
+        (None, 0, None),  # no Slurm, or it is silent
+    ],
+)
+def test_why_a_signal_came(given: JobFacts | None, restart_count: int, cause: str | None) -> None:
+    assert scheduler_cause(given, restart_count) == cause
+
+
+@pytest.mark.parametrize(
+    ("state", "preempted", "cause"),
+    [
+        ("CANCELLED", True, "cancel"),  # scancel during the grace: only the state afterwards tells it
+        ("COMPLETED", True, "preemption"),
+        ("PREEMPTED", True, "preemption"),
+        ("TIMEOUT", False, "timeout"),
+        ("NODE_FAIL", False, "node_failure"),
+        ("FAILED", False, "crash"),
+    ],
+)
+def test_what_a_successor_reads_of_its_predecessor(state: str, preempted: bool, cause: str) -> None:
+    assert predecessor_cause(facts(state, preempted=preempted)) == cause
+
+
+def exits(*ends: int | str | None) -> list[RankExit]:
+    return [RankExit(i, end if isinstance(end, int) else None, 9 if end == "kill" else None) for i, end in enumerate(ends)]
+
+
+@pytest.mark.parametrize(
+    ("ends", "scheduler", "stop", "cause"),
+    [
+        (exits(0, 0), None, None, "done"),
+        (exits(0, 0), "timeout", None, "done"),  # finished in the last moment
+        (exits(75, 75), None, "deadline", "timeout"),
+        (exits(75, 75), None, "signal SIGUSR1", "signal"),
+        (exits(75, 75), "preemption", "signal SIGTERM", "preemption"),
+        (exits(75, "kill"), "preemption", None, "preemption"),
+        (exits(77, 77), "preemption", "stop file", "stop"),
+        (exits(78, "kill"), None, None, "config"),
+        (exits(76, 76), None, None, "fenced"),
+        (exits("kill", "kill"), "cancel", None, "cancel"),
+        (exits(1, "kill"), None, None, "crash"),
+        (exits(86, "kill"), None, None, "hang"),
+        (exits(75, None), None, "deadline", "crash"),
+    ],
+)
+def test_why_an_attempt_ended(ends: list[RankExit], scheduler: str | None, stop: str | None, cause: str) -> None:
+    assert attempt_cause(ends, scheduler, stop) == cause
+
+
+def history(*attempts: tuple[str, int, int]) -> list[dict[str, Any]]:
+    return [{"cause": cause, "first_step": first, "committed_step": last} for cause, first, last in attempts]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "next_", "code"),
+    [
+        (history(("done", 0, 9)), Next.FINISH, 0),
+        (history(("timeout", 0, 5)), Next.NEXT_JOB, 0),
+        (history(("preemption", 0, 0)), Next.NEXT_JOB, 0),
+        (history(*[("preemption", 0, 0)] * 9), Next.NEXT_JOB, 0),  # preemptions are free
+        (history(("signal", 0, 5)), Next.HERE, 0),
+        (history(("crash", 0, 0)), Next.HERE, 0),
+        (history(("crash", 0, 0), ("crash", 0, 0), ("crash", 0, 0)), Next.STOP, 93),
+        (history(("crash", 0, 0), ("timeout", 0, 0), ("oom", 0, 0)), Next.STOP, 93),
+        (history(("crash", 0, 0), ("preemption", 0, 0), ("crash", 0, 0)), Next.HERE, 0),
+        (history(("crash", 0, 0), ("crash", 0, 4), ("crash", 4, 4)), Next.HERE, 0),  # one of them got further
+        (history(("stop", 0, 5)), Next.STOP, 77),
+        (history(("cancel", 0, 5)), Next.STOP, 77),
+        (history(("config", 0, 0)), Next.STOP, 78),
+        (history(("fenced", 0, 0)), Next.LEAVE, 0),
+    ],
+)
+def test_what_follows(attempts: list[dict[str, Any]], next_: Next, code: int) -> None:
+    decision = decide(attempts, None, 0.0, None)
+    assert (decision.next, decision.code) == (next_, code)
+
+
+def test_the_users_limits_end_a_run() -> None:
+    attempts = history(("timeout", 0, 5), ("timeout", 5, 9))
+    assert decide(attempts, 2, 0.0, None).code == 77
+    assert "GPU-hours" in decide(attempts, None, 8.5, 8.0).reason
+    assert decide(attempts, 3, 7.9, 8.0).next is Next.NEXT_JOB

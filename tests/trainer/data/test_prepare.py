@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from settings import ConfigError
+from tests.trainer.data.samples import prepare_texts, texts, write_rows, write_tokenizer
+from trainer.config import Data
+from trainer.data.prepare import Prepared, _write, prepare
+from trainer.data.prepared import Manifest
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> str:
+    return write_tokenizer(tmp_path / "tokenizer")
+
+
+def run(tmp_path: Path, tokenizer: str, rows: list[Any], **settings: Any) -> Prepared:
+    data = Data(train=[write_rows(tmp_path / "rows.jsonl", rows)], **{"seq_len": 8, **settings})
+    return prepare(data, tokenizer, tmp_path / "cache", "train", say=lambda _: None)
+
+
+def decode(tokenizer: str, ids: Any) -> str:
+    return Tokenizer.from_file(f"{tokenizer}/tokenizer.json").decode(list(ids), skip_special_tokens=False)
+
+
+def test_the_second_call_finds_the_first(tmp_path: Path) -> None:
+    first = prepare_texts(tmp_path)
+    files = {file.name: file.stat().st_mtime_ns for file in first.folder.iterdir()}
+    again = prepare_texts(tmp_path)
+    assert again == first
+    assert {file.name: file.stat().st_mtime_ns for file in again.folder.iterdir()} == files
+    assert [entry.name for entry in first.folder.parent.iterdir()] == [first.fingerprint]
+
+
+def test_documents_follow_each_other_each_with_its_end(tmp_path: Path, tokenizer: str) -> None:
+    prepared = run(
+        tmp_path, tokenizer, [{"text": "the run"}, {"text": "goes on"}, {"text": "until it is done"}]
+    )
+    end = "<|endoftext|>"
+    assert decode(tokenizer, prepared.tokens) == f"the run{end}goes on{end}until it is done{end}"
+    starts = prepared.starts.tolist()
+    assert [int((prepared.documents < d).sum()) for d in range(3)] == starts
+    assert [i for i, counts in enumerate(prepared.loss) if not counts] == starts
+
+
+def test_counts_add_up(tmp_path: Path) -> None:
+    manifest = prepare_texts(tmp_path).manifest
+    assert manifest.sequences * manifest.seq_len + 1 + manifest.left_out == manifest.tokens
+    assert 0 <= manifest.left_out < manifest.seq_len
+
+
+@pytest.mark.parametrize("change", [{"seq_len": 9}, {"kind": "chat"}, {"column": "other"}])
+def test_other_settings_are_other_data(tmp_path: Path, tokenizer: str, change: dict[str, Any]) -> None:
+    messages = [
+        {"role": "user", "content": "the run"},
+        {"role": "assistant", "content": "goes on until done"},
+    ]
+    rows = [{"text": "the run goes on", "other": "until it is done", "messages": messages}] * 9
+    assert run(tmp_path, tokenizer, rows).fingerprint != run(tmp_path, tokenizer, rows, **change).fingerprint
+
+
+def test_other_tokenizer_is_other_data(tmp_path: Path, tokenizer: str) -> None:
+    before = run(tmp_path, tokenizer, texts(9)).fingerprint
+    Path(tokenizer, "chat_template.jinja").write_text("{{ messages }}")
+    assert run(tmp_path, tokenizer, texts(9)).fingerprint != before
+
+
+RACE = """
+import sys
+from pathlib import Path
+from trainer.config import Data
+from trainer.data.prepare import prepare
+rows, tokenizer, cache = sys.argv[1:]
+input()
+print(prepare(Data(train=[rows], seq_len=8), tokenizer, Path(cache), "train", say=lambda _: None).fingerprint)
+"""
+
+
+def test_processes_at_once(tmp_path: Path, tokenizer: str) -> None:
+    rows, cache = write_rows(tmp_path / "rows.jsonl", texts(200)), tmp_path / "cache"
+    command = [sys.executable, "-c", RACE, rows, tokenizer, str(cache)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    found = {process.communicate("\n")[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert {entry.name for entry in cache.iterdir()} == found
+
+
+def test_the_loser_of_the_rename_uses_the_winners_folder(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    winner = []
+
+    def write(*arguments: Any) -> Manifest:
+        monkeypatch.undo()
+        winner.append(run(tmp_path, tokenizer, texts(9)))  # another process, faster
+        return _write(*arguments)
+
+    monkeypatch.setattr("trainer.data.prepare._write", write)
+    assert run(tmp_path, tokenizer, texts(9)) == winner[0]
+    assert list((tmp_path / "cache").iterdir()) == [winner[0].folder]
+
+
+def test_files_that_change_while_being_read_are_refused(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(data: Data, paths: list[str], *arguments: Any) -> Manifest:
+        with Path(paths[0]).open("a") as file:
+            file.write("\n")
+        return _write(data, paths, *arguments)
+
+    monkeypatch.setattr("trainer.data.prepare._write", write)
+    with pytest.raises(ConfigError, match="changed while being read"):
+        run(tmp_path, tokenizer, texts(9))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+REJECTS: list[tuple[Any, str]] = [
+    (b"{", "not valid JSON"),
+    (b'{"text": "\xff"}', "not valid UTF-8"),
+    (b'{"text": "\\ud800"}', "not valid JSON"),
+    ([1], "not an object"),
+    ({"body": "x"}, "no column 'text'"),
+    ({"text": 3}, "'text' is not a text"),
+    ({"text": "  "}, "empty"),
+]
+BAD = "a message is not {role, content} with a text as content"
+CHAT_REJECTS: list[tuple[Any, str]] = [
+    ("hello", "'messages' is not a list of messages"),
+    ([], "empty"),
+    (["hello"], BAD),
+    ([{"role": "user", "content": None}], BAD),
+    ([{"role": "robot", "content": "x"}], "unknown role"),
+    ([{"role": "user", "content": "x"}], "no completion tokens"),
+]
+
+
+def test_every_kind_of_reject_is_kept_with_its_line(tmp_path: Path, tokenizer: str) -> None:
+    rows = [row for bad, _ in REJECTS for row in (bad, b"", {"text": "the run goes on"})]
+    prepared = run(tmp_path, tokenizer, rows, max_rejects=0.5)
+    lines = [json.loads(line) for line in (prepared.folder / "rejects.jsonl").read_text().splitlines()]
+    wanted = [(3 * i + 1, reason) for i, (_, reason) in enumerate(REJECTS)]
+    assert [(line["line"], line["reason"]) for line in lines] == wanted
+    assert {line["file"] for line in lines} == {str(tmp_path / "rows.jsonl")}
+    assert prepared.manifest.rows == 14 and prepared.manifest.documents == 7
+
+
+def test_rejects_of_chats(tmp_path: Path, tokenizer: str) -> None:
+    good = [{"role": "user", "content": "the run"}, {"role": "assistant", "content": "goes on"}]
+    rows = [{"messages": messages} for messages in [*(bad for bad, _ in CHAT_REJECTS), good, good]]
+    prepared = run(tmp_path, tokenizer, rows, kind="chat", max_rejects=0.9)
+    lines = [json.loads(line) for line in (prepared.folder / "rejects.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in lines] == [reason for _, reason in CHAT_REJECTS]
+    assert prepared.manifest.documents == 2
+
+
+def test_too_many_rejects_are_one_line_that_helps(tmp_path: Path, tokenizer: str) -> None:
+    rows = [*texts(7), {"text": ""}, b"{", {"text": ""}]
+    with pytest.raises(ConfigError) as error:
+        run(tmp_path, tokenizer, rows)
+    [folder] = (tmp_path / "cache").iterdir()
+    assert str(error.value) == (
+        "data.train: 3 of 10 rows cannot be used (empty: 2, not valid JSON: 1), more than data.max_rejects=0.01 "
+        f"allows; the first is {tmp_path}/rows.jsonl:8: mend the rows that {folder}/rejects.jsonl lists, or raise "
+        "data.max_rejects"
+    )
+    assert run(tmp_path, tokenizer, rows, max_rejects=0.3).folder == folder  # nothing is tokenized again
+
+
+@pytest.mark.parametrize("rows", [[], [b"{"], [{"text": "the"}]])
+def test_no_sequence_at_all_is_refused(tmp_path: Path, tokenizer: str, rows: list[Any]) -> None:
+    with pytest.raises(ConfigError, match="fill no sequence of data.seq_len=8"):
+        run(tmp_path, tokenizer, rows, max_rejects=1.0)
+
+
+def test_missing_files_are_refused(tmp_path: Path, tokenizer: str) -> None:
+    data = Data(train=["nowhere.jsonl"], seq_len=8)
+    with pytest.raises(ConfigError, match=r"^nowhere.jsonl: cannot be read: No such file"):
+        prepare(data, tokenizer, tmp_path, "train")
+    with pytest.raises(ConfigError, match=r"^data.evaluation: no file is given"):
+        prepare(data, tokenizer, tmp_path, "evaluation")
+
+
+@pytest.mark.parametrize("eos", [None, "<|missing|>"])
+def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path, tokenizer: str, eos: str | None) -> None:
+    Path(tokenizer, "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    with pytest.raises(ConfigError, match="documents need an end"):
+        run(tmp_path, tokenizer, texts(9))
+
+
+def test_cut_files_are_refused(tmp_path: Path) -> None:
+    prepared = prepare_texts(tmp_path)
+    with (prepared.folder / "documents.bin").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(ConfigError, match="documents.bin has 100 bytes, not"):
+        Prepared.open(prepared.folder)
+
+
+def test_chat_loss_counts_what_the_assistant_writes(tmp_path: Path, tokenizer: str) -> None:
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    contents = ["the run", "goes on", "until it", "is", "done"]
+    rows = [{"messages": [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]}]
+    prepared = run(tmp_path, tokenizer, rows, kind="chat")
+    assert decode(tokenizer, prepared.tokens[prepared.loss == 1]) == "until it<|end|>\ndone<|end|>\n"
+    assert decode(tokenizer, prepared.tokens).startswith("<|system|>\nthe run<|end|>\n<|user|>")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path, tokenizer: str) -> None:
+    template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    Path(tokenizer, "chat_template.jinja").write_text(template)
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    with pytest.raises(ConfigError, match="the chat template rewrites earlier turns: 1"):
+        run(tmp_path, tokenizer, rows, kind="chat")
+
+
+def test_no_file_is_writable_by_others(tmp_path: Path) -> None:
+    prepared = prepare_texts(tmp_path)
+    assert all(not entry.stat().st_mode & 0o022 for entry in [prepared.folder, *prepared.folder.iterdir()])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from slurm.environment import without_job
+from slurm.environment import CONF, without_job
 from slurm.errors import CommandFailed
 from slurm.walltime import Walltime
 
@@ -122,6 +122,8 @@ def rename(job_id: str, name: str) -> None:
 
 def cluster_name() -> str | None:
     """ClusterName of the Slurm that answers; None: none does."""
+    if CONF in os.environ and not Path(os.environ[CONF]).exists():
+        return None  # scontrol would wait a minute for the file
     try:
         text = run(["scontrol", "show", "config"], timeout=5)
     except CommandFailed:

@@ -2,8 +2,8 @@
 
     python -m trainer.audit RUN_DIR
 
-The training loop writes per step, to events.jsonl, the sum of the hashes of the sequences that reached the loss.
-Here the hash of every sequence is computed anew from the prepared data, and both are compared.
+The training loop writes to events.jsonl, per step, the sum of the hashes of the sequences that reached the
+loss. Here the hash of every sequence is computed anew from the prepared data, and both are compared.
 """
 
 from __future__ import annotations
@@ -102,19 +102,15 @@ def _read_events(path: Path, out: Audit) -> list[_Event]:
 def _lineage(events: list[_Event], out: Audit) -> list[_Event]:
     """The steps that count: an epoch ends where a later one resumed, also if it went on as a zombie."""
     resumes = [event for event in events if event.event == "resume"]
-    kept = []
-    cut: dict[int, list[int]] = {}
-    for event in events:
-        if event.event != "step":
-            continue
-        end = min((r.step for r in resumes if r.epoch > event.epoch), default=event.step)
-        if event.step <= end:
-            kept.append(event)
-        else:
-            cut.setdefault(event.epoch, []).append(event.step)
-    for epoch, steps in cut.items():
-        out.notes.append(f"attempt {epoch}: {_ranges(steps)} dropped: a later attempt resumed before")
-    return kept
+    steps = [event for event in events if event.event == "step"]
+    ends = {
+        epoch: min((resume.step for resume in resumes if resume.epoch > epoch), default=sys.maxsize)
+        for epoch in {event.epoch for event in steps}
+    }
+    for epoch, end in sorted(ends.items()):
+        if cut := [event.step for event in steps if event.epoch == epoch and event.step > end]:
+            out.notes.append(f"attempt {epoch}: {_ranges(cut)} dropped: a later attempt resumed before")
+    return [event for event in steps if event.step <= ends[event.epoch]]
 
 
 def _by_step(events: list[_Event], out: Audit) -> Hashes:
@@ -170,9 +166,7 @@ def _compare(recorded: Hashes, used: npt.NDArray[np.int64], hashes: Hashes, out:
     steps = len(recorded) // cycle * cycle
     passes = steps * batch_size // sequences
     if steps and recorded[:steps].sum() != hashes.sum() * np.array([passes]):
-        out.problems.append(
-            f"the first {steps} steps are {passes} whole passes, but do not sum up to the data"
-        )
+        out.problems.append(f"the first {steps} steps use the data {passes} times, but do not sum up to it")
 
 
 def _explain(
@@ -202,9 +196,10 @@ def _count_uses(used: npt.NDArray[np.int64], sequences: int, out: Audit) -> None
             "next pass); none skipped, none twice"
         )
     else:
-        partial = f", {rest:,} of them once in pass {passes + 1}" if rest else ""
+        whole = "1 whole pass" if passes == 1 else f"{passes} whole passes"
+        partial = f", and {rest:,} of them in pass {passes + 1}" if rest else ""
         out.summary = (
-            f"{done}: each of {sequences:,} sequences used once in each of {passes} whole passes{partial}; "
+            f"{done}: {whole} with each of {sequences:,} sequences once{partial}; "
             "none skipped, none twice in a pass"
         )
 

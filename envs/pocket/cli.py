@@ -8,7 +8,8 @@ from dataclasses import asdict
 
 from envs.pocket.cluster import Pocket, Status
 from envs.pocket.errors import PocketError
-from envs.pocket.life import down, find, own_folder, up
+from envs.pocket.home import down, roots
+from envs.pocket.life import find, up
 
 
 def main(argv: list[str]) -> int:
@@ -45,12 +46,15 @@ def _up(options: argparse.Namespace) -> int:
     pocket = up(options.name, options.nodes, options.gpus, say=print)
     took = time.monotonic() - began
     shape = f"{len(pocket.nodes)} nodes x {pocket.gpus} fake GPUs"
-    print(f"{pocket.name} is up: {shape}, in {took:.1f} s")
+    lines = [
+        f"{pocket.name} is up: {shape}, in {took:.1f} s",
+        "  partitions: batch (default); urgent preempts jobs in preempt (requeued) and cancel (cancelled)",
+        "  launch.py finds it by itself; for plain sbatch and squeue:",
+        f"    export SLURM_CONF={pocket.slurm_conf}",
+    ]
     if not pocket.layout.namespaces:
-        print("  no network namespaces here: all nodes share this machine's name and address")
-    print("  partitions: batch (default); urgent preempts jobs in preempt (requeued) and cancel (cancelled)")
-    print("  launch.py finds it by itself; for plain sbatch and squeue:")
-    print(f"    export SLURM_CONF={pocket.slurm_conf}")
+        lines.append("  no network namespaces here: all nodes share this machine's name and address")
+    print("\n".join(lines))
     return 0
 
 
@@ -77,6 +81,6 @@ def _text(pocket: Pocket, status: Status) -> str:
 
 def _down(options: argparse.Namespace) -> int:
     pocket = find(options.name)
-    down(pocket.folder if pocket else own_folder(options.name))
+    down(pocket.folder if pocket else roots()[0] / options.name)
     print(f"{options.name} is down" if pocket else f"{options.name} was not up")
     return 0

@@ -4,7 +4,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs.pocket import daemons, network, process
+from envs.pocket import daemons, home, network, process
 from envs.pocket.errors import PocketError
 from envs.pocket.layout import Layout
 
@@ -117,9 +117,7 @@ class Pocket:
         process.wait_until(ready, failure, timeout_s)
 
     def down(self) -> None:
-        from envs.pocket.life import down
-
-        down(self.folder)
+        home.down(self.folder)
 
     # Faults
 
@@ -147,10 +145,12 @@ class Pocket:
     def stop_controller(self, crash: bool = False) -> None:
         """Ends slurmctld; with `crash` by kill -9, which may lose what was submitted in the last seconds."""
         argv = daemons.slurmctld(self.layout)
-        for pid in [] if crash else _pids(argv):
+        if crash:
+            process.kill(lambda: _pids(argv))
+            return
+        for pid in _pids(argv):
             process.send(pid, signal.SIGTERM)
-            process.wait_until(lambda: not _pids(argv), lambda: "slurmctld does not end on SIGTERM", 20)
-        process.kill(lambda: _pids(argv))
+        process.wait_until(lambda: not _pids(argv), lambda: "slurmctld does not end on SIGTERM", 20)
 
     def start_controller(self) -> None:
         if not _pids(daemons.slurmctld(self.layout)):

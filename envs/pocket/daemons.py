@@ -15,18 +15,21 @@ NAMES = {"munged", "slurmctld", "slurmd"}
 def munged(layout: Layout) -> list[str]:
     folder = layout.folder / "munge"
     return [
-        *[process.program("munged"), f"--socket={layout.munge_socket}"],
-        *[f"--key-file={folder}/key", f"--pid-file={folder}/pid", f"--seed-file={folder}/seed"],
+        "munged",
+        f"--socket={layout.munge_socket}",
+        f"--key-file={folder}/key",
+        f"--pid-file={folder}/pid",
+        f"--seed-file={folder}/seed",
         f"--log-file={layout.log('munged')}",
     ]
 
 
 def slurmctld(layout: Layout) -> list[str]:
-    return [process.program("slurmctld"), "-f", str(layout.slurm_conf)]
+    return ["slurmctld", "-f", str(layout.slurm_conf)]
 
 
 def slurmd(layout: Layout, node: str) -> list[str]:
-    return [process.program("slurmd"), "-N", node, "-f", str(layout.slurm_conf)]
+    return ["slurmd", "-N", node, "-f", str(layout.slurm_conf)]
 
 
 def all_of(layout: Layout) -> dict[str, list[str]]:
@@ -47,7 +50,8 @@ def start(layout: Layout, name: str) -> None:
     wrapper = network.inside(layout, host) if layout.namespaces and name != "munged" else []
     # A bare environment: an outer job's SLURM_* would steer these daemons, and secrets do not belong in them.
     env = {"PATH": process.SBIN, "SLURM_CONF": str(layout.slurm_conf)}
-    argv = process.with_limits([*wrapper, *all_of(layout)[name]])
+    program, *options = all_of(layout)[name]
+    argv = process.with_limits([*wrapper, process.program(program), *options])
     process.run(argv, env=env, called=f"start of {name} in pocket {layout.name}")
 
 
@@ -83,17 +87,14 @@ def processes(folder: Path, namespaces: list[str]) -> Iterator[int]:
 
 
 def _started_by_slurmd(pid: int, folder: Path) -> bool:
-    """A slurmstepd or a rank. A user's shell may have SLURM_CONF as well, but not slurmd's SLURMD_NODENAME."""
+    """A slurmstepd or a rank. A user's shell may have SLURM_CONF too, but not slurmd's SLURMD_NODENAME."""
     try:
         words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        stepd = Path(f"/proc/{pid}/comm").read_text().strip() == "slurmstepd"
     except OSError:  # it ended, or is another user's
         return False
     ours = f"SLURM_CONF={folder}/slurm.conf".encode() in words
-    return ours and (_is_stepd(pid) or any(word.startswith(b"SLURMD_NODENAME=") for word in words))
-
-
-def _is_stepd(pid: int) -> bool:
-    return Path(f"/proc/{pid}/comm").read_text().strip() == "slurmstepd"
+    return ours and (stepd or any(word.startswith(b"SLURMD_NODENAME=") for word in words))
 
 
 def client_env(slurm_conf: Path, base: Mapping[str, str] = os.environ) -> dict[str, str]:

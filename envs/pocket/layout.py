@@ -20,6 +20,8 @@ CREDENTIAL_S = 5
 
 LOGIN = "login"
 """This machine, as the nodes call it."""
+SWITCH = "switch"
+"""What connects the login and the nodes."""
 
 MAX_NODES = 64
 MAX_GPUS = 64
@@ -38,7 +40,7 @@ class Layout:
     """Fake GPUs on each node."""
     folder: Path
     index: int
-    """Free number claimed at `up`: bridge, subnet and ports derive from it."""
+    """Free number claimed at `up`: cable, namespaces, subnet and ports derive from it."""
     namespaces: bool
     """Each node with its own network, name and address; else all slurmd share this machine's."""
     user: str
@@ -65,7 +67,8 @@ class Layout:
         return self.folder / "hosts"
 
     @property
-    def bridge(self) -> str:
+    def cable(self) -> str:
+        """This machine's end of its cable to the nodes."""
         return f"olp{self.index}"
 
     @property
@@ -94,12 +97,9 @@ class Layout:
     def port(self, node: str) -> int:
         return self.controller_port + (1 if self.namespaces else self.number(node))
 
-    def link(self, node: str) -> str:
-        """The node's cable: its end at the bridge."""
-        return f"{self.bridge}n{self.number(node)}"
-
-    def namespace(self, node: str) -> str:
-        return f"{self.bridge}-{node}"
+    def namespace(self, host: str) -> str:
+        """Network namespace of a node, or of the switch."""
+        return f"{self.cable}-{host}"
 
     def log(self, daemon: str) -> Path:
         """Log of "munged", "slurmctld" or a node's slurmd."""
@@ -138,7 +138,7 @@ def gres_conf(layout: Layout) -> str:
 
 
 def cgroup_conf() -> str:
-    """Nothing here uses cgroups, but slurmd loads a plugin at its start: v2 insists on systemd, v1 does not."""
+    """Nothing here uses cgroups, but slurmd loads a plugin at its start: v2 wants systemd, v1 does not."""
     return "CgroupPlugin=cgroup/v1\n"
 
 
@@ -167,7 +167,7 @@ def _cluster(layout: Layout) -> Iterator[str]:
     yield "MailProg=/bin/true"
     yield f"FirstJobId={layout.first_job}"
     if layout.namespaces:
-        # Listen on the bridge only, not to the outside: slurmctld takes the address of its own name for that.
+        # Listen to the nodes only, not to the outside: slurmctld takes the address of its own name for that.
         yield "CommunicationParameters=NoCtldInAddrAny"
     # No cgroups, no task binding: the nodes claim more CPUs than the machine has.
     yield "ProctrackType=proctrack/linuxproc"

@@ -1,6 +1,8 @@
-"""The nodes' network: a bridge with this machine on it as login, and a namespace with a virtual cable per node.
+"""The nodes' network: one namespace with a virtual cable for each node, and one for the switch between them.
 
-The bridge carries its pocket's folder as an alias, so that leftovers are known even when the folder is gone.
+The switch is a bridge in a namespace of its own: on this machine's side, packet filters such as Docker's
+would drop what the nodes send to each other. The cable of the login carries the folder as an alias, so that
+leftovers are known even when the folder is gone.
 """
 
 import json
@@ -11,7 +13,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from envs.pocket.errors import PocketError
-from envs.pocket.layout import INDEXES, LOGIN, Layout, first_port, subnet
+from envs.pocket.layout import INDEXES, LOGIN, SWITCH, Layout, first_port, subnet
 from envs.pocket.process import command_lines, run
 
 NAMESPACES = Path("/run/netns")
@@ -31,39 +33,35 @@ def allowed() -> bool:
 
 
 def claim_index(folder: Path, ports: int, namespaces: bool) -> int:
-    """The first free index. With namespaces, creating the bridge is the claim: it succeeds for one only."""
+    """The first free index. With namespaces, creating the switch is the claim: it succeeds for one only."""
     subnets = _subnets_in_use() if namespaces else []
     for index in INDEXES:
-        if any(subnet(index).overlaps(other) for other in subnets):
+        if any(used.subnet_of(subnet(index)) for used in subnets):
             continue
         if not _ports_free(first_port(index), ports):
             continue
-        if not namespaces or _create_bridge(f"olp{index}", folder):
+        if not namespaces or _create_switch(f"olp{index}", folder):
             return index
-    raise PocketError(
-        f"no free ports{' and subnet' if namespaces else ''} for one more pocket: `down` one of those running"
-    )
+    raise PocketError("no free ports and subnet for one more pocket: `down` one of those running")
 
 
 def connect(layout: Layout) -> None:
-    """Addresses and cables; the bridge stands already (see claim_index)."""
-    lines = [f"addr add {layout.controller_address}/24 dev {layout.bridge}", f"link set {layout.bridge} up"]
+    """Nodes, cables, addresses; the switch with the login's cable in it stands already (see claim_index)."""
+    _ip([f"netns add {layout.namespace(node)}" for node in layout.node_names])
+    bridge = ["link add bridge type bridge", "link set bridge up", f"link set {LOGIN} master bridge up"]
     for node in layout.node_names:
-        lines += [
-            f"netns add {layout.namespace(node)}",
-            f"link add {layout.link(node)} type veth peer name eth0 netns {layout.namespace(node)}",
-            f"link set {layout.link(node)} master {layout.bridge} up",
-        ]
-    _ip(lines)
+        bridge.append(f"link add {node} type veth peer name eth0 netns {layout.namespace(node)}")
+        bridge.append(f"link set {node} master bridge up")
+    _ip(bridge, inside=layout.namespace(SWITCH))
+    _ip([f"addr add {layout.controller_address}/24 dev {layout.cable}", f"link set {layout.cable} up"])
     for node in layout.node_names:
-        _ip(
-            ["link set lo up", f"addr add {layout.address(node)}/24 dev eth0", "link set eth0 up"],
-            inside=layout.namespace(node),
-        )
+        address = f"addr add {layout.address(node)}/24 dev eth0"
+        _ip([address, "link set eth0 up", "link set lo up"], inside=layout.namespace(node))
 
 
 def set_link(layout: Layout, node: str, up: bool) -> None:
-    run(["ip", "link", "set", layout.link(node), "up" if up else "down"])
+    """The switch's end: the node sees its cable pulled, and cannot mend it."""
+    _ip([f"link set {node} {'up' if up else 'down'}"], inside=layout.namespace(SWITCH))
 
 
 def inside(layout: Layout, host: str) -> list[str]:
@@ -94,30 +92,35 @@ def processes(namespace: str) -> Iterator[int]:
 
 
 def leftovers(folder: Path) -> tuple[list[str], list[str]]:
-    """Bridges and namespaces that belong to the pocket of this folder."""
-    bridges = [link.name for link in LINKS.glob("olp*") if _alias(link) == _mark(folder)]
-    namespaces = [path.name for bridge in bridges for path in NAMESPACES.glob(f"{bridge}-node*")]
-    return bridges, namespaces
+    """Cables and namespaces that belong to the pocket of this folder."""
+    cables = [link.name for link in LINKS.glob("olp*") if _alias(link) == _mark(folder)]
+    namespaces = [path.name for cable in cables for path in NAMESPACES.glob(f"{cable}-*")]
+    return cables, namespaces
 
 
-def remove(bridges: list[str], namespaces: list[str]) -> None:
-    """Cables before namespaces: one that a process still holds would keep its cable, and the name taken."""
-    cables = [cable.name for bridge in bridges for cable in (LINKS / bridge / "brif").iterdir()]
-    _ip([f"link del {link}" for link in [*cables, *bridges]] + [f"netns del {name}" for name in namespaces])
+def remove(cables: list[str], namespaces: list[str]) -> None:
+    """Nodes first: a `down` that is cut short leaves the cable, by which the next one knows the rest."""
+    switches = [name for name in namespaces if name.endswith(SWITCH)]
+    nodes = [name for name in namespaces if name not in switches]
+    _ip([f"netns del {name}" for name in nodes])
+    _ip([f"link del {name}" for name in cables])
+    _ip([f"netns del {name}" for name in switches])
 
 
 def _ip(lines: list[str], inside: str | None = None) -> None:
     run(["ip", *(["-n", inside] if inside else []), "-batch", "-"], stdin="\n".join(lines) + "\n")
 
 
-def _create_bridge(name: str, folder: Path) -> bool:
+def _create_switch(cable: str, folder: Path) -> bool:
+    switch = f"{cable}-{SWITCH}"
     try:
-        run(["ip", "link", "add", name, "type", "bridge"])
+        run(["ip", "netns", "add", switch])
     except PocketError as error:
         if "File exists" in str(error):
             return False
         raise
-    (LINKS / name / "ifalias").write_text(_mark(folder))
+    _ip([f"link add {cable} type veth peer name {LOGIN} netns {switch}"])
+    (LINKS / cable / "ifalias").write_text(_mark(folder))
     return True
 
 

@@ -1,4 +1,4 @@
-"""Commands with a timeout and a checked result; daemons are found in the process table: a pid file may lie."""
+"""Commands with a timeout and a checked result, and the process table (a pid file may lie)."""
 
 import os
 import resource
@@ -14,7 +14,6 @@ from envs.pocket.errors import PocketError
 
 SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Debian keeps slurmd, munged and ip where an ordinary user's PATH does not look."""
-
 
 Check = Callable[[], bool]
 
@@ -68,9 +67,11 @@ def command_lines() -> dict[int, list[str]]:
 
 
 def find(argv: Sequence[str], table: Mapping[int, list[str]] | None = None) -> int | None:
-    """Pid of the process with this command line."""
+    """Pid of the process with this command line, wherever its program lies: PATH differs between callers."""
     lines = command_lines() if table is None else table
-    return next((pid for pid, line in lines.items() if line == list(argv)), None)
+    name, *options = argv
+    same = (pid for pid, line in lines.items() if line[1:] == options and Path(line[0]).name == name)
+    return next(same, None)
 
 
 def with_limits(argv: Sequence[str]) -> list[str]:

@@ -120,6 +120,22 @@ def test_impossible_shapes(shape: dict[str, str | int], words: str) -> None:
     assert str(caught.value) == words
 
 
+def test_path_too_long_for_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OUTLAST_POCKET_DIR", str(tmp_path / ("deep" * 20)))
+    with pytest.raises(PocketError, match="too long a path for sockets: set OUTLAST_POCKET_DIR"):
+        up()
+
+
+def test_daemon_is_found_wherever_its_program_lies() -> None:
+    table = {
+        1: ["/usr/sbin/slurmd", "-N", "node1"],
+        2: ["/sbin/slurmd", "-N", "node2"],
+        3: ["vi", "-N", "node2"],
+    }
+    assert process.find(["slurmd", "-N", "node2"], table) == 2
+    assert process.find(["slurmd", "-N", "node3"], table) is None
+
+
 def test_failed_command_tells_its_words() -> None:
     with pytest.raises(PocketError, match="failed with code 3: oh no$"):
         process.run([sys.executable, "-c", "import sys; print('oh no', file=sys.stderr); sys.exit(3)"])

@@ -30,7 +30,7 @@ def test_up_again_is_the_same(pocket: Pocket) -> None:
 
 def test_jobs_keep_the_shape(pocket: Pocket, scratch: Path) -> None:
     job = submit(pocket, scratch, "exec sleep 100")
-    with pytest.raises(PocketError, match=f"runs as 2 nodes x 8 GPUs and has 1 jobs \\({job.id}\\)"):
+    with pytest.raises(PocketError, match=f"2 nodes x 8 GPUs.* cannot start afresh .* 1 jobs .{job.id}"):
         up(NAME, nodes=1, gpus=8)
     assert job.facts()["JobState"] in ("PENDING", "RUNNING")
 
@@ -38,7 +38,7 @@ def test_jobs_keep_the_shape(pocket: Pocket, scratch: Path) -> None:
 def test_idle_pocket_changes_its_shape(pocket: Pocket) -> None:
     said: list[str] = []
     assert up(NAME, nodes=1, gpus=2, say=said.append).nodes == ["node1"]
-    assert said == [f"pocket {NAME}: 2 nodes x 8 GPUs makes way for 1 nodes x 2 GPUs"]
+    assert said == [f"pocket {NAME} starts afresh with 1 nodes x 2 GPUs (was: 2 nodes x 8 GPUs)"]
 
 
 def test_leftovers_make_way(pocket: Pocket, scratch: Path) -> None:
@@ -73,10 +73,10 @@ def test_two_pockets_side_by_side(pocket: Pocket) -> None:
 @needs_namespaces
 def test_down_leaves_nothing(pocket: Pocket) -> None:
     second = up(f"{NAME}-second", nodes=2, gpus=1)
-    bridge = network.LINKS / second.layout.bridge
+    cable = network.LINKS / second.layout.cable
     second.down()
-    assert not bridge.exists()
-    assert not list(network.NAMESPACES.glob(f"{second.layout.bridge}-*"))
+    assert not cable.exists()
+    assert not list(network.NAMESPACES.glob(f"{second.layout.cable}-*"))
     assert not list(daemons.processes(second.folder, []))
 
 

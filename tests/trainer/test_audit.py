@@ -72,8 +72,8 @@ def test_whole_passes_sum_up_to_the_data(tmp_path: Path, prepared: Prepared) -> 
     verdict = audit(write(tmp_path, attempt(prepared, 1, 1, n + 1)))
     assert verdict.ok
     assert verdict.summary == (
-        f"{n + 1} steps, {(n + 1) * BATCH} samples: each of {n} sequences used once in each of {BATCH} whole passes, "
-        f"{BATCH} of them once in pass {BATCH + 1}; none skipped, none twice in a pass"
+        f"{n + 1} steps, {(n + 1) * BATCH} samples: {BATCH} whole passes with each of {n} sequences once, "
+        f"and {BATCH} of them in pass {BATCH + 1}; none skipped, none twice in a pass"
     )
 
 
@@ -133,7 +133,7 @@ def test_a_wrong_order_is_seen_even_where_the_sampler_agrees(
     monkeypatch.setattr("trainer.audit.stream", lambda first, count, *_: np.resize(broken, count))
     last = prepared.sequences
     found = problems(tmp_path, attempt(prepared, 1, 1, last))
-    assert any("whole passes, but do not sum up to the data" in problem for problem in found)
+    assert any("times, but do not sum up to it" in problem for problem in found)
     assert any("sequences were used 0 to" in problem for problem in found)
 
 

@@ -43,7 +43,7 @@ def test_an_index_outside_is_refused() -> None:
 
 @pytest.mark.parametrize("n", [4096, 5000, 100_003])
 def test_the_order_is_well_mixed(n: int) -> None:
-    """Where each eighth of the input lands among 8 bins: chi-square with 49 degrees of freedom (mean 49, sd 10)."""
+    """Where each eighth of the input lands, in 8 bins: chi-square, 49 degrees of freedom (mean 49, sd 10)."""
     values = []
     for seed in range(8):
         out = permutation(np.arange(n), n, seed, 0, 0)

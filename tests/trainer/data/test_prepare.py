@@ -167,9 +167,9 @@ def test_too_many_rejects_are_one_line_that_helps(tmp_path: Path, tokenizer: str
         run(tmp_path, tokenizer, rows)
     [folder] = (tmp_path / "cache").iterdir()
     assert str(error.value) == (
-        "data.train: 3 of 10 rows cannot be used (empty: 2, not valid JSON: 1), more than data.max_rejects=0.01 "
-        f"allows; the first is {tmp_path}/rows.jsonl:8: mend the rows that {folder}/rejects.jsonl lists, or raise "
-        "data.max_rejects"
+        "data.train: 3 of 10 rows cannot be used (empty: 2, not valid JSON: 1), more than "
+        f"data.max_rejects=0.01 allows; the first is {tmp_path}/rows.jsonl:8: mend the rows that "
+        f"{folder}/rejects.jsonl lists, or raise data.max_rejects"
     )
     assert run(tmp_path, tokenizer, rows, max_rejects=0.3).folder == folder  # nothing is tokenized again
 

@@ -1,0 +1,34 @@
+# Two commands do all on a bare Debian machine with Python: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test check bench docs clean
+
+setup: $(VENV)/.ready  ## environment, Slurm packages (root on Debian), data of the demo
+	@$(BIN)/python -m recipes.demo_data
+
+$(VENV)/.ready: pyproject.toml constraints.txt envs/setup.sh
+	PYTHON=$(PYTHON) sh envs/setup.sh $(VENV)
+	@touch $@
+
+demo: setup  ## the main job on a real Slurm, cut and preempted, until it is done
+	@$(BIN)/python -m envs.demo
+
+test: setup  ## the whole suite
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup  ## measurements against peers
+	$(BIN)/python -m benchmarks
+
+docs: setup  ## check the links of the documents
+	$(BIN)/python -m pytest tests/test_documents.py
+
+clean:  ## what make has made; runs stay
+	-$(BIN)/python -m envs.pocket down
+	rm -rf $(VENV) recipes/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Everything that the project needs on a machine with Python: a virtual environment, and as root on Debian a Slurm.
+# With CI=true nothing may be left out.
+set -eu
+venv=$1
+
+leave_out() {
+    echo "set-up: left out: $1"
+    if [ "${CI:-}" = true ]; then exit 1; fi
+}
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "set-up: $PYTHON is older than Python 3.11: make PYTHON=/path/to/python3.11" >&2
+    exit 1
+}
+
+if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null || ! command -v ip >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        # Its start scripts would look for a system Slurm and munge: the pocket cluster starts its own daemons.
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            slurmctld slurmd slurm-client munge iproute2 >/dev/null
+    else
+        leave_out "the pocket cluster (Slurm's packages need root on Debian); the demo runs in local mode"
+    fi
+fi
+
+[ -x "$venv/bin/python" ] || "$PYTHON" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check install -q -c constraints.txt "$@"; }
+# torch alone and first: another package's open range would take the newest CUDA build, gigabytes of it.
+pip torch
+pip -e '.[test,dev]'
+# Built here from its source, without its CUDA operators. Only its own engine needs it.
+pip setuptools wheel ninja packaging
+DS_BUILD_OPS=0 DS_ACCELERATOR=cpu pip --no-build-isolation deepspeed || leave_out "deepspeed (its build failed); other engines work"
+echo "set-up: done"

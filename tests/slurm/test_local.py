@@ -1,0 +1,156 @@
+"""The supervisor and the shims with real processes and real signals, without a scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from settings import dump_yaml, to_plain
+from slurm.config import JobConfig
+from slurm.rundir import RunDir
+from slurm.walltime import Walltime
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run's folder")
+
+
+@pytest.fixture
+def start(run: RunDir) -> Iterator[Start]:
+    """Start a supervisor over ranks that run a piece of Python; it and its ranks are gone at the end."""
+    started = []
+
+    def go(program: str, **job: object) -> subprocess.Popen[str]:
+        run.path.mkdir(exist_ok=True)
+        (run.path / "program.py").write_text(textwrap.dedent(program))
+        command = [sys.executable, "-S", str(run.path / "program.py")]
+        defaults = {"name": "x", "cluster": "local", "launcher": "srun", "poll_seconds": 0.2, "command": command}
+        settings = JobConfig(**{**defaults, **job})  # type: ignore[arg-type]
+        (run.path / "job.yaml").write_text(dump_yaml(to_plain(settings)))
+        argv = [sys.executable, "-P", "-m", "slurm.supervisor", str(run.path)]
+        process = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield go
+    for process in started:
+        if process.poll() is None:
+            process.kill()  # its shims see that their parent is gone, and take their ranks along
+        process.communicate()
+
+
+def causes(run: RunDir) -> list[str]:
+    return [record["cause"] for record in run.attempts()]
+
+
+def test_a_command_that_ends_is_done(run: RunDir, start: Start) -> None:
+    assert start("print('hello')").wait(30) == 0
+    assert run.done and causes(run) == ["done"]
+    assert (run.attempt_dir(1) / "rank-0000.log").read_text() == "hello\n"
+    assert json.loads((run.attempt_dir(1) / "rank-0000.exit").read_text())["code"] == 0
+    assert (run.attempt_dir(1) / "hostfile").read_text() == f"{os.uname().nodename} slots=1\n"
+
+
+def test_a_run_that_is_over_starts_nothing(run: RunDir, start: Start) -> None:
+    run.path.mkdir()
+    run.cancel("stop", "by hand")
+    assert start("print('hello')").wait(30) == 0
+    assert run.newest_epoch() == 0
+
+
+def test_three_crashes_without_progress_end_the_run(run: RunDir, start: Start) -> None:
+    assert start("import sys; sys.exit('bad')").wait(30) == 93
+    assert causes(run) == ["crash"] * 3
+    assert run.cancelled is not None and run.cancelled["cause"] == "no progress"
+    assert "rank 0: exit 1; see logs/attempt-0003/rank-0000.log" in run.attempts()[-1]["reason"]
+
+
+def test_a_configuration_error_is_never_tried_again(run: RunDir, start: Start) -> None:
+    assert start("import sys; sys.exit(78)").wait(30) == 78
+    assert causes(run) == ["config"]
+
+
+def test_ranks_that_ask_to_go_on_go_on(run: RunDir, start: Start) -> None:
+    program = """
+    import os, sys
+    print(os.environ["OUTLAST_ATTEMPT"])
+    sys.exit(0 if os.environ["OUTLAST_ATTEMPT"] == "4" else 75)
+    """
+    assert start(program).wait(30) == 0
+    assert causes(run) == ["signal", "signal", "signal", "done"]
+
+
+def test_the_users_limit_of_attempts(run: RunDir, start: Start) -> None:
+    assert start("import sys; sys.exit(75)", max_attempts=2).wait(30) == 77
+    assert run.cancelled is not None and "max-attempts=2" in run.cancelled["reason"]
+
+
+READY = """
+import os, signal, sys, time
+open("{run}/ready-" + os.environ["OUTLAST_ATTEMPT"], "w").close()
+"""
+
+
+def test_the_stop_file_reaches_a_command_as_TERM(run: RunDir, start: Start) -> None:
+    process = start(READY.format(run=run.path) + "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); time.sleep(60)")
+    wait_until(lambda: (run.path / "ready-1").exists())
+    run.stop_file.write_text("enough\n")
+    assert process.wait(30) == 77
+    assert causes(run) == ["stop"] and not run.done and not run.stop_file.exists()
+
+
+def test_ctrl_c_is_the_users_stop(run: RunDir, start: Start) -> None:
+    process = start(READY.format(run=run.path) + "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); time.sleep(60)")
+    wait_until(lambda: (run.path / "ready-1").exists())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 77
+    assert causes(run) == ["stop"]
+
+
+def test_a_time_limit_without_a_scheduler(run: RunDir, start: Start) -> None:
+    program = READY.format(run=run.path) + textwrap.dedent("""
+        if os.environ["OUTLAST_ATTEMPT"] == "1":
+            signal.signal(signal.SIGTERM, lambda *a: sys.exit(0))
+            time.sleep(60)
+    """)
+    assert start(program, walltime=Walltime(seconds=4), lead_seconds=3).wait(30) == 0
+    assert causes(run) == ["timeout", "done"]
+
+
+def test_kill_9_of_a_rank_is_seen_and_the_run_goes_on(run: RunDir, start: Start) -> None:
+    program = READY.format(run=run.path) + textwrap.dedent("""
+        if os.environ["OUTLAST_ATTEMPT"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert start(program).wait(30) == 0
+    assert causes(run) == ["crash", "done"]
+    assert run.attempts()[0]["reason"].startswith("rank 0: signal 9")
+
+
+def test_a_killed_supervisor_takes_its_ranks_along(run: RunDir, start: Start) -> None:
+    process = start(f"import os, time\nopen({str(run.path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    wait_until(lambda: (run.path / "pid").exists() and (run.path / "pid").read_text())
+    pid = int((run.path / "pid").read_text())
+    process.kill()
+    wait_until(lambda: gone(pid))
+
+
+def gone(pid: int) -> bool:
+    """Ended, also when nobody has reaped it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True

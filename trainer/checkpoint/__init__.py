@@ -1,0 +1,32 @@
+"""One folder that every engine reads at every world size, and that is never half there.
+
+    step-00001200-e0007/
+        rank-0000.safetensors ...   flat fp32 ranges of every parameter and its moments, and the rank's RNG
+        MANIFEST.json               written last: sizes and block hashes of every file, and what lies where
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from trainer.claims import Point
+
+_NAME = re.compile(r"step-(\d{8})-e(\d{4,})")
+
+MANIFEST = "MANIFEST.json"
+
+
+class CheckpointBroken(Exception):
+    """A checkpoint that does not verify; the message says what, in which file."""
+
+
+def folder_name(point: Point) -> str:
+    return f"step-{point.step:08d}-e{point.epoch:04d}"
+
+
+def committed(checkpoints: Path) -> list[Point]:
+    """Checkpoints whose folder carries its final name and a manifest, newest first."""
+    names = [path.name for path in checkpoints.glob("step-*") if (path / MANIFEST).exists()]
+    points = [Point(int(match[1]), int(match[2])) for match in map(_NAME.fullmatch, names) if match]
+    return sorted(points, reverse=True)

@@ -1,0 +1,17 @@
+"""Which checkpoints belong to the run's one line of history. Pure: no clocks, no `latest` file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from trainer.claims import Point
+
+
+def in_lineage(points: Iterable[Point], resumed: Mapping[int, Point]) -> list[Point]:
+    """The points that no later epoch has left behind, newest first.
+
+    An epoch that resumed at step s starts a new line there: whatever an earlier epoch saved beyond s, also as a zombie
+    that did not know yet, is on a branch that was given up.
+    """
+    kept = [p for p in points if all(p.step <= at.step for epoch, at in resumed.items() if epoch > p.epoch)]
+    return sorted(kept, reverse=True)

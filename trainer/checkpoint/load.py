@@ -1,0 +1,145 @@
+"""Loading: the newest checkpoint that verifies, resharded by the intersection of intervals."""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from settings import ConfigError
+from trainer import claims
+from trainer.checkpoint import CheckpointBroken, committed, folder_name
+from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, read_manifest
+from trainer.checkpoint.lineage import in_lineage
+from trainer.claims import Point
+from trainer.engines import Shard
+from trainer.runtime import Runtime
+
+
+class Reader:
+    """A checkpoint whose manifest verified; what is read of its files is checked on the way."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest: Manifest = read_manifest(folder)
+        self._stack = ExitStack()
+        self._files = [VerifiedFile(folder, file, self.manifest.block) for file in self.manifest.files]
+        for file in self._files:
+            self._stack.callback(file.close)
+        self._pieces: dict[str, list[tuple[VerifiedFile, Piece]]] = defaultdict(list)
+        for file in self._files:
+            for piece in file.record.pieces:
+                self._pieces[piece.tensor].append((file, piece))
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, name: str, kind: str, start: int, stop: int) -> Array:
+        """Elements [start, stop) of a flattened parameter, fp32. Raises CheckpointBroken."""
+        out = np.empty(stop - start, np.float32)
+        covered = 0
+        for file, piece in self._pieces.get(name, ()):
+            low, high = max(start, piece.start), min(stop, piece.stop)
+            if low < high:
+                first = piece.offsets[kind] + 4 * (low - piece.start)
+                file.read(first, memoryview(out[low - start : high - start]).cast("B"))
+                covered += high - low
+        if covered != stop - start:
+            raise CheckpointBroken(f"{kind} of {name}: {covered:,} of elements {start:,} to {stop:,} are there")
+        return out
+
+    def arrays(self, rank: int) -> dict[str, Array]:
+        """What rank `rank` kept besides parameters: its RNG."""
+        file = next(f for f in self._files if f.record.name == f"rank-{rank:04d}.safetensors")
+        found = {}
+        for name, (dtype, first, size) in file.record.arrays.items():
+            found[name] = np.empty(size, dtype)
+            file.read(first, memoryview(found[name]).cast("B"))
+        return found
+
+    def fill(self, shards: Iterable[Shard]) -> None:
+        """Copy what these shards hold out of the checkpoint. Raises CheckpointBroken."""
+        for shard in shards:
+            saved = self.manifest.parameters.get(shard.name)
+            if saved is None or tuple(saved.shape) != shard.shape:
+                raise CheckpointBroken(f"{shard.name} has shape {list(shard.shape)}, saved: {saved and saved.shape}")
+            for kind, tensor in shard.tensors.items():
+                _copy(tensor, self.read(shard.name, kind, shard.start, shard.stop))
+            shard.step.fill_(saved.step)
+
+
+def _copy(tensor: Tensor, values: Array) -> None:
+    with torch.no_grad():
+        tensor.copy_(torch.from_numpy(values))
+
+
+@dataclass(frozen=True)
+class Resumed:
+    point: Point
+    manifest: Manifest
+    rng: dict[str, Array] | None
+    """This rank's saved generators; None: the world size changed."""
+    passed_over: list[str]
+    """Newer checkpoints that did not verify, and why."""
+
+
+def load_newest(runtime: Runtime, shards: Callable[[], Iterator[Shard]], check: Callable[[Manifest], None]) -> Resumed | None:
+    """Collective. Fill the shards from the newest checkpoint of the run's line that verifies; None: there is none yet.
+
+    One that any rank finds broken is renamed to `.bad-...` and passed over. Raises ConfigError when checkpoints exist
+    and none verifies, and what `check` (of the manifest, on every rank) raises.
+    """
+    folder = runtime.run_dir / "checkpoints"
+    candidates = in_lineage(committed(folder), claims.resume_points(runtime.run_dir))
+    passed_over: list[str] = []
+    for point in runtime.from_leader(candidates):
+        path = folder / folder_name(point)
+        try:
+            resumed = _load(runtime, path, point, shards, check, passed_over)
+        except CheckpointBroken as error:
+            resumed, problem = None, str(error)
+        else:
+            problem = None
+        problems = [p for p in runtime.gather(problem) if p]
+        if not problems:
+            return resumed
+        passed_over.append(f"{path.name}: {problems[0]}")
+        if runtime.leads:
+            path.rename(folder / f".bad-{path.name}-{secrets.token_hex(4)}")
+        runtime.barrier()
+    if passed_over or runtime.from_leader(_any_left(folder, candidates)):
+        raise ConfigError(
+            f"{folder}: checkpoints exist and none can be used ({'; '.join(passed_over) or 'all were found broken before'}): "
+            f"this run does not start again at step 0 by itself; restore one, or start a new run"
+        )
+    return None
+
+
+def _any_left(folder: Path, candidates: list[Point]) -> bool:
+    """Checkpoints existed, though none is a candidate any more."""
+    return not candidates and any(folder.glob(".bad-*"))
+
+
+def _load(
+    runtime: Runtime,
+    path: Path,
+    point: Point,
+    shards: Callable[[], Iterator[Shard]],
+    check: Callable[[Manifest], None],
+    passed_over: list[str],
+) -> Resumed:
+    with Reader(path) as reader:
+        check(reader.manifest)
+        reader.fill(shards())
+        same_world = reader.manifest.world_size == runtime.world_size
+        rng = reader.arrays(runtime.rank) if same_world else None
+        return Resumed(point, reader.manifest, rng, passed_over)

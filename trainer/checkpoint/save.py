@@ -1,0 +1,135 @@
+"""Saving: every rank writes its own file; one rank commits when all have reported success."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import claims
+from trainer.checkpoint import committed, folder_name
+from trainer.checkpoint.format import BLOCK, VERSION, File, Manifest, Parameter, write_file, write_manifest
+from trainer.checkpoint.rng import rng_state
+from trainer.claims import Point
+from trainer.engines import Engine, Shard
+from trainer.files import fsync_folder
+from trainer.runtime import Runtime
+
+
+class Fenced(Exception):
+    """A later attempt has claimed the run: nothing was committed, and this attempt must leave."""
+
+
+class SaveFailed(Exception):
+    """No checkpoint came to be; the message names the rank and the error. The last one stands."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint says besides its tensors."""
+
+    engine: str
+    config: dict[str, Any]
+    data: str
+    state: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Saved:
+    point: Point
+    seconds: float
+    size: int
+    """Bytes of all ranks."""
+
+
+class Saver:
+    def __init__(self, runtime: Runtime, engine: Engine, keep: int) -> None:
+        self._runtime, self._engine, self._keep = runtime, engine, keep
+        self.folder = runtime.run_dir / "checkpoints"
+
+    def save(self, step: int, content: Content) -> Saved:
+        """Collective. Raises SaveFailed or Fenced, on every rank alike."""
+        began = time.monotonic()
+        point = Point(step, self._runtime.epoch)
+        nonce = self._runtime.from_leader(secrets.token_hex(4))
+        temporary = self.folder / f".tmp-{folder_name(point)[5:]}-{nonce}"
+        self._together(lambda: temporary.mkdir(parents=True) if self._runtime.leads else None, temporary)
+        shards = list(self._engine.shards())
+        files = self._together(lambda: self._write(temporary, shards), temporary)
+        parameters = {s.name: Parameter(list(s.shape), int(s.step.item())) for s in shards}
+        self._together(lambda: self._commit(temporary, point, content, files, parameters), temporary)
+        return Saved(point, time.monotonic() - began, sum(file.size for file in files))
+
+    def _together(self, work: Callable[[], Any], temporary: Path) -> list[Any]:
+        """Do `work` on every rank and hear how it went on all of them: an error of one is everybody's."""
+        value, error = None, None
+        try:
+            value = work()
+        except Fenced as fenced:
+            error = fenced
+        except OSError as failure:
+            error = SaveFailed(f"rank {self._runtime.rank}: {failure}")
+        results = self._runtime.gather((value, error))
+        first = next((error for _, error in results if error is not None), None)
+        if first is not None:
+            if self._runtime.leads:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise first
+        return [value for value, _ in results]
+
+    def _write(self, temporary: Path, shards: list[Shard]) -> File:
+        index, count = self._engine.replicas
+        ranges = []
+        for shard in shards:
+            start, stop = shard.part(index, count)
+            if start < stop:
+                inside = slice(start - shard.start, stop - shard.start)
+                kinds = {kind: tensor[inside].cpu().numpy() for kind, tensor in shard.tensors.items()}
+                ranges.append((shard.name, start, stop, kinds))
+        return write_file(temporary / f"rank-{self._runtime.rank:04d}.safetensors", ranges, rng_state())
+
+    def _commit(
+        self, temporary: Path, point: Point, content: Content, files: list[File], parameters: dict[str, Parameter]
+    ) -> None:
+        """By rank 0 alone: the manifest last, then one rename."""
+        if not self._runtime.leads:
+            return
+        if claims.fenced(self._runtime.run_dir, self._runtime.epoch):
+            raise Fenced(f"attempt {self._runtime.epoch} is fenced: a later attempt owns the run")
+        manifest = Manifest(
+            version=VERSION,
+            step=point.step,
+            epoch=point.epoch,
+            world_size=self._runtime.world_size,
+            engine=content.engine,
+            config=content.config,
+            data=content.data,
+            state=content.state,
+            block=BLOCK,
+            parameters=parameters,
+            files=files,
+        )
+        write_manifest(temporary, manifest)
+        temporary.rename(self.folder / folder_name(point))
+        fsync_folder(self.folder)
+
+    def clean_up(self) -> None:
+        """By rank 0 after a commit: what is not kept any more goes, by a rename first, so that a kill in the middle of
+        a deletion leaves nothing that looks like a checkpoint."""
+        if self._runtime.leads:
+            for point in committed(self.folder)[self._keep :]:
+                trash = self.folder / f".trash-{folder_name(point)}-{secrets.token_hex(4)}"
+                (self.folder / folder_name(point)).rename(trash)
+            remove_leftovers(self.folder, self._runtime.epoch)
+
+
+def remove_leftovers(folder: Path, epoch: int) -> None:
+    """Deletes trash, and what earlier epochs began to write and did not commit."""
+    for path in [*folder.glob(".trash-*"), *folder.glob(".tmp-*")]:
+        ours = path.name.startswith(".tmp-") and f"-e{epoch:04d}-" in path.name
+        if not ours:
+            shutil.rmtree(path, ignore_errors=True)

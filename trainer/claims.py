@@ -1,0 +1,72 @@
+"""Who owns the run: `claims/0007.json`, one for every start of the ranks. Its number is the epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trainer.files import write_atomic
+
+_NAME = re.compile(r"(\d{4,})\.json")
+
+
+class Point(NamedTuple):
+    """A committed state: the steps that were done, and the epoch that saved them. Nothing saved: (0, 0)."""
+
+    step: int
+    epoch: int
+
+
+def epochs(run_dir: Path) -> list[int]:
+    """Claims so far, oldest first."""
+    folder = run_dir / "claims"
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+
+
+def claim(run_dir: Path) -> int:
+    """The next epoch, ours alone (O_EXCL): where no supervisor is that claims for us."""
+    (run_dir / "claims").mkdir(exist_ok=True)
+    while True:
+        epoch = max(epochs(run_dir), default=0) + 1
+        try:
+            fd = os.open(_path(run_dir, epoch), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            continue
+        record = {"epoch": epoch, "job_id": None, "restart_count": 0, "time": time.time()}
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump({**record, "host": os.uname().nodename, "nonce": secrets.token_hex(8)}, file)
+        return epoch
+
+
+def fenced(run_dir: Path, epoch: int) -> bool:
+    """A later attempt has claimed the run: this one must not commit any more."""
+    return max(epochs(run_dir), default=0) > epoch
+
+
+def note_resume(run_dir: Path, epoch: int, point: Point) -> None:
+    """Add to our claim where we resumed; whatever an earlier epoch commits beyond that point does not count."""
+    record = {**_read(run_dir, epoch), "epoch": epoch, "resume_from": point._asdict()}
+    write_atomic(_path(run_dir, epoch), json.dumps(record))
+
+
+def resume_points(run_dir: Path) -> dict[int, Point]:
+    """Where each epoch resumed, as far as it came to say so."""
+    found = {epoch: _read(run_dir, epoch).get("resume_from") for epoch in epochs(run_dir)}
+    return {epoch: Point(**point) for epoch, point in found.items() if point}
+
+
+def _path(run_dir: Path, epoch: int) -> Path:
+    return run_dir / "claims" / f"{epoch:04d}.json"
+
+
+def _read(run_dir: Path, epoch: int) -> dict[str, Any]:
+    try:
+        return dict(json.loads(_path(run_dir, epoch).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):  # its writer died before the content was written
+        return {}

@@ -1,0 +1,51 @@
+"""Every rank holds everything; gradients are summed over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.config import TrainConfig
+from trainer.data.batches import MicroBatch
+from trainer.engines import Shard
+from trainer.engines.optimizer import Optimizer
+from trainer.model import loss_sum
+from trainer.runtime import Runtime
+
+
+class DdpEngine:
+    def __init__(self, config: TrainConfig, model: torch.nn.Module, runtime: Runtime) -> None:
+        self.replicas = (runtime.rank, runtime.world_size)
+        self._runtime = runtime
+        self._bf16 = config.train.precision == "bf16"
+        self.optimizer = Optimizer(model, config.optim)
+        self.module = model
+        if runtime.world_size > 1:
+            # find_unused_parameters keeps the gradient buckets as they are. Without it they are rebuilt after the
+            # first step, a resumed process has other buckets in its first step than one that went on, and at three
+            # ranks and more the sums differ in their last bits.
+            self.module = DistributedDataParallel(model, find_unused_parameters=True)
+
+    def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
+        module = self.module
+        local = module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
+        with local:
+            with torch.autocast(self._runtime.device.type, torch.bfloat16, enabled=self._bf16):
+                loss = loss_sum(module, batch)
+            # The ranks' gradients are averaged: times their number makes it the sum.
+            (loss * (self._runtime.world_size / valid_tokens)).backward()
+        return loss.detach()
+
+    def step(self, lr: float) -> Tensor:
+        return self.optimizer.step(lr)
+
+    def shards(self) -> Iterator[Shard]:
+        for name, parameter in self.optimizer.named.items():
+            state = self.optimizer.state(name)
+            tensors = {"weights": parameter.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+            flat = {kind: tensor.view(-1) for kind, tensor in tensors.items()}
+            yield Shard(name, tuple(parameter.shape), 0, parameter.numel(), flat, state["step"])

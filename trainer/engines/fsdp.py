@@ -1,0 +1,64 @@
+"""Weights, gradients and moments sharded over all ranks by torch's fully_shard, one layer a unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from trainer.config import Fsdp, TrainConfig
+from trainer.data.batches import MicroBatch
+from trainer.engines import Shard
+from trainer.engines.optimizer import Optimizer
+from trainer.model import loss_sum
+from trainer.runtime import Runtime
+
+
+class FsdpEngine:
+    replicas = (0, 1)
+
+    def __init__(self, config: TrainConfig, engine: Fsdp, model: torch.nn.Module, runtime: Runtime) -> None:
+        self._runtime = runtime
+        mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
+        bf16 = config.train.precision == "bf16"
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+        layers = set(getattr(model, "_no_split_modules", None) or ())
+        for module in list(model.modules()):
+            if type(module).__name__ in layers:
+                fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=engine.reshard)
+        # The root takes what is left, also both ends of a tied embedding, which must lie in one unit.
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        self.module = model
+        self.optimizer = Optimizer(model, config.optim)
+
+    def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
+        cast(FSDPModule, self.module).set_requires_gradient_sync(last)
+        loss = loss_sum(self.module, batch)
+        # The ranks' gradients are averaged: times their number makes it the sum.
+        (loss * (self._runtime.world_size / valid_tokens)).backward()
+        return loss.detach()
+
+    def step(self, lr: float) -> Tensor:
+        return cast(DTensor, self.optimizer.step(lr)).full_tensor()
+
+    def shards(self) -> Iterator[Shard]:
+        """A rank holds whole rows of each parameter: contiguous in its flat form, and none of a small one."""
+        for name, parameter in self.optimizer.named.items():
+            state = self.optimizer.state(name)
+            tensors = {"weights": parameter.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+            flat = {kind: cast(DTensor, tensor).to_local().view(-1) for kind, tensor in tensors.items()}
+            start = _flat_offset(cast(DTensor, parameter))
+            yield Shard(name, tuple(parameter.shape), start, start + flat["weights"].numel(), flat, state["step"])
+
+
+def _flat_offset(parameter: DTensor) -> int:
+    """Index of the local shard's first element in the flattened parameter."""
+    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return int(offset[0]) * math.prod(parameter.shape[1:])

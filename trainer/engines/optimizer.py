@@ -1,0 +1,42 @@
+"""AdamW as both torch engines use it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.config import Optim
+
+
+class Optimizer:
+    """AdamW over named fp32 parameters, its state made at once, so that a load needs no step before it."""
+
+    def __init__(self, model: torch.nn.Module, settings: Optim) -> None:
+        self.named = dict(model.named_parameters())
+        self.clip = settings.clip
+        matrices = [p for p in self.named.values() if p.ndim >= 2]
+        others = [p for p in self.named.values() if p.ndim < 2]  # biases and norms do not decay
+        self.adamw = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
+        )
+        for parameter in self.named.values():
+            self.adamw.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def step(self, lr: float) -> Tensor:
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.clip)
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        return self.adamw.state[self.named[name]]

@@ -1,0 +1,47 @@
+"""From a checkpoint of any engine and world size to a Hugging Face folder."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.load import Reader
+from trainer.config import TrainConfig
+from trainer.model import build
+
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab*", "merges.txt", "added_tokens.json")
+
+
+def export(config: TrainConfig, checkpoint: Path, target: Path) -> str:
+    """Write the checkpoint's model and its tokenizer to `target`, whole or not at all. Returns the tensors' sha256."""
+    model = build(config.model, config.train.seed)
+    with Reader(checkpoint) as reader, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = reader.read(name, "weights", 0, parameter.numel())
+            parameter.copy_(torch.from_numpy(values).view_as(parameter))
+    if config.train.precision == "bf16":
+        model.to(torch.bfloat16)
+    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    model.save_pretrained(temporary)  # type: ignore[operator]
+    for pattern in _TOKENIZER_FILES:
+        for file in Path(config.model.tokenizer_folder).glob(pattern):
+            shutil.copyfile(file, temporary / file.name)
+    if target.exists():
+        target.rename(temporary.with_name(f"{temporary.name}.old"))
+        shutil.rmtree(temporary.with_name(f"{temporary.name}.old"))
+    temporary.rename(target)
+    return fingerprint(dict(model.named_parameters()))
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names and bytes of the tensors, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

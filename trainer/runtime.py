@@ -1,0 +1,95 @@
+"""This process among its peers: the one file that reads RANK and its kin."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer import claims
+
+# A peer that has crashed closes its connections at once; this bounds only what hangs.
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    rank: int
+    world_size: int
+    device: torch.device
+    run_dir: Path
+    epoch: int
+    """This attempt's number: its claim."""
+    deadline: float | None
+    """Unix seconds at which the allocation ended when this attempt started."""
+    control: dist.ProcessGroup = field(repr=False)
+    """Gloo, apart from the engine's group: votes overlap the step's own collectives."""
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    # --- collectives of the control group: the same calls in the same order on every rank ---
+
+    def sum_async(self, values: Tensor) -> dist.Work:
+        """Start the sum of a CPU tensor over all ranks, in place."""
+        work = dist.all_reduce(values, group=self.control, async_op=True)
+        assert work is not None
+        return work
+
+    def sum(self, value: float) -> float:
+        """Sum over all ranks in float64, in an order that depends on the world size only."""
+        values = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(values, group=self.control)
+        return float(values.item())
+
+    def max(self, value: int) -> int:
+        values = torch.tensor([value])
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.control)
+        return int(values.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def from_leader(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control)
+
+
+def start(run_dir: Path) -> Runtime:
+    """Join the peers that torch's variables name; without them this process is alone."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
+    device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    deadline = float(os.environ["OUTLAST_DEADLINE"]) if "OUTLAST_DEADLINE" in os.environ else None
+    runtime = Runtime(rank, world_size, device, run_dir, 0, deadline, control)
+    given = os.environ.get("OUTLAST_ATTEMPT")
+    epoch = int(given) if given else runtime.from_leader(claims.claim(run_dir) if rank == 0 else None)
+    return Runtime(rank, world_size, device, run_dir, epoch, deadline, control)
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

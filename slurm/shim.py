@@ -149,6 +149,7 @@ class Shim:
     def fork_ranks(self, meeting: rendezvous.Rendezvous) -> None:
         """Import once, then one fork a rank, before any thread or device is started."""
         module, args = python_module(self.step.argv)
+        os.environ.update(self.node_variables(meeting))  # OpenMP reads its number of threads once, at the import
         preload(module)
         gc.freeze()  # a collection in a child would copy every page that it shares
         for local_rank in range(self.step.ranks_per_node):

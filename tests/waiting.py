@@ -14,5 +14,5 @@ def wait_until(condition: Callable[[], T], what: str = "", seconds: float = 60.0
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"waited {seconds:.0f} s in vain{f' for {what}' if what else ''}"
-        time.sleep(0.05)
+        time.sleep(0.01)
     return value

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.ranks import Run, Zygote, write_run
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def new_run(zygote: Zygote, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Makes run folders, whose ranks are gone at the end of the test."""
+    made: list[Run] = []
+
+    def make(name: str, **changes: Any) -> Run:
+        made.append(write_run(tmp_path / name, zygote, **changes))
+        return made[-1]
+
+    yield make
+    for run in made:
+        if any(pid not in zygote.codes for pid in run.pids):
+            run.kill()

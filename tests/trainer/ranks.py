@@ -1,0 +1,155 @@
+"""Real ranks with gloo for the tests: start them, signal them, wait for their exit codes, compare what they left."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from settings import dump_yaml, merge
+from tests.trainer.data.samples import texts, write_rows, write_tokenizer
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Zygote:
+    """The process that forks ranks."""
+
+    def __init__(self) -> None:
+        argv = [sys.executable, "-m", "tests.trainer.zygote"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+        self.codes: dict[int, int] = {}
+
+    def fork(self, argv: list[str], variables: dict[str, str], log: Path) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"argv": argv, "variables": variables, "log": str(log)}) + "\n")
+        self.process.stdin.flush()
+        while True:
+            answer = self._answer()
+            if "code" not in answer:
+                return answer["pid"]
+
+    def wait(self, pid: int) -> int:
+        while pid not in self.codes:
+            self._answer()
+        return self.codes[pid]
+
+    def _answer(self) -> dict[str, int]:
+        assert self.process.stdout is not None
+        answer: dict[str, int] = json.loads(self.process.stdout.readline())
+        if "code" in answer:
+            self.codes[answer["pid"]] = answer["code"]
+        return answer
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+@dataclass
+class Run:
+    """One run folder and the attempts on it."""
+
+    zygote: Zygote
+    path: Path
+    pids: list[int] = field(default_factory=list)
+    _attempts: Any = field(default_factory=lambda: itertools.count(1))
+
+    def start(self, world: int, **variables: str) -> None:
+        """The ranks of a new attempt, which the attempt's first rank claims as a launcher would."""
+        attempt = next(self._attempts)
+        (self.path / "claims").mkdir(exist_ok=True)
+        claim = {"epoch": attempt, "job_id": None, "restart_count": 0, "time": 0.0, "resume_from": None}
+        (self.path / "claims" / f"{attempt:04d}.json").write_text(json.dumps(claim))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "OUTLAST_ATTEMPT": str(attempt)}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
+        self.pids = []
+        for rank in range(world):
+            log = self.path / f"attempt-{attempt}-rank-{rank}.log"
+            argv = ["trainer", str(self.path / "config.yaml")]
+            self.pids.append(self.zygote.fork(argv, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log))
+
+    def wait(self) -> list[int]:
+        return [self.zygote.wait(pid) for pid in self.pids]
+
+    def go(self, world: int, **variables: str) -> list[int]:
+        self.start(world, **variables)
+        return self.wait()
+
+    def signal(self, signum: int, rank: int | None = None) -> None:
+        for pid in self.pids if rank is None else [self.pids[rank]]:
+            os.kill(pid, signum)
+
+    def kill(self) -> list[int]:
+        self.signal(signal.SIGKILL)
+        return self.wait()
+
+    def reaches(self, step: int) -> None:
+        """Wait until this attempt has done a step."""
+        wait_until(lambda: any(e["step"] >= step for e in self.events("step")), f"step {step}\n{self.log()}")
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        path = self.path / "events.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [e for e in map(json.loads, (line for line in lines if line.endswith("\n"))) if e["event"] == kind]
+
+    def history(self, *keys: str) -> list[tuple[Any, ...]]:
+        """The steps that count, in order, with these values."""
+        resumes = [(e["epoch"], e["step"]) for e in self.events("resume")]
+        kept = [e for e in self.events("step") if all(e["step"] <= s for epoch, s in resumes if epoch > e["epoch"])]
+        return [tuple(e[key] for key in ("step", *keys)) for e in sorted(kept, key=lambda e: e["step"])]
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.path / "checkpoints").glob("step-*"))
+
+    def done(self) -> dict[str, Any]:
+        return dict(json.loads((self.path / "DONE").read_text()))
+
+    def log(self, rank: int = 0) -> str:
+        newest = max(self.path.glob(f"attempt-*-rank-{rank}.log"), key=lambda p: p.stat().st_mtime, default=None)
+        return newest.read_text() if newest else ""
+
+
+def write_run(folder: Path, zygote: Zygote, **changes: Any) -> Run:
+    """A tiny Llama on tiny documents: 60 steps of 12 sequences, saved every 20, evaluated every 16."""
+    folder.mkdir(parents=True)
+    recipe = {
+        "name": folder.name,
+        "model": {
+            "tokenizer": write_tokenizer(folder / "tokenizer"),
+            "config": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "vocab_size": 512,
+                "max_position_embeddings": 64,
+                "attention_dropout": 0.1,  # draws from the generator: a resume must restore it
+                "tie_word_embeddings": True,
+            },
+        },
+        "data": {
+            "train": [write_rows(folder / "train.jsonl", texts(120))],
+            "evaluation": [write_rows(folder / "evaluation.jsonl", texts(30))],
+            "seq_len": 16,
+        },
+        "train": {"steps": 60, "global_batch_size": 12, "precision": "fp32", "seed": 3},
+        "optim": {"lr": 1e-2, "weight_decay": 0.1},
+        "evaluation": {"every": 16, "batches": 2},
+        "checkpoint": {"every": 20},
+        "tensorboard": False,
+    }
+    (folder / "config.yaml").write_text(dump_yaml(merge(recipe, changes)))
+    return Run(zygote, folder)

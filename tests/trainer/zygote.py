@@ -1,0 +1,55 @@
+"""Imports torch and transformers once, then forks a rank for every line on its standard input.
+
+A request is a JSON line {"argv": [module, ...], "variables": {...}, "log": path}; the answers are {"pid": n} and, when a
+rank ends, {"pid": n, "code": n}. As a launcher does, it starts ranks with the stop signals blocked.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+from slurm.shim import STOP_SIGNALS, become, preload, run_module
+
+
+def main() -> None:
+    preload("trainer")
+    gc.freeze()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    alive = 0
+    reading = True
+    while reading or alive:
+        ready, _, _ = select.select([sys.stdin] if reading else [], [], [], 0.02)
+        if ready:
+            line = sys.stdin.readline()
+            reading = bool(line)
+            if line:
+                tell(pid=start(json.loads(line)))
+                alive += 1
+        while alive:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            alive -= 1
+            tell(pid=pid, code=os.waitstatus_to_exitcode(status))
+
+
+def start(request: dict) -> int:
+    pid = os.fork()
+    if pid == 0:
+        module, *args = request["argv"]
+        become(lambda: run_module(module, args), request["variables"], Path(request["log"]))
+    return pid
+
+
+def tell(**values: int) -> None:
+    print(json.dumps(values), flush=True)
+
+
+if __name__ == "__main__":
+    main()

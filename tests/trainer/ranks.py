@@ -63,8 +63,8 @@ class Run:
     pids: list[int] = field(default_factory=list)
     _attempts: Any = field(default_factory=lambda: itertools.count(1))
 
-    def start(self, world: int, **variables: str) -> None:
-        """The ranks of a new attempt, which the attempt's first rank claims as a launcher would."""
+    def start(self, world: int, argv: list[str] | None = None, **variables: str) -> None:
+        """The ranks of a new attempt, claimed as a supervisor does; `argv`: another module than the trainer."""
         attempt = next(self._attempts)
         (self.path / "claims").mkdir(exist_ok=True)
         claim = {"epoch": attempt, "job_id": None, "restart_count": 0, "time": 0.0, "resume_from": None}
@@ -76,14 +76,14 @@ class Run:
         self.pids = []
         for rank in range(world):
             log = self.path / f"attempt-{attempt}-rank-{rank}.log"
-            argv = ["trainer", str(self.path / "config.yaml")]
-            self.pids.append(self.zygote.fork(argv, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log))
+            module = argv or ["trainer", str(self.path / "config.yaml")]
+            self.pids.append(self.zygote.fork(module, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log))
 
     def wait(self) -> list[int]:
         return [self.zygote.wait(pid) for pid in self.pids]
 
-    def go(self, world: int, **variables: str) -> list[int]:
-        self.start(world, **variables)
+    def go(self, world: int, argv: list[str] | None = None, **variables: str) -> list[int]:
+        self.start(world, argv, **variables)
         return self.wait()
 
     def signal(self, signum: int, rank: int | None = None) -> None:

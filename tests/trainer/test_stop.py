@@ -1,0 +1,164 @@
+"""The agreed stop: any source, any moment, any rank: all ranks at the same step, one valid checkpoint."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.trainer.ranks import Run
+from tests.waiting import wait_until
+from trainer.checkpoint.format import read_manifest
+from trainer.lead import LeadTime, percentile_95
+
+NewRun = Callable[..., Run]
+LONG = {"steps": 100_000}
+
+
+def last_words(run: Run) -> list[str]:
+    return [path.read_text() for path in sorted(run.path.glob("attempt-*-rank-0.log"))]
+
+
+def test_a_signal_to_one_random_rank_at_30_random_times(new_run: NewRun) -> None:
+    """Times from the first instruction on: handlers that do not stand yet, model build, first step, evaluation, save."""
+    run = new_run("run", train=LONG, evaluation={"every": 3}, checkpoint={"every": 4})
+    chance = random.Random(7)
+    step = 0
+    for attempt in range(1, 31):
+        run.start(4)
+        time.sleep(chance.uniform(0, 1.2))  # the moment is what is tested, nothing waits for it
+        run.signal(chance.choice([signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]), rank=chance.randrange(4))
+        assert run.wait() == [75] * 4, run.log()
+        stops = [e for e in run.events("stop") if e["epoch"] == attempt]
+        assert len(stops) == 1 and stops[0]["step"] >= step
+        step = stops[0]["step"]
+        if step:  # exactly one checkpoint holds exactly this step
+            folders = [name for name in run.checkpoints() if name.startswith(f"step-{step:08d}-")]
+            assert len(folders) == 1
+            assert read_manifest(run.path / "checkpoints" / folders[0]).step == step
+    assert step > 30
+
+
+def test_two_signals_in_short_order_are_one_stop(new_run: NewRun) -> None:
+    run = new_run("run", train=LONG)
+    run.start(2)
+    run.reaches(2)
+    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        run.signal(signum)
+    assert run.wait() == [75, 75], run.log()
+    assert len(run.events("stop")) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "reason"),
+    [("stop", 77, "stop file"), ("claims/0001.stop", 75, "the nodes are wanted")],
+)
+def test_a_word_in_a_file(new_run: NewRun, file: str, code: int, reason: str) -> None:
+    run = new_run("run", train=LONG)
+    run.start(2)
+    run.reaches(2)
+    (run.path / file).write_text("the nodes are wanted\n")
+    assert run.wait() == [code, code], run.log()
+    assert run.events("stop")[0]["reason"] == reason
+
+
+def test_ctrl_c_is_the_users_word(new_run: NewRun) -> None:
+    run = new_run("run", train=LONG)
+    run.start(2)
+    run.reaches(2)
+    run.signal(signal.SIGINT)
+    assert run.wait() == [77, 77]
+
+
+def test_another_attempts_word_is_not_obeyed(new_run: NewRun) -> None:
+    run = new_run("run", train={"steps": 5})
+    run.start(2)
+    (run.path / "claims" / "0002.stop").write_text("for another\n")
+    assert run.wait() == [0, 0], run.log()
+
+
+def test_the_deadline_needs_no_signal(new_run: NewRun) -> None:
+    run = new_run("run", train=LONG)
+    deadline = time.time() + 8
+    run.start(2, OUTLAST_DEADLINE=str(deadline))
+    assert run.wait() == [75, 75], run.log()
+    stop = run.events("stop")[0]
+    assert stop["reason"] == "deadline"
+    assert run.events("save")[-1]["time"] < deadline
+
+
+def test_a_deadline_that_moves_is_read(new_run: NewRun) -> None:
+    run = new_run("run", train=LONG)
+    run.start(2, OUTLAST_DEADLINE=str(time.time() + 3600))
+    run.reaches(2)
+    (run.path / "deadline").write_text(f"{time.time() + 1}\n")
+    assert run.wait() == [75, 75]
+
+
+def test_a_stop_in_an_evaluation_breaks_it_off_and_it_is_made_after_the_resume(new_run: NewRun) -> None:
+    shape = {"train": {"steps": 12}, "evaluation": {"every": 6, "batches": 2}}
+    whole, run = new_run("whole", **shape), new_run("run", **shape)
+    assert whole.go(2) == [0, 0]
+    # Held-out data for minutes: the stop can only fall into the evaluation.
+    config = run.path / "config.yaml"
+    rows = run.path / "evaluation.jsonl"
+    rows.write_text(rows.read_text() * 2000)
+    config.write_text(config.read_text().replace("batches: 2", "batches: 100000"))
+    run.start(2)
+    run.reaches(6)
+    run.signal(signal.SIGTERM, rank=1)
+    assert run.wait() == [75, 75], run.log()
+    assert run.events("stop")[0]["step"] == 6 and not run.events("evaluation")
+    config.write_text(config.read_text().replace("batches: 100000", "batches: 2"))
+    assert run.go(2) == [0, 0], run.log()
+    assert [e["step"] for e in run.events("evaluation")] == [6, 12]
+    assert run.done()["sha256"] == whole.done()["sha256"]
+
+
+def test_a_crash_of_one_rank_does_not_end_with_success(new_run: NewRun) -> None:
+    run = new_run("run", train=LONG)
+    run.start(3)
+    run.reaches(2)
+    run.signal(signal.SIGKILL, rank=1)
+    codes = run.wait()
+    assert codes[1] == -9 and codes[0] == codes[2] == 1
+
+
+def test_a_run_that_is_done_is_left_alone(new_run: NewRun) -> None:
+    run = new_run("run", train={"steps": 3})
+    assert run.go(2) == [0, 0]
+    before = (run.path / "events.jsonl").read_text()
+    assert run.go(2) == [0, 0]
+    assert (run.path / "events.jsonl").read_text() == before
+
+
+def test_a_kill_between_the_last_save_and_done_is_finished(new_run: NewRun) -> None:
+    run = new_run("run", train={"steps": 3})
+    assert run.go(2) == [0, 0]
+    sha = run.done()["sha256"]
+    (run.path / "DONE").unlink()
+    assert run.go(2) == [0, 0], run.log()
+    assert run.done()["sha256"] == sha and run.events("resume")[-1]["step"] == 3
+
+
+def test_lead_time_is_measured() -> None:
+    steps = [{"event": "step", "seconds": 1.0}] * 95 + [{"event": "step", "seconds": 9.0}] * 5
+    first = LeadTime([], checkpoint_bytes=2_000_000_000)
+    assert first.seconds() == pytest.approx(12)  # estimated from the size
+    later = LeadTime([*steps, {"event": "save", "seconds": 4.0}], checkpoint_bytes=2_000_000_000)
+    assert later.seconds() == pytest.approx(2 * 9 + 4 + 2)
+    assert percentile_95([]) == 0
+
+
+def test_alone_without_any_launcher(new_run: NewRun) -> None:
+    """`python -m trainer config.yaml` on a laptop: it claims for itself."""
+    run = new_run("run", train=LONG)
+    pid = run.zygote.fork(["trainer", str(run.path / "config.yaml")], {}, run.path / "attempt-1-rank-0.log")
+    run.pids = [pid]
+    wait_until(lambda: run.events("step"), run.log())
+    run.signal(signal.SIGTERM)
+    assert run.wait() == [75]
+    assert (run.path / "claims" / "0001.json").exists()

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from settings import ConfigError, convert, dump_yaml, nearest, override, read_yaml, to_plain
+from settings import ConfigError, dump_yaml, nearest, override, read_yaml, to_plain
 from slurm import cluster as clusters
-from slurm import logs, runs, submission
+from slurm import control, logs, runs, submission
 from slurm import status as statuses
 from slurm.config import JobConfig
 from slurm.errors import SlurmError
@@ -104,7 +104,7 @@ def start(ready: Submission) -> int:
     name = ready.run.name
     print(f"{name}: {ready.job.layout} on {ready.cluster.profile.name} ({ready.cluster.found_by})", flush=True)
     if ready.job.cluster == "local":
-        return submission.run_locally(ready.run)
+        return control.run_locally(ready.run)
     job_id = submission.send(ready)
     chain = f"; {name}+next will wait behind it to go on" if ready.job.chained else ""
     print(f"job {job_id} is in the queue{chain}\n")
@@ -129,15 +129,15 @@ def show_logs(args: argparse.Namespace, words: list[str], command: list[str] | N
 
 
 def stop(args: argparse.Namespace, words: list[str], command: list[str] | None) -> int:
-    print(submission.stop(runs.find_run(words[0] if words else None, args.runs_dir), "launch.py stop"))
+    print(control.stop(runs.find_run(words[0] if words else None, args.runs_dir), "launch.py stop"))
     return 0
 
 
 def resume(args: argparse.Namespace, words: list[str], command: list[str] | None) -> int:
     run = runs.find_run(words[0] if words else None, args.runs_dir)
-    ready = submission.reopen(run, job_flags(args), args.cluster)
-    submission.lift_end(run)
-    submission.rewrite_job(ready)
+    ready = control.reopen(run, job_flags(args), args.cluster)
+    control.lift_end(run)
+    control.rewrite_job(ready)
     print(f"{run.name} goes on from step {run.committed_step()}")
     return start(ready)
 
@@ -157,8 +157,11 @@ VERBS: dict[str, Callable[[argparse.Namespace, list[str], list[str] | None], int
 def resolve(args: argparse.Namespace, words: list[str], command: list[str] | None) -> Submission:
     """Everything checked before anything is written. Raises ConfigError with one line."""
     recipe_path, overrides = recipe_and_overrides(words, command)
-    recipe = read_recipe(recipe_path) if recipe_path else {"name": Path(command[0]).stem if command else "run"}
-    recipe_job = {"name": recipe["name"], **recipe.pop("job", {})}
+    source = str(recipe_path or "command line")
+    recipe = read_recipe(recipe_path) if recipe_path else {"name": command_name(command or [])}
+    recipe_job: Any = recipe.pop("job", {})
+    if not isinstance(recipe_job, dict):
+        raise ConfigError(f"{source}: job={recipe_job}: a mapping of job settings is expected, as nodes: 2")
     words_for_job: dict[str, Any] = {"job": {}}
     for assignment in overrides:
         if assignment.startswith("job."):
@@ -166,9 +169,14 @@ def resolve(args: argparse.Namespace, words: list[str], command: list[str] | Non
         else:
             recipe = override(recipe, assignment)
     flags = job_flags(args)
-    source = str(recipe_path or "command line")
     where = clusters.find(args.cluster, dry_run=args.dry_run)
-    layers = [recipe_job, flags, words_for_job["job"], {"command": command} if command else {}]
+    layers = [
+        {"name": recipe["name"]},
+        recipe_job,
+        flags,
+        words_for_job["job"],
+        {"command": command} if command else {},
+    ]
     job = submission.resolve_job(layers, where, source)
     job = submission.name_run(job, args.runs_dir, named="name" in flags)
     config_text = None if command else train_config_text(recipe, job, source)
@@ -188,6 +196,13 @@ def recipe_and_overrides(words: list[str], command: list[str] | None) -> tuple[P
     chosen = here if here.exists() else shipped
     print(f"no recipe given: taking {os.path.relpath(chosen)}")
     return chosen, overrides
+
+
+def command_name(command: list[str]) -> str:
+    """What a foreign command is called: its script, its module, or its program."""
+    module = command[command.index("-m") + 1 : command.index("-m") + 2] if "-m" in command else []
+    scripts = [word for word in command if word.endswith((".py", ".sh"))]
+    return Path([*scripts, *module, *command, "run"][0]).stem
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from envs.pocket import Pocket, PocketError, up
@@ -61,7 +62,9 @@ def cluster() -> Pocket | None:
         console.print(f"[yellow]no pocket cluster:[/] {error}")
         console.print("the demo runs in local mode; it leaves out Slurm, the queue and the preemption")
         return None
-    console.print(f"[bold]pocket cluster:[/] {len(pocket.nodes)} nodes x {pocket.gpus} GPUs, a real Slurm on this machine")
+    console.print(
+        f"[bold]pocket cluster:[/] {len(pocket.nodes)} nodes x {pocket.gpus} GPUs, a real Slurm on this machine"
+    )
     return pocket
 
 
@@ -78,7 +81,9 @@ def move_aside(pocket: Pocket | None) -> None:
 
 
 def submit(pocket: Pocket | None) -> None:
-    layout = ["--nodes", "2", "--gpus", "2", "--partition", "preempt"] if pocket else ["--gpus", "2", "--cluster", "local"]
+    layout = (
+        ["--nodes", "2", "--gpus", "2", "--partition", "preempt"] if pocket else ["--gpus", "2", "--cluster", "local"]
+    )
     words = ["launch.py", *layout, "--walltime", WALLTIME, "recipes/demo.yaml"]
     console.print(f"[bold]$ python {' '.join(words)}[/]")
     argv = [sys.executable, *words]
@@ -102,7 +107,9 @@ def watch(pocket: Pocket | None) -> None:
     steps_in_attempt = 0
     for event in events():
         tell(event)
-        steps_in_attempt = steps_in_attempt + 1 if event["event"] == "step" else 0 if event["event"] == "resume" else steps_in_attempt
+        steps_in_attempt = (
+            steps_in_attempt + 1 if event["event"] == "step" else 0 if event["event"] == "resume" else steps_in_attempt
+        )
         if pocket and urgent is None and event["epoch"] >= 2 and steps_in_attempt >= STEPS_BEFORE_PREEMPTION:
             urgent = preempt(pocket)
 
@@ -129,7 +136,14 @@ def events() -> Iterator[dict[str, Any]]:
 def preempt(pocket: Pocket) -> subprocess.CompletedProcess[str]:
     """An urgent job that wants every node: Slurm takes them from the demo."""
     console.print("[yellow]an urgent job of another user wants all nodes[/]")
-    argv = ["sbatch", "--partition=urgent", f"--nodes={len(pocket.nodes)}", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"]
+    argv = [
+        "sbatch",
+        "--partition=urgent",
+        f"--nodes={len(pocket.nodes)}",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 3",
+    ]
     return subprocess.run(argv, env=environment(pocket), check=True, capture_output=True, text=True, timeout=30)
 
 
@@ -162,14 +176,19 @@ def wait_for(condition: Any, what: str) -> None:
 def report(pocket: Pocket | None, seconds: float) -> int:
     wait_for(lambda: RUN.attempts() and RUN.attempts()[-1]["cause"] == "done", "the last attempt's record")
     console.print(attempts_table())
-    audit = subprocess.run([sys.executable, "-m", "trainer.audit", str(RUN.path)], cwd=ROOT, text=True, capture_output=True)
+    audit = subprocess.run(
+        [sys.executable, "-m", "trainer.audit", str(RUN.path)], cwd=ROOT, text=True, capture_output=True
+    )
     console.print(f"[bold]samples:[/] {(audit.stdout + audit.stderr).strip()}", markup=True)
     lost, training = seconds_lost()
-    console.print(f"[bold]time:[/] {training:.0f} s of steps, {lost:.0f} s lost to {len(RUN.attempts()) - 1} restarts, {seconds:.0f} s in all")
+    console.print(
+        f"[bold]time:[/] {training:.0f} s of steps, {lost:.0f} s lost to {len(RUN.attempts()) - 1} restarts, "
+        f"{seconds:.0f} s in all"
+    )
     prompt = "Return the"
     argv = [sys.executable, "-m", "trainer.sample", str(RUN.path / "export"), prompt]
     text = subprocess.run(argv, cwd=ROOT, text=True, capture_output=True, timeout=120)
-    console.print(f"[bold]it writes:[/] {text.stdout.strip() or text.stderr.strip()}", markup=False)
+    console.print("[bold]it writes:[/]", escape(text.stdout.strip() or text.stderr.strip()))
     causes = [record["cause"] for record in RUN.attempts()]
     expected = {"timeout", "preemption", "done"} if pocket else {"timeout", "done"}
     missing = expected - set(causes)
@@ -195,7 +214,9 @@ def seconds_lost() -> tuple[float, float]:
     """Seconds between the last step of an attempt and the first of the next, and seconds of steps."""
     steps = [event for event in read_lines(RUN.events) if event.get("event") == "step"]
     training = sum(event["seconds"] for event in steps)
-    lost = sum(b["time"] - b["seconds"] - a["time"] for a, b in zip(steps, steps[1:], strict=False) if a["epoch"] != b["epoch"])
+    lost = sum(
+        b["time"] - b["seconds"] - a["time"] for a, b in zip(steps, steps[1:], strict=False) if a["epoch"] != b["epoch"]
+    )
     return lost, training
 
 

@@ -168,4 +168,5 @@ def describe(record: dict[str, Any]) -> str:
     """An attempt's end in one line."""
     steps = f"steps {record['first_step']} to {record['committed_step']}"
     reason = f": {record['reason']}" if record["reason"] else ""
-    return f"attempt {record['attempt']} ended after {record['end'] - record['start']:.0f} s ({steps}) by {record['cause']}{reason}"
+    seconds = record["end"] - record["start"]
+    return f"attempt {record['attempt']} ended after {seconds:.0f} s ({steps}) by {record['cause']}{reason}"

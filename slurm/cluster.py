@@ -58,8 +58,9 @@ def check_fits(job: JobConfig, cluster: Cluster) -> None:
     profile = cluster.profile
     if profile.max_nodes is not None and job.nodes > profile.max_nodes:
         raise ConfigError(
-            f"--nodes {job.nodes}: {profile.name} has {profile.max_nodes} node: take --nodes {profile.max_nodes}, a cluster of this "
-            f"machine (launch.py pocket up --nodes {job.nodes}), or look at the script: --cluster NAME --dry-run"
+            f"--nodes {job.nodes}: {profile.name} has {profile.max_nodes} node: take --nodes {profile.max_nodes}, a "
+            f"cluster of this machine (launch.py pocket up --nodes {job.nodes}), or look at the script: "
+            f"--cluster NAME --dry-run"
         )
     gpus, nodes, limit = profile.gpus_per_node, None, profile.max_walltime
     if cluster.live:

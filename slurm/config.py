@@ -87,7 +87,9 @@ class Profile(Struct, frozen=True):
 
 def layout(nodes: int, gpus: int) -> str:
     """`2 nodes x 8 GPUs = 16 ranks`: sbatch's own --gpus is a total, so it is always said."""
-    return f"{nodes} node{'s' * (nodes > 1)} x {gpus} GPU{'s' * (gpus > 1)} = {nodes * gpus} rank{'s' * (nodes * gpus > 1)}"
+    numbers = {"node": nodes, "GPU": gpus, "rank": nodes * gpus}
+    node, gpu, rank = (f"{count} {word}{'s' * (count != 1)}" for word, count in numbers.items())
+    return f"{node} x {gpu} = {rank}"
 
 
 def read_job(run_dir: Path) -> JobConfig:

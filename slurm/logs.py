@@ -61,7 +61,7 @@ def follow(run: RunDir, rank: int, alive: Callable[[], bool], emit: Callable[[st
 
 
 def _emit_new(path: Path, position: int, emit: Callable[[str], None], last: bool) -> int:
-    """Print the complete lines after `position` bytes (at the `last` look also a torn one). Returns the new position."""
+    """Print the complete lines after byte `position`, at the `last` look also a torn one. Returns the new position."""
     with suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(position)
         data = file.read()

@@ -66,8 +66,8 @@ def candidates(seed: str) -> Iterator[int]:
 def reserve_port(ports: Iterator[int]) -> socket.socket:
     """The first candidate that is free, held.
 
-    SO_REUSEADDR is set only after bind: another shim's plain bind then fails and takes its next candidate, while rank 0's
-    own listener, which sets the option before, may bind the same port. So no moment is left for a third to take it.
+    SO_REUSEADDR is set only after bind: another shim's plain bind then fails and takes its next candidate, while rank
+    0's own listener, which sets the option before, may bind the same port. So no moment is left for a third to take it.
     """
     for port in ports:
         held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

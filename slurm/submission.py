@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from settings import ConfigError, convert, dump_yaml, merge, read_yaml, to_plain
+from settings import ConfigError, convert, dump_yaml, merge, to_plain
 from slurm import cluster as clusters
-from slurm import commands
 from slurm.cluster import Cluster
 from slurm.config import JobConfig
-from slurm.errors import CommandFailed
 from slurm.rundir import RunDir, write_atomic
 from slurm.script import submission_text
 
@@ -52,7 +51,7 @@ def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) 
 
 
 def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
-    """The name that this run can take: a finished run's default name gets a number. Raises ConfigError for a run at work."""
+    """The name that this run can take: a finished run's default name gets a number. Raises ConfigError."""
     name, number = job.name, 2
     while (runs_dir / name / "job.yaml").exists():
         run = RunDir(runs_dir / name)
@@ -104,7 +103,7 @@ def prepare_data(submission: Submission) -> None:
     config = submission.run.path / "config.yaml"
     result = subprocess.run(
         [sys.executable, "-P", "-m", "trainer.prepare", str(config)],
-        env=_with_code(),
+        env=code_environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -113,74 +112,13 @@ def prepare_data(submission: Submission) -> None:
         raise ConfigError(lines[-1].removeprefix("outlast: ") if lines else f"{config}: the data could not be prepared")
 
 
-def run_locally(run: RunDir) -> int:
-    """Local mode: the supervisor as a child of the terminal, with rank 0's lines shown. Returns its exit code."""
-    from slurm.logs import follow
-
-    argv = [sys.executable, "-P", "-m", "slurm.supervisor", str(run.path)]
-    supervisor = subprocess.Popen(argv, env=_with_code())
-    try:
-        follow(run, 0, lambda: supervisor.poll() is None)
-    except KeyboardInterrupt:  # the terminal has sent it to the supervisor as well
-        pass
-    return supervisor.wait()
-
-
-def _with_code() -> dict[str, str]:
-    import os
-
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
 def discard(submission: Submission) -> None:
     """Remove a run folder whose first submission was refused: nothing of it has run."""
     if not submission.run.jobs():
         shutil.rmtree(submission.run.path)
 
 
-def stop(run: RunDir, why: str) -> str:
-    """Ask a run to save and end. Returns what happens, in words."""
-    if run.over:
-        return f"{run.name} is {'done' if run.done else 'ended already'}"
-    job_ids = [record["job"] for record in run.jobs()]
-    waiting = commands.queue(job_ids)
-    if not any(line.state == "RUNNING" for line in waiting.values()) and job_ids:
-        run.cancel("stop", why)
-        for job_id in waiting:
-            commands.cancel(job_id)
-        return f"{run.name} was not running: its place in the queue is given up; go on with launch.py resume {run.name}"
-    write_atomic(run.stop_file, why + "\n")
-    return f"{run.name} saves at its next step and ends; go on with launch.py resume {run.name}"
-
-
-def lift_end(run: RunDir) -> None:
-    """Make a run that ended unfinished startable again. Raises ConfigError for one that is done or in the queue."""
-    if run.done:
-        raise ConfigError(f"{run.name} is done: there is nothing to resume")
-    try:
-        waiting = commands.queue([record["job"] for record in run.jobs()])
-    except CommandFailed:
-        waiting = {}
-    if waiting:
-        job = next(iter(waiting.values()))
-        raise ConfigError(
-            f"{run.name} is in the queue already: job {job.job_id} is {job.state}: see launch.py status {run.name}"
-        )
-    (run.path / "CANCELLED").unlink(missing_ok=True)
-    run.stop_file.unlink(missing_ok=True)
-
-
-def reopen(run: RunDir, flags: Mapping[str, Any], cluster: str) -> Submission:
-    """A run's own job, with another layout where flags ask for one. Raises ConfigError."""
-    job_file = run.path / "job.yaml"
-    saved = read_yaml(job_file)
-    where = clusters.find(saved["cluster"] if cluster == "auto" else cluster)
-    job = convert({**saved, **flags, "name": run.name, "cluster": where.profile.name}, JobConfig, str(job_file))
-    clusters.check_fits(job, where)
-    return Submission(job, where, run, None)
-
-
-def rewrite_job(submission: Submission) -> None:
-    write_atomic(submission.run.script, submission.script)
-    write_atomic(submission.run.path / "job.yaml", dump_yaml(to_plain(submission.job)))
+def code_environment() -> dict[str, str]:
+    """This process's environment, for a child that runs our code from here."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

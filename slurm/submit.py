@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,7 +59,7 @@ class RunExecutor(SlurmExecutor):
 def submit(run: RunDir, tasks: int) -> RunJob:
     """Queue RUN_DIR/submission.sh. Raises CommandFailed with Slurm's own words."""
     try:
-        with _clean_environment():
+        with _clean_environment(), redirect_stderr(StringIO()):  # submitit echoes sbatch's words; ours have them
             job = RunExecutor(run.path / "submitit", run.script.read_text(encoding="utf-8"), tasks).send()
     except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
         lines = [line for line in str(error).splitlines() if line.startswith(("sbatch: ", "Could not"))]

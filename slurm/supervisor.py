@@ -38,9 +38,8 @@ class Supervisor:
             claim = self.run.claim(self.scheduler.job_id, self.scheduler.restart_count)
             self.epoch = claim.epoch
             self.queue_successor()
-            say(
-                f"attempt {claim.epoch} starts at step {self.run.committed_step()}: {self.job.layout}, {self.job.launcher}"
-            )
+            step, launcher = self.run.committed_step(), self.job.launcher
+            say(f"attempt {claim.epoch} starts at step {step}: {self.job.layout}, {launcher}")
             attempt = Attempt(self.run, self.job, self.scheduler, claim, self.cancel_run)
             record = attempt.execute()
             self.run.record_attempt(record)

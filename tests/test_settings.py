@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 
 from settings import ConfigError, Struct, convert, dump_yaml, merge, override, parse_yaml, read_yaml
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="ascii", exclude_categories=["Cc"]))
-TREES = st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.from_regex(r"\A[a-z]{1,5}\Z"), x, max_size=3))
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="ascii", exclude_categories=["Cc"]))
+)
+TREES = st.recursive(
+    SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.from_regex(r"\A[a-z]{1,5}\Z"), x, max_size=3)
+)
 
 
 class Leaf(Struct, frozen=True):
@@ -91,7 +99,9 @@ def test_errors_are_one_line_with_key_value_and_nearest_name() -> None:
     assert error({"leaf": {}}) == "recipe.yaml: leaf.rate is missing: give it in the recipe, or as leaf.rate=VALUE"
     assert error({"leaf": {"rate": 1}, "side": {"kind": "lefft"}}) == "recipe.yaml: side.kind=lefft: did you mean left?"
     assert error({"leaf": {"rate": 1, "mode": "zzz"}}) == "recipe.yaml: leaf.mode=zzz: valid here: slow, fast"
-    assert error({"leaf": {"rate": 1}, "side": {"kind": "right", "depth": 2}}).startswith("recipe.yaml: unknown key side.depth")
+    assert error({"leaf": {"rate": 1}, "side": {"kind": "right", "depth": 2}}).startswith(
+        "recipe.yaml: unknown key side.depth"
+    )
 
 
 def test_another_kind_does_not_inherit_the_old_kinds_fields() -> None:

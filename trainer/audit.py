@@ -169,9 +169,7 @@ def _compare(recorded: Hashes, used: npt.NDArray[np.int64], hashes: Hashes, out:
         out.problems.append(f"the first {steps} steps use the data {passes} times, but do not sum up to it")
 
 
-def _explain(
-    found: np.int64, expected: Hashes, batch: Hashes, indices: npt.NDArray[np.int64], hashes: Hashes
-) -> str:
+def _explain(found: np.int64, expected: Hashes, batch: Hashes, indices: npt.NDArray[np.int64], hashes: Hashes) -> str:
     """What a wrong hash says: another step's batch, or one sample in place of another."""
     if (other := np.flatnonzero(expected == found)).size:
         return f"it used the samples of step {other[0] + 1}"
@@ -199,8 +197,7 @@ def _count_uses(used: npt.NDArray[np.int64], sequences: int, out: Audit) -> None
         whole = "1 whole pass" if passes == 1 else f"{passes} whole passes"
         partial = f", and {rest:,} of them in pass {passes + 1}" if rest else ""
         out.summary = (
-            f"{done}: {whole} with each of {sequences:,} sequences once{partial}; "
-            "none skipped, none twice in a pass"
+            f"{done}: {whole} with each of {sequences:,} sequences once{partial}; none skipped, none twice in a pass"
         )
 
 

@@ -175,15 +175,20 @@ def _exact(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+_PATHS = (("model", "path"), ("model", "tokenizer"), ("data", "cache"), ("data", "train"), ("data", "evaluation"))
+
+
 def absolute_paths(recipe: dict[str, Any], base: Path) -> dict[str, Any]:
     """The recipe with its file names made absolute: they count from the recipe's own folder."""
     out = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.items()}
-    for section, key in (("model", "path"), ("model", "tokenizer"), ("data", "cache")):
-        value = out.get(section, {}).get(key)
-        if isinstance(value, str):
-            out[section][key] = str(base / Path(value).expanduser())
-    for key in ("train", "evaluation"):
-        value = out.get("data", {}).get(key)
-        if isinstance(value, list):
-            out["data"][key] = [str(base / Path(item).expanduser()) for item in value if isinstance(item, str)]
+    for section, key in _PATHS:
+        table = out.get(section)
+        if isinstance(table, dict) and key in table:  # what is of another type is refused later, by name
+            table[key] = _absolute(table[key], base)
     return out
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item, base) for item in value]
+    return str(base / Path(value).expanduser()) if isinstance(value, str) else value

@@ -14,7 +14,14 @@ from trainer.checkpoint.load import Reader
 from trainer.config import TrainConfig
 from trainer.model import build
 
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab*", "merges.txt", "added_tokens.json")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+)
 
 
 def export(config: TrainConfig, checkpoint: Path, target: Path) -> str:

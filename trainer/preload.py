@@ -1,7 +1,6 @@
-"""What the launcher `fork` imports once for all ranks of a node: the slow imports, before any thread or device starts."""
+"""What the launcher `fork` imports once for all ranks of a node, before any thread or device is started."""
 
-import torch.distributed.fsdp
-import torch.nn.parallel
+import torch.distributed.fsdp  # noqa: F401
 import transformers.models.auto.modeling_auto
 import transformers.models.llama.modeling_llama  # noqa: F401
 

@@ -105,7 +105,9 @@ class Training:
         cache = cache_folder(self.settings.data, self.runtime.run_dir)
         tokenizer = self.settings.model.tokenizer_folder
         make = lambda: prepare(self.settings.data, tokenizer, cache, split, self.say).folder  # noqa: E731
-        return Prepared.open(self.runtime.from_leader(together(self.runtime, make if self.runtime.leads else lambda: None)))
+        return Prepared.open(
+            self.runtime.from_leader(together(self.runtime, make if self.runtime.leads else lambda: None))
+        )
 
     def build_model(self) -> torch.nn.Module:
         model = build(self.settings.model, self.settings.train.seed)
@@ -131,29 +133,35 @@ class Training:
             derive_rng(seed, self.progress.step, runtime.rank)
         if resumed and resumed.rng is None:
             self.say(
-                f"saved by {resumed.manifest.world_size} ranks, resumed by {runtime.world_size}: same weights, moments and "
-                f"batches; not bit-identical from here (order of sums, random numbers)"
+                f"saved by {resumed.manifest.world_size} ranks, resumed by {runtime.world_size}: same weights, moments "
+                f"and batches; not bit-identical from here (order of sums, random numbers)"
             )
         if runtime.leads:
             claims.note_resume(runtime.run_dir, runtime.epoch, point or Point(0, 0))
         source = folder_name(point) if point else None
         self.events.write("resume", step=self.progress.step, **{"from": source}, world_size=runtime.world_size)
-        self.say(f"{'resumed from ' + source if source else 'starts'} at step {self.progress.step} of {self.total}; {self.layout}")
+        how = f"resumed from {source}" if source else "starts"
+        self.say(f"{how} at step {self.progress.step} of {self.total}; {self.layout}")
         return point
 
     def check_same_run(self, manifest: Manifest) -> None:
         """An exact field may not differ from what the checkpoint was trained with. Raises ConfigError."""
         now = json.loads(json.dumps(config.exact_part(self.settings)))
         for key, was, value in differences(manifest.config, now):
-            raise ConfigError(f"{key} was {was} and is {value} now: this would be another run: undo it, or start a new run")
+            raise ConfigError(
+                f"{key} was {was} and is {value} now: this would be another run: undo it, or start a new run"
+            )
         if manifest.data != self.data.fingerprint:
-            raise ConfigError(f"the data has changed since {manifest.data} (now {self.data.fingerprint}): restore it, or start a new run")
+            was, now = manifest.data, self.data.fingerprint
+            raise ConfigError(f"the data has changed since {was} (now {now}): restore it, or start a new run")
 
     # --- the loop ---
 
     def train(self) -> int:
         progress = self.progress
-        board = Board(self.runtime.run_dir / "tensorboard", progress.step + 1, self.runtime.leads and self.settings.tensorboard)
+        board = Board(
+            self.runtime.run_dir / "tensorboard", progress.step + 1, self.runtime.leads and self.settings.tensorboard
+        )
         with board:
             batch = self.batch()
             ballot = self.stop.cast(batch)
@@ -195,16 +203,21 @@ class Training:
         norm = float(self.engine.step(lr))
         loss = self.runtime.sum(float(total)) / max(1, agreement.valid_tokens)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(f"step {progress.step + 1}: loss {loss}, gradient norm {norm}: lower optim.lr, or look at the data")
+            raise Diverged(
+                f"step {progress.step + 1}: loss {loss}, gradient norm {norm}: lower optim.lr, or look at the data"
+            )
         progress.step += 1
         progress.tokens_seen += agreement.valid_tokens
         seconds = time.monotonic() - began
         self.lead.saw_step(seconds)
         rate = self.settings.train.global_batch_size * self.settings.data.seq_len / seconds
         values = {"loss": loss, "lr": lr, "grad_norm": norm}
-        self.events.write("step", step=progress.step, **values, tokens=agreement.valid_tokens, hash=agreement.hash, seconds=seconds)
+        self.events.write(
+            "step", step=progress.step, **values, tokens=agreement.valid_tokens, hash=agreement.hash, seconds=seconds
+        )
         board.add(progress.step, **values, tokens_per_second=rate)
-        self.say(f"step {progress.step:>6} of {self.total}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  {rate:,.0f} tokens/s")
+        done = f"step {progress.step:>6} of {self.total}"
+        self.say(f"{done}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  {rate:,.0f} tokens/s")
 
     def evaluation_due(self) -> bool:
         every, step = self.settings.evaluation.every, self.progress.step
@@ -213,7 +226,9 @@ class Training:
     def evaluate(self, board: Board) -> Agreement | None:
         """The held-out loss; or the agreement to stop that broke it off."""
         assert self.held_out is not None
-        result = evaluate(self.engine, self.held_out, self.layout, self.settings.evaluation.batches, self.runtime, self.stop)
+        result = evaluate(
+            self.engine, self.held_out, self.layout, self.settings.evaluation.batches, self.runtime, self.stop
+        )
         if isinstance(result, Agreement):
             return result
         self.progress.evaluated = self.progress.step

@@ -110,9 +110,7 @@ class Pocket:
             return set(self.node_states().values()) <= {"idle", "mixed", "allocated", "completing"}
 
         def failure() -> str:
-            return (
-                f"nodes of pocket {self.name} are not ready: {self.node_states()}, logs in {self.folder}/log"
-            )
+            return f"nodes of pocket {self.name} are not ready: {self.node_states()}, logs in {self.folder}/log"
 
         process.wait_until(ready, failure, timeout_s)
 
@@ -173,9 +171,7 @@ class Pocket:
                 raise daemons.ended(self.layout, name)
             return ready()
 
-        process.wait_until(
-            alive_and_ready, lambda: f"{name} is not ready: {daemons.last_words(self.layout, name)}", 20
-        )
+        process.wait_until(alive_and_ready, lambda: f"{name} is not ready: {daemons.last_words(self.layout, name)}", 20)
 
     def _known(self, node: str) -> str:
         if node not in self.nodes:

@@ -32,9 +32,7 @@ def lock(root: Path) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         if root.stat().st_uid != os.getuid():
-            raise PocketError(
-                f"{root} belongs to another user: set OUTLAST_POCKET_DIR to a folder of your own"
-            )
+            raise PocketError(f"{root} belongs to another user: set OUTLAST_POCKET_DIR to a folder of your own")
         with (root / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -97,9 +97,7 @@ def send(pid: int, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise PocketError(
-            f"process {pid} is another user's: ask the one who brought this pocket up"
-        ) from None
+        raise PocketError(f"process {pid} is another user's: ask the one who brought this pocket up") from None
 
 
 def wait_until(ready: Check, failure: Callable[[], str], timeout_s: float) -> None:

@@ -58,7 +58,8 @@ def causes(run: RunDir) -> list[str]:
 
 
 def over(run: RunDir, seconds: float = 120) -> None:
-    wait_until(lambda: run.over, f"{run.path} to be over: {causes(run)}", seconds)
+    """Wait until the run is over and its last attempt's end is written."""
+    wait_until(lambda: run.over and len(run.attempts()) == run.newest_epoch(), f"{run.path} to be over", seconds)
 
 
 def job_log(run: RunDir) -> str:

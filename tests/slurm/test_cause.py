@@ -49,7 +49,9 @@ def test_what_a_successor_reads_of_its_predecessor(state: str, preempted: bool, 
 
 
 def exits(*ends: int | str | None) -> list[RankExit]:
-    return [RankExit(i, end if isinstance(end, int) else None, 9 if end == "kill" else None) for i, end in enumerate(ends)]
+    return [
+        RankExit(i, end if isinstance(end, int) else None, 9 if end == "kill" else None) for i, end in enumerate(ends)
+    ]
 
 
 @pytest.mark.parametrize(

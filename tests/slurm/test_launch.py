@@ -50,15 +50,29 @@ def test_bare_prints_the_day_and_submits_nothing(capsys: pytest.CaptureFixture[s
     [
         (["optim.lrr=1"], "sft.yaml: unknown key optim.lrr: did you mean optim.lr?"),
         (["optim.lr=fast"], "sft.yaml: optim.lr=fast: expected float, got str"),
+        (["job=3"], "sft.yaml: job=3: a mapping of job settings is expected, as nodes: 2"),
+        (["data=3"], "sft.yaml: data=3: expected object, got int"),
         (["job.nodess=2"], "sft.yaml: unknown key nodess: did you mean nodes?"),
         (["data.train=[gone.jsonl]"], "sft.yaml: data.train: there is no file gone.jsonl"),
         (["model.tokenizer=gone"], "sft.yaml: model.tokenizer: there is no folder gone"),
         (["train.epochs=1"], "sft.yaml: give either train.steps or train.epochs, not both or none"),
-        (["--walltime", "24:00"], "sft.yaml: walltime=24:00: 24:00: a walltime is written [D-]HH:MM:SS, for example 24:00:00 or 2-00:00:00"),
+        (
+            ["--walltime", "24:00"],
+            "sft.yaml: walltime=24:00: 24:00: a walltime is written [D-]HH:MM:SS, for example 24:00:00 or 2-00:00:00",
+        ),
         (["--launcher", "mpi"], "sft.yaml: launcher=mpi: valid here: srun, torchrun, fork"),
-        (["--gpus", "5"], "train.global_batch_size=48 does not divide by 5 ranks (48 / 5 = 9.60): take 4 ranks, or train.global_batch_size=50"),
-        (["--gpus", "32"], "--gpus 32: local has 16 GPUs a node: --nodes 2 --gpus 16 is the same 32 ranks (2 nodes x 16 GPUs = 32 ranks)"),
-        (["train.micro_batch_size=5"], "train.micro_batch_size=5 does not divide a rank's share of 24 sequences (48 / 2 ranks): take train.micro_batch_size=4"),
+        (
+            ["--gpus", "5"],
+            "train.global_batch_size=48 does not divide by 5 ranks (48 / 5 = 9.60): take 4 ranks, or train.global_batch_size=50",
+        ),
+        (
+            ["--gpus", "32"],
+            "--gpus 32: local has 16 GPUs a node: --nodes 2 --gpus 16 is the same 32 ranks (2 nodes x 16 GPUs = 32 ranks)",
+        ),
+        (
+            ["train.micro_batch_size=5"],
+            "train.micro_batch_size=5 does not divide a rank's share of 24 sequences (48 / 2 ranks): take train.micro_batch_size=4",
+        ),
     ],
 )
 def test_mistakes(recipe: Path, capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
@@ -75,7 +89,9 @@ def test_a_mistyped_verb_is_answered_with_the_nearest(recipe: Path, capsys: pyte
     assert "did you mean sft.yaml" in refused(capsys, "sft.yml")
 
 
-def test_data_that_cannot_be_used_is_found_before_the_run_starts(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_cannot_be_used_is_found_before_the_run_starts(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizer = launch.submission.ROOT / "recipes" / "demo" / "tokenizer"
     Path("train.jsonl").write_text("not json\n" * 3)
     assert launch.main(["--cluster", "local", "sft.yaml", f"model.tokenizer={tokenizer}"]) == 78
@@ -99,7 +115,9 @@ def test_precedence(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"--{flag}" in text for flag in ("account=recipe", "partition=flag", "qos=word"))
 
 
-def test_an_unfinished_runs_name_is_refused_and_a_finished_ones_is_numbered(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_runs_name_is_refused_and_a_finished_ones_is_numbered(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--dry-run", "--cluster", "generic", "sft.yaml"]
     Path("runs/sft").mkdir(parents=True)
     Path("runs/sft/job.yaml").touch()

@@ -105,7 +105,9 @@ open("{run}/ready-" + os.environ["OUTLAST_ATTEMPT"], "w").close()
 
 
 def test_the_stop_file_reaches_a_command_as_TERM(run: RunDir, start: Start) -> None:
-    process = start(READY.format(run=run.path) + "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); time.sleep(60)")
+    process = start(
+        READY.format(run=run.path) + "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); time.sleep(60)"
+    )
     wait_until(lambda: (run.path / "ready-1").exists())
     run.stop_file.write_text("enough\n")
     assert process.wait(30) == 77
@@ -113,7 +115,9 @@ def test_the_stop_file_reaches_a_command_as_TERM(run: RunDir, start: Start) -> N
 
 
 def test_ctrl_c_is_the_users_stop(run: RunDir, start: Start) -> None:
-    process = start(READY.format(run=run.path) + "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); time.sleep(60)")
+    process = start(
+        READY.format(run=run.path) + "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); time.sleep(60)"
+    )
     wait_until(lambda: (run.path / "ready-1").exists())
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 77

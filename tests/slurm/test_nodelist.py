@@ -43,7 +43,12 @@ RANGES = st.lists(
     min_size=1,
     max_size=3,
 ).map(lambda items: "[" + ",".join(items) + "]")
-PARTS = st.builds(lambda prefix, ranges, suffix: prefix + ranges + suffix, st.sampled_from(["n", "gpu-", "r1c"]), RANGES, st.sampled_from(["", "x", "-ib"]))
+PARTS = st.builds(
+    lambda prefix, ranges, suffix: prefix + ranges + suffix,
+    st.sampled_from(["n", "gpu-", "r1c"]),
+    RANGES,
+    st.sampled_from(["", "x", "-ib"]),
+)
 
 
 @pytest.fixture(scope="module")

@@ -31,14 +31,26 @@ def test_a_held_port_is_refused_to_others_and_open_to_its_own_listener() -> None
         port = held.getsockname()[1]
         with pytest.raises(RendezvousFailed):
             rendezvous.reserve_port(iter([port]))
-        with socket.create_server(("", port)) as listener:  # sets SO_REUSEADDR first, as torch's store does
-            with socket.create_connection(("127.0.0.1", port)):
-                listener.accept()[0].close()
+        listener = socket.create_server(("", port))  # sets SO_REUSEADDR first, as torch's store does
+        with listener, socket.create_connection(("127.0.0.1", port)):
+            listener.accept()[0].close()
+
+
+def test_torchs_store_listens_on_a_held_port() -> None:
+    from torch.distributed import TCPStore
+
+    with rendezvous.reserve_port(rendezvous.candidates("store")) as held:
+        port = held.getsockname()[1]
+        store = TCPStore("127.0.0.1", port, world_size=1, is_master=True)
+        store.set("key", "value")
+        assert TCPStore("127.0.0.1", port, is_master=False).get("key") == b"value"
 
 
 def test_loopback_is_refused_with_the_rule_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a: [(2, 1, 6, "", ("127.0.1.1", 0))])
-    with pytest.raises(RendezvousFailed, match=r"name: 127.0.1.1 is a loopback address; route: srun's address is not known"):
+    with pytest.raises(
+        RendezvousFailed, match=r"name: 127.0.1.1 is a loopback address; route: srun's address is not known"
+    ):
         rendezvous.find_address("node1", None)
     with pytest.raises(RendezvousFailed, match=r"route: 127.0.0.1 is a loopback address"):
         rendezvous.find_address("node1", "127.0.0.1")

@@ -46,7 +46,7 @@ def test_golden(name: str) -> None:
 
 
 def test_a_hostile_run_folder_reaches_the_supervisor_whole(tmp_path: Path) -> None:
-    run_dir = tmp_path / "it's $HOME `x` %j \"q\" #1"
+    run_dir = tmp_path / 'it\'s $HOME `x` %j "q" #1'
     python = tmp_path / "my python"
     python.write_text('#!/bin/bash\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
     python.chmod(0o755)

@@ -1,6 +1,6 @@
 """One rank: resume as the trainer does, then compare all that it holds with what the safetensors library reads.
 
-    python -m tests.trainer.check_loaded RUN_DIR/config.yaml CHECKPOINT
+python -m tests.trainer.check_loaded RUN_DIR/config.yaml CHECKPOINT
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def assemble(checkpoint: Path) -> dict[str, np.ndarray]:
         if match:
             assert len(values) == int(match[3]) - int(match[2])
             found.setdefault(match[1], []).append((int(match[2]), values))
-    return {key: np.concatenate([values for _, values in sorted(parts, key=lambda p: p[0])]) for key, parts in found.items()}
+    return {
+        key: np.concatenate([values for _, values in sorted(parts, key=lambda p: p[0])]) for key, parts in found.items()
+    }
 
 
 def main(config_path: Path, checkpoint: Path) -> None:

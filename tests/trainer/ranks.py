@@ -26,7 +26,9 @@ class Zygote:
     def __init__(self) -> None:
         argv = [sys.executable, "-m", "tests.trainer.zygote"]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env
+        )
         self.codes: dict[int, int] = {}
 
     def fork(self, argv: list[str], variables: dict[str, str], log: Path) -> int:
@@ -71,7 +73,12 @@ class Run:
         (self.path / "claims" / f"{attempt:04d}.json").write_text(json.dumps(claim))
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "OUTLAST_ATTEMPT": str(attempt)}
+        common = {
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "GROUP_RANK": "0",
+            "OUTLAST_ATTEMPT": str(attempt),
+        }
         common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
         self.pids = []
         for rank in range(world):

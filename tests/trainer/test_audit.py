@@ -146,11 +146,7 @@ def test_no_step_is_no_proof(tmp_path: Path, prepared: Prepared) -> None:
     assert problems(tmp_path, []) == ["there is no finished step"]
 
 
-def test_what_cannot_be_checked(
-    tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(
-        ConfigError, match=r"events.jsonl: cannot be read: No such file or directory: nothing"
-    ):
+def test_what_cannot_be_checked(tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"events.jsonl: cannot be read: No such file or directory: nothing"):
         audit(tmp_path / "run")
     assert main([str(tmp_path / "nowhere")]) == main([]) == 78

@@ -92,7 +92,9 @@ def tear_the_manifest(folder: Path) -> None:
     file.write_text(file.read_text()[:-40])
 
 
-@pytest.mark.parametrize("fault", [flip_a_bit, cut_a_file, lose_a_file, swap_files, edit_the_manifest, tear_the_manifest])
+@pytest.mark.parametrize(
+    "fault", [flip_a_bit, cut_a_file, lose_a_file, swap_files, edit_the_manifest, tear_the_manifest]
+)
 def test_a_damaged_checkpoint_is_passed_over_and_it_is_said(new_run: NewRun, fault: Callable[[Path], None]) -> None:
     whole, run = new_run("whole"), new_run("run")
     assert whole.go(2) == [0, 0]
@@ -186,11 +188,15 @@ def manifest(files: list, parameters: dict[str, Parameter]) -> Manifest:
 @given(data=st.data(), size=st.integers(1, 3000), writers=st.integers(1, 5))
 def test_any_range_is_read_from_any_number_of_writers(tmp_path_factory, data, size: int, writers: int) -> None:
     folder = tmp_path_factory.mktemp("step")
-    values = {kind: np.arange(size, dtype=np.float32) + i for i, kind in enumerate(("weights", "exp_avg", "exp_avg_sq"))}
+    values = {
+        kind: np.arange(size, dtype=np.float32) + i for i, kind in enumerate(("weights", "exp_avg", "exp_avg_sq"))
+    }
     cuts = sorted(data.draw(st.lists(st.integers(0, size), min_size=writers - 1, max_size=writers - 1)))
     files = []
     for rank, (start, stop) in enumerate(zip([0, *cuts], [*cuts, size], strict=True)):
-        ranges = [("p", start, stop, {kind: array[start:stop] for kind, array in values.items()})] if start < stop else []
+        ranges = (
+            [("p", start, stop, {kind: array[start:stop] for kind, array in values.items()})] if start < stop else []
+        )
         files.append(write_file(folder / f"rank-{rank:04d}.safetensors", ranges, {"rng/torch": np.zeros(8, np.uint8)}))
     write_manifest(folder, manifest(files, {"p": Parameter([size], 7)}))
     low = data.draw(st.integers(0, size))

@@ -92,12 +92,25 @@ def test_targets_that_do_not_count_add_nothing() -> None:
 
 def test_the_loss_of_a_global_batch_does_not_depend_on_how_it_is_shared(new_run: NewRun) -> None:
     """Ragged numbers of valid tokens: a mean of means would differ."""
-    shape = {"train": {"steps": 4}, "evaluation": {"every": 2, "batches": 2}, "model": {"config": {"attention_dropout": 0.0}}}
+    shape = {
+        "train": {"steps": 4},
+        "evaluation": {"every": 2, "batches": 2},
+        "model": {"config": {"attention_dropout": 0.0}},
+    }
     seen = {}
-    for name, world, micro, engine in (("a", 1, 12, "ddp"), ("b", 4, 1, "ddp"), ("c", 3, 2, "fsdp"), ("d", 2, 3, "ddp")):
+    for name, world, micro, engine in (
+        ("a", 1, 12, "ddp"),
+        ("b", 4, 1, "ddp"),
+        ("c", 3, 2, "fsdp"),
+        ("d", 2, 3, "ddp"),
+    ):
         run = new_run(name, **{**shape, "train": {"steps": 4, "micro_batch_size": micro}, "engine": {"kind": engine}})
         assert run.go(world) == [0] * world, run.log()
-        seen[name] = (run.history("loss", "grad_norm"), [e["loss"] for e in run.events("evaluation")], run.history("hash", "tokens"))
+        seen[name] = (
+            run.history("loss", "grad_norm"),
+            [e["loss"] for e in run.events("evaluation")],
+            run.history("hash", "tokens"),
+        )
     for steps, evaluations, samples in seen.values():
         assert samples == seen["a"][2]
         assert evaluations == pytest.approx(seen["a"][1], rel=1e-4)

@@ -106,7 +106,9 @@ class HashingFile:
 
 def write_file(path: Path, ranges: Sequence[tuple[str, int, int, dict[str, Array]]], arrays: dict[str, Array]) -> File:
     """A safetensors file of parameter ranges (name, start, stop, arrays by kind) and other flat arrays."""
-    entries = [(f"{kind}/{name}[{start}:{stop}]", a) for name, start, stop, kinds in ranges for kind, a in kinds.items()]
+    entries = [
+        (f"{kind}/{name}[{start}:{stop}]", a) for name, start, stop, kinds in ranges for kind, a in kinds.items()
+    ]
     entries += arrays.items()
     header, positions = _header(entries)
     out = HashingFile(path)
@@ -204,6 +206,8 @@ class VerifiedFile:
             data = os.pread(self._fd, self._block, index * self._block)
             known = self.record.hashes[index] if index < len(self.record.hashes) else None
             if xxhash.xxh3_64(data).hexdigest() != known:
-                raise CheckpointBroken(f"{self.record.name}: block {index} (from byte {index * self._block:,}) has a wrong bit")
+                raise CheckpointBroken(
+                    f"{self.record.name}: block {index} (from byte {index * self._block:,}) has a wrong bit"
+                )
             self._held = (index, data)
         return self._held[1]

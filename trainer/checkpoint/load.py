@@ -92,7 +92,9 @@ class Resumed:
     """Newer checkpoints that did not verify, and why."""
 
 
-def load_newest(runtime: Runtime, shards: Callable[[], Iterator[Shard]], check: Callable[[Manifest], None]) -> Resumed | None:
+def load_newest(
+    runtime: Runtime, shards: Callable[[], Iterator[Shard]], check: Callable[[Manifest], None]
+) -> Resumed | None:
     """Collective. Fill the shards from the newest checkpoint of the run's line that verifies; None: there is none yet.
 
     One that any rank finds broken is renamed to `.bad-...` and passed over. Raises ConfigError when checkpoints exist
@@ -117,8 +119,9 @@ def load_newest(runtime: Runtime, shards: Callable[[], Iterator[Shard]], check: 
             path.rename(folder / f".bad-{path.name}-{secrets.token_hex(4)}")
         runtime.barrier()
     if passed_over or runtime.from_leader(_any_left(folder, candidates)):
+        why = "; ".join(passed_over) or "all were found broken before"
         raise ConfigError(
-            f"{folder}: checkpoints exist and none can be used ({'; '.join(passed_over) or 'all were found broken before'}): "
+            f"{folder}: checkpoints exist and none can be used ({why}): "
             f"this run does not start again at step 0 by itself; restore one, or start a new run"
         )
     return None

@@ -59,9 +59,7 @@ class Batches:
         return _rank_batch(self._prepared, indices, self._layout, self._dp_rank)
 
 
-def evaluation_batches(
-    prepared: Prepared, layout: BatchLayout, dp_rank: int, count: int
-) -> Iterator[RankBatch]:
+def evaluation_batches(prepared: Prepared, layout: BatchLayout, dp_rank: int, count: int) -> Iterator[RankBatch]:
     """The first `count` global batches of held-out data in fixed order, or the whole ones that are there.
 
     Data that fills not even one batch is repeated to fill it.
@@ -72,9 +70,7 @@ def evaluation_batches(
         yield _rank_batch(prepared, indices, layout, dp_rank)
 
 
-def _rank_batch(
-    prepared: Prepared, indices: npt.NDArray[np.int64], layout: BatchLayout, dp_rank: int
-) -> RankBatch:
+def _rank_batch(prepared: Prepared, indices: npt.NDArray[np.int64], layout: BatchLayout, dp_rank: int) -> RankBatch:
     shape = (layout.gradient_accumulation_steps, layout.data_parallel_size, layout.micro_batch_size)
     read = [_read(prepared, micro) for micro in indices.reshape(shape)[:, dp_rank]]
     micro_batches = [micro_batch for micro_batch, _ in read]

@@ -12,9 +12,7 @@ import xxhash
 _ROUNDS = 8  # 4 make a Feistel network pseudorandom; small halves mix badly and need more
 
 
-def permutation(
-    index: npt.NDArray[np.int64], n: int, seed: int, stage: int, epoch: int
-) -> npt.NDArray[np.int64]:
+def permutation(index: npt.NDArray[np.int64], n: int, seed: int, stage: int, epoch: int) -> npt.NDArray[np.int64]:
     """Where a keyed bijection of [0, n) sends each `index`: O(1) memory, any order, any subset.
 
     A Feistel network permutes the next power of four; what falls outside [0, n) is sent through again until

@@ -86,9 +86,7 @@ def _content_hash(path: Path) -> str:
 # --- building -------------------------------------------------------------------------------------------
 
 
-def _build(
-    data: Data, paths: list[str], tokenizer_folder: str, folder: Path, say: Callable[[str], Any]
-) -> None:
+def _build(data: Data, paths: list[str], tokenizer_folder: str, folder: Path, say: Callable[[str], Any]) -> None:
     """Writes beside and renames once: a folder of prepared data is whole or is not there."""
     began = time.monotonic()
     temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}")

@@ -30,13 +30,9 @@ def write_rows(path: Path, rows: list[Any]) -> str:
 
 def texts(count: int) -> list[dict[str, str]]:
     """Documents of 1 to 60 words, all different."""
-    return [
-        {"text": " ".join(WORDS[i * k % 16] for k in range(1 + i * 7 % 60)) + f" {i}"} for i in range(count)
-    ]
+    return [{"text": " ".join(WORDS[i * k % 16] for k in range(1 + i * 7 % 60)) + f" {i}"} for i in range(count)]
 
 
 def prepare_texts(folder: Path, count: int = 60, seq_len: int = 16) -> Prepared:
     data = Data(train=[write_rows(folder / "train.jsonl", texts(count))], seq_len=seq_len)
-    return prepare(
-        data, write_tokenizer(folder / "tokenizer"), folder / ".prepared", "train", say=lambda _: None
-    )
+    return prepare(data, write_tokenizer(folder / "tokenizer"), folder / ".prepared", "train", say=lambda _: None)

@@ -45,9 +45,7 @@ def rows_of(batch: RankBatch) -> list[list[tuple[int, int, int]]]:
 
 def test_rows_are_those_of_a_slow_reference(prepared: Prepared) -> None:
     batch = Batches(prepared, BatchLayout(4, 3, 1), seed=1, dp_rank=0).get(5)
-    assert rows_of(batch) == [
-        reference(prepared, int(i)) for i in batch_indices(5, 12, prepared.sequences, 1)
-    ]
+    assert rows_of(batch) == [reference(prepared, int(i)) for i in batch_indices(5, 12, prepared.sequences, 1)]
     assert batch.tokens == 12 * T
     assert batch.valid_tokens == sum(label != -100 for row in rows_of(batch) for _, label, _ in row)
     micro_batch = batch.micro_batches[0]
@@ -64,9 +62,7 @@ def test_each_token_is_a_target_at_most_once(prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize("layout", [(12, 1, 1), (3, 2, 2), (2, 2, 3), (1, 3, 4), (1, 1, 12)])
-def test_ranks_together_have_the_same_batch_at_any_world_size(
-    prepared: Prepared, layout: tuple[int, int, int]
-) -> None:
+def test_ranks_together_have_the_same_batch_at_any_world_size(prepared: Prepared, layout: tuple[int, int, int]) -> None:
     whole = Batches(prepared, BatchLayout(12, 1, 1), seed=7, dp_rank=0)
     parts = [Batches(prepared, BatchLayout(*layout), seed=7, dp_rank=rank) for rank in range(layout[2])]
     for step in (0, 3, 1000):
@@ -89,12 +85,8 @@ def test_other_sequences_have_other_hashes(prepared: Prepared) -> None:
 
 def test_evaluation_is_in_fixed_order_from_the_start(prepared: Prepared) -> None:
     def sequences(layout: BatchLayout, count: int) -> list[list[list[tuple[int, int, int]]]]:
-        ranks = [
-            evaluation_batches(prepared, layout, rank, count) for rank in range(layout.data_parallel_size)
-        ]
-        return [
-            sorted(row for share in shares for row in rows_of(share)) for shares in zip(*ranks, strict=True)
-        ]
+        ranks = [evaluation_batches(prepared, layout, rank, count) for rank in range(layout.data_parallel_size)]
+        return [sorted(row for share in shares for row in rows_of(share)) for shares in zip(*ranks, strict=True)]
 
     first = [sorted(reference(prepared, b * 12 + k) for k in range(12)) for b in range(2)]
     assert sequences(BatchLayout(12, 1, 1), 2) == sequences(BatchLayout(2, 2, 3), 2) == first

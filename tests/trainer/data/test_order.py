@@ -25,9 +25,7 @@ def test_any_subset_gives_the_same_values() -> None:
 
 
 def test_seed_stage_and_epoch_each_give_another_order() -> None:
-    orders = {
-        tuple(permutation(np.arange(50), 50, *key)) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    }
+    orders = {tuple(permutation(np.arange(50), 50, *key)) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}
     assert len(orders) == 4
 
 

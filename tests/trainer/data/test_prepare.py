@@ -40,9 +40,7 @@ def test_the_second_call_finds_the_first(tmp_path: Path) -> None:
 
 
 def test_documents_follow_each_other_each_with_its_end(tmp_path: Path, tokenizer: str) -> None:
-    prepared = run(
-        tmp_path, tokenizer, [{"text": "the run"}, {"text": "goes on"}, {"text": "until it is done"}]
-    )
+    prepared = run(tmp_path, tokenizer, [{"text": "the run"}, {"text": "goes on"}, {"text": "until it is done"}])
     end = "<|endoftext|>"
     assert decode(tokenizer, prepared.tokens) == f"the run{end}goes on{end}until it is done{end}"
     starts = prepared.starts.tolist()

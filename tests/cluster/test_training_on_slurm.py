@@ -1,0 +1,192 @@
+"""The main job on a real Slurm: cut, preempted, killed, stopped, and bit for bit the run that nobody interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs.pocket import Pocket
+from settings import dump_yaml, read_yaml
+from slurm.rundir import RunDir, read_lines
+from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
+from tests.trainer.data.samples import texts, write_rows, write_tokenizer
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A small Llama of about 0.1 s a step at four ranks on two cores."""
+    write_tokenizer(tmp_path / "tokenizer")
+    write_rows(tmp_path / "train.jsonl", texts(4000))
+    write_rows(tmp_path / "evaluation.jsonl", texts(100))
+    model = read_yaml(ROOT / "recipes" / "demo.yaml")["model"]["config"]
+    path = tmp_path / "recipe.yaml"
+    tree = {
+        "name": "small",
+        "model": {"tokenizer": "tokenizer", "config": {**model, "hidden_size": 64, "num_hidden_layers": 2}},
+        "data": {"train": ["train.jsonl"], "evaluation": ["evaluation.jsonl"], "seq_len": 64},
+        "train": {"steps": 240, "global_batch_size": 48, "precision": "fp32"},
+        "optim": {"lr": 1e-3},
+        "evaluation": {"every": 60, "batches": 1},
+        "checkpoint": {"every": 15},
+    }
+    path.write_text(dump_yaml(tree))
+    return path
+
+
+def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
+    return [event for event in read_lines(run.events) if event["event"] == kind]
+
+
+def reaches(run: RunDir, attempt: int, steps: int) -> int:
+    """Wait until an attempt has done so many steps. Returns the last one."""
+
+    def done() -> list[int]:
+        return [event["step"] for event in events(run, "step") if event["epoch"] == attempt]
+
+    wait_until(lambda: len(done()) >= steps, f"{steps} steps of attempt {attempt}: {causes(run)}\n{job_log(run)}", 120)
+    return done()[-1]
+
+
+def history(run: RunDir, *keys: str) -> list[tuple[Any, ...]]:
+    """The steps that count, in order, with these values."""
+    resumes = [(event["epoch"], event["step"]) for event in events(run, "resume")]
+    kept = [e for e in events(run, "step") if all(e["step"] <= s for epoch, s in resumes if epoch > e["epoch"])]
+    return [tuple(e[key] for key in ("step", *keys)) for e in sorted(kept, key=lambda e: e["step"])]
+
+
+def sha256(run: RunDir) -> str:
+    return str(json.loads((run.path / "DONE").read_text())["sha256"])
+
+
+def forked_ranks(run: RunDir) -> list[int]:
+    """Processes of the ranks under the launcher fork: shims whose parent is a shim of the same run."""
+    shims = {}
+    for path in Path("/proc").iterdir():
+        try:
+            if path.name.isdigit() and f'slurm.shim\0{{"run_dir": "{run.path}"' in (path / "cmdline").read_text():
+                shims[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    return sorted(pid for pid, parent in shims.items() if parent in shims)
+
+
+def end_soon(pocket: Pocket, job: str, seconds: float) -> None:
+    """Slurm's own time limit, moved close."""
+    end = datetime.fromtimestamp(time.time() + seconds).strftime("%Y-%m-%dT%H:%M:%S")
+    pocket.ask("scontrol", "update", f"JobId={job}", f"EndTime={end}")
+
+
+@pytest.mark.parametrize(
+    ("engine", "steps"), [("ddp", 200), ("fsdp", 100)]
+)  # about 15 s of steps, so that 7 s are not all
+def test_killed_cut_and_preempted_is_bit_identical(
+    launch: Launch, pocket: Pocket, recipe: Path, engine: str, steps: int
+) -> None:
+    words = ["--nodes", "2", "--gpus", "2", "--launcher", "fork", "-p", "preempt", str(recipe)]
+    words += [f"engine.kind={engine}", f"train.steps={steps}"]
+    run = launch(*words, name="cut")
+    reaches(run, 1, 16)  # past a save, so that the crash loses steps and the next attempt replays them
+    os.kill(forked_ranks(run)[-1], signal.SIGKILL)
+    reaches(run, 2, 3)
+    end_soon(pocket, job_of(run), 7)
+    reaches(run, 3, 2)
+    pocket.ask("sbatch", "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    over(run, 240)
+    assert causes(run) == ["crash", "timeout", "preemption", "done"], job_log(run)
+    assert [event["reason"] for event in events(run, "stop")][0] == "deadline"
+    job_ids = [record["job_id"] for record in run.attempts()]
+    assert job_ids[0] == job_ids[1] and len(set(job_ids)) == 3
+
+    whole = launch(*words, name="whole")
+    over(whole, 240)
+    assert causes(whole) == ["done"], job_log(whole)
+    assert history(run, "loss", "grad_norm", "hash") == history(whole, "loss", "grad_norm", "hash")
+    assert len(history(run)) == steps
+    assert sha256(run) == sha256(whole)
+    audit = subprocess.run(
+        [sys.executable, "-m", "trainer.audit", str(run.path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert audit.returncode == 0 and "none skipped, none twice" in audit.stdout, audit.stdout + audit.stderr
+
+
+def test_two_nodes_of_eight_gpus_word_for_word(launch: Launch, pocket: Pocket, recipe: Path) -> None:
+    """`python launch.py --nodes 2 --gpus 8`, with ./recipe.yaml where it is typed."""
+    recipe.write_text(recipe.read_text().replace("steps: 240", "steps: 6"))
+    argv = [sys.executable, str(ROOT / "launch.py"), "--nodes", "2", "--gpus", "8"]
+    env = {**os.environ, **pocket.env()}
+    typed = subprocess.run(argv, cwd=recipe.parent, env=env, capture_output=True, text=True, timeout=60)
+    assert typed.returncode == 0 and "2 nodes x 8 GPUs = 16 ranks" in typed.stdout, typed.stdout + typed.stderr
+    run = RunDir(recipe.parent / "runs" / "small")
+    over(run, 240)
+    assert causes(run) == ["done"] and run.attempts()[0]["exits"] == {"exit 0": 16}, job_log(run)
+    assert len(history(run)) == 6
+
+
+def test_stop_and_resume(launch: Launch, pocket: Pocket, recipe: Path) -> None:
+    def verb(*words: str) -> str:
+        argv = [sys.executable, str(ROOT / "launch.py"), *words, "--runs-dir", str(run.path.parent)]
+        done = subprocess.run(argv, env={**os.environ, **pocket.env()}, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run = launch("--nodes", "1", "--gpus", "2", "--launcher", "torchrun", str(recipe), name="s")
+    reaches(run, 1, 2)
+    assert "saves at its next step" in verb("stop", "s")
+    over(run)
+    assert run.cancelled is not None and causes(run) == ["stop"], job_log(run)
+    wait_until(lambda: not pocket.jobs(), "the successor to be cancelled")
+    assert not run.stop_file.exists()
+    step = events(run, "stop")[0]["step"]
+    assert "ended" in verb("status", "s") and f"step {step}" in verb("status", "s")
+
+    assert f"goes on from step {step}" in verb("resume", "s", "--gpus", "4", "--launcher", "fork")
+    reaches(run, 2, 2)
+    assert events(run, "resume")[1]["step"] == step
+    assert "running" in verb("status", "s")
+    verb("stop", job_of(run, -2))  # a run is also known by its job's id
+    over(run)
+
+
+def test_a_run_that_waits_gives_up_its_place(launch: Launch, pocket: Pocket, recipe: Path) -> None:
+    blocker = pocket.ask("sbatch", "--parsable", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 60").strip()
+    run = launch("--nodes", "2", "--gpus", "2", str(recipe), name="w")
+    argv = [sys.executable, str(ROOT / "launch.py"), "stop", str(run.path)]
+    subprocess.run(argv, env={**os.environ, **pocket.env()}, check=True, timeout=60)
+    wait_until(lambda: pocket.jobs() == [blocker], "the run's job to leave the queue")
+    assert run.cancelled is not None and run.newest_epoch() == 0
+    pocket.ask("scancel", blocker)
+
+
+def test_slurms_own_words_when_it_refuses(launch: Launch, pocket: Pocket, recipe: Path, tmp_path: Path) -> None:
+    argv = [
+        sys.executable,
+        str(ROOT / "launch.py"),
+        "--nodes",
+        "1",
+        "--gpus",
+        "2",
+        "--runs-dir",
+        str(tmp_path / "runs"),
+    ]
+    env = {**os.environ, **pocket.env()}
+    for words, code, text in (
+        (["--constraint", "nosuch"], 1, "Invalid feature specification"),
+        (["--sbatch", "begin=whenever"], 1, "Invalid --begin"),
+        (["--partition", "bacth"], 78, "did you mean batch?"),
+        (["--gpus", "16", "--nodes", "1"], 78, "--nodes 2 --gpus 8 is the same 16 ranks"),
+        (["--nodes", "3"], 78, "has 2 nodes"),
+        (["-t", "400-00:00:00"], 78, "allows"),
+    ):
+        done = subprocess.run([*argv, str(recipe), *words], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code and text in done.stderr and done.stderr.count("\n") == 1, (words, done.stderr)
+        assert not (tmp_path / "runs" / "small").exists() and not pocket.jobs()

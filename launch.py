@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,24 +160,20 @@ def resolve(args: argparse.Namespace, words: list[str], command: list[str] | Non
     recipe_path, overrides = recipe_and_overrides(words, command)
     source = str(recipe_path or "command line")
     recipe = read_recipe(recipe_path) if recipe_path else {"name": command_name(command or [])}
-    recipe_job: Any = recipe.pop("job", {})
-    if not isinstance(recipe_job, dict):
-        raise ConfigError(f"{source}: job={recipe_job}: a mapping of job settings is expected, as nodes: 2")
-    words_for_job: dict[str, Any] = {"job": {}}
+    recipe_job = recipe.pop("job", {})
+    words_for_job: dict[str, Any] = {}
     for assignment in overrides:
-        if assignment.startswith("job."):
+        if re.match(r"job\b", assignment):
             words_for_job = override(words_for_job, assignment)
         else:
             recipe = override(recipe, assignment)
     flags = job_flags(args)
     where = clusters.find(args.cluster, dry_run=args.dry_run)
-    layers = [
-        {"name": recipe["name"]},
-        recipe_job,
-        flags,
-        words_for_job["job"],
-        {"command": command} if command else {},
-    ]
+    spoken_job = words_for_job.get("job", {})
+    for job_settings in (recipe_job, spoken_job):
+        if not isinstance(job_settings, dict):
+            raise ConfigError(f"{source}: job={job_settings}: a mapping of job settings is expected, as nodes: 2")
+    layers = [{"name": recipe["name"]}, recipe_job, flags, spoken_job, {"command": command} if command else {}]
     job = submission.resolve_job(layers, where, source)
     job = submission.name_run(job, args.runs_dir, named="name" in flags)
     config_text = None if command else train_config_text(recipe, job, source)

@@ -160,7 +160,7 @@ def resolve(args: argparse.Namespace, words: list[str], command: list[str] | Non
     recipe_path, overrides = recipe_and_overrides(words, command)
     source = str(recipe_path or "command line")
     recipe = read_recipe(recipe_path) if recipe_path else {"name": command_name(command or [])}
-    recipe_job = recipe.pop("job", {})
+    recipe_job: Any = recipe.pop("job", {})
     words_for_job: dict[str, Any] = {}
     for assignment in overrides:
         if re.match(r"job\b", assignment):

@@ -6,7 +6,7 @@ import torch
 
 from trainer.data.batches import MicroBatch, evaluation_batches
 from trainer.data.prepared import Prepared
-from trainer.engines import Engine
+from trainer.engines.engine import Engine
 from trainer.model import loss_sum
 from trainer.plan import BatchLayout
 from trainer.runtime import Runtime

@@ -26,7 +26,8 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Batches, RankBatch
 from trainer.data.prepare import cache_folder, prepare
 from trainer.data.prepared import Prepared
-from trainer.engines import KINDS, make_engine
+from trainer.engines import make_engine
+from trainer.engines.engine import KINDS
 from trainer.evaluation import evaluate, to_device
 from trainer.events import Events
 from trainer.export import export

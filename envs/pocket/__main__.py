@@ -1,5 +1,8 @@
+"""`python -m envs.pocket up|status|down`."""
+
 import sys
 
 from envs.pocket.cli import main
 
-sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,7 @@ from trainer.checkpoint import CheckpointBroken, committed, folder_name
 from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, read_manifest
 from trainer.checkpoint.lineage import in_lineage
 from trainer.claims import Point
-from trainer.engines import Shard
+from trainer.engines.engine import Shard
 from trainer.runtime import Runtime
 
 

@@ -15,7 +15,7 @@ from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.format import BLOCK, VERSION, File, Manifest, Parameter, write_file, write_manifest
 from trainer.checkpoint.rng import rng_state
 from trainer.claims import Point
-from trainer.engines import Engine, Shard
+from trainer.engines.engine import Engine, Shard
 from trainer.files import fsync_folder
 from trainer.runtime import Runtime
 

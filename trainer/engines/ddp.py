@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config import TrainConfig
 from trainer.data.batches import MicroBatch
-from trainer.engines import Shard
+from trainer.engines.engine import Shard
 from trainer.engines.optimizer import Optimizer
 from trainer.model import loss_sum
 from trainer.runtime import Runtime

@@ -15,7 +15,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from trainer.config import Fsdp, TrainConfig
 from trainer.data.batches import MicroBatch
-from trainer.engines import Shard
+from trainer.engines.engine import Shard
 from trainer.engines.optimizer import Optimizer
 from trainer.model import loss_sum
 from trainer.runtime import Runtime

@@ -1,0 +1,54 @@
+"""How weights, gradients and moments lie on the ranks. The loop and the checkpoints see only this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.data.batches import MicroBatch
+
+KINDS = ("weights", "exp_avg", "exp_avg_sq")
+"""What a checkpoint keeps of every parameter: the fp32 master and AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The flat range [start, stop) of a parameter that this rank holds, as fp32 views that may be written to."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole parameter."""
+    start: int
+    stop: int
+    tensors: dict[str, Tensor]
+    """By kind; each (stop - start,)."""
+    step: Tensor
+    """AdamW's count of this parameter's steps, a scalar."""
+
+    def part(self, index: int, count: int) -> tuple[int, int]:
+        """The sub-range that one of `count` holders of the same shard writes."""
+        size = self.stop - self.start
+        return self.start + size * index // count, self.start + size * (index + 1) // count
+
+
+class Engine(Protocol):
+    module: torch.nn.Module
+    """Called for evaluation; calling it is collective."""
+    replicas: tuple[int, int]
+    """This rank's index among the ranks that hold the same shards, and their number: they share the writing."""
+
+    def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
+        """Forward and backward of a micro batch: adds its gradient of loss_sum / valid_tokens (of the global batch).
+
+        Gradients are summed over the ranks at the `last` micro batch of a step. Returns the loss sum, detached.
+        """
+
+    def step(self, lr: float) -> Tensor:
+        """Clip the global gradient, step, drop the gradients. Returns the norm before clipping, a scalar."""
+
+    def shards(self) -> Iterator[Shard]:
+        """What this rank holds, in the order of the parameters."""

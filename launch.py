@@ -38,8 +38,8 @@ launch.py --help                             every flag; more: docs and README""
 
 # Flag, its short form, the job's field, type, help. One table, so that precedence is one merge.
 JOB_FLAGS: list[tuple[str, str | None, str, Callable[[str], Any], str]] = [
-    ("--nodes", "-N", "nodes", int, "nodes"),
-    ("--gpus", None, "gpus_per_node", int, "GPUs on EACH node (--gpus-per-node is the same); default: a full node"),
+    ("--nodes", "-N", "nodes", int, "number of nodes"),
+    ("--gpus", None, "gpus_per_node", int, "GPUs on EACH node; default: a full node"),
     ("--walltime", "-t", "walltime", str, "time limit of one job, [D-]HH:MM:SS; the run goes on through it"),
     ("--partition", "-p", "partition", str, "partition"),
     ("--account", "-A", "account", str, "account"),
@@ -64,21 +64,22 @@ def parser() -> argparse.ArgumentParser:
         prog="launch.py",
         description="Train on Slurm through every time limit. Verbs: status, logs, stop, resume, pocket; none: submit.",
         epilog=THE_DAY,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=40, width=110),
         allow_abbrev=False,
     )
     out.add_argument("words", nargs="*", metavar="VERB|RECIPE|key=value", help="a verb, or a recipe and overrides")
     for flag, short, field, kind, text in JOB_FLAGS:
         names = [*([short] if short else []), flag, *ALIASES.get(flag, [])]
-        out.add_argument(*names, dest=field, type=kind, help=text, default=argparse.SUPPRESS)
+        shown = "N" if kind is int else "X" if kind is float else "TEXT"
+        out.add_argument(*names, dest=field, type=kind, metavar=shown, help=text, default=argparse.SUPPRESS)
     out.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other sbatch option")
-    out.add_argument("--cluster", default="auto", help="auto, local, or a profile's name or path")
-    out.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of the run folders")
+    out.add_argument("--cluster", default="auto", metavar="NAME", help="auto, local, or a profile's name or path")
+    out.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the run folders")
     out.add_argument("--dry-run", action="store_true", help="print the exact script and layout, do nothing")
     out.add_argument("--json", action="store_true", help="status: as JSON")
     out.add_argument("-f", "--follow", action="store_true", help="logs: go on printing")
-    out.add_argument("--rank", type=int, help="logs: of this rank")
-    out.add_argument("--attempt", type=int, help="logs: of this attempt")
+    out.add_argument("--rank", type=int, metavar="N", help="logs: of this rank")
+    out.add_argument("--attempt", type=int, metavar="N", help="logs: of this attempt")
     return out
 
 

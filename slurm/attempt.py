@@ -87,12 +87,11 @@ class Attempt:
             return
         facts = self.scheduler.facts()
         cause = scheduler_cause(facts, self.scheduler.restart_count)
+        silent = facts is None and self.scheduler.job_id is not None
         if cause == "cancel":
             self.cancel_run("scancel")
-        elif cause is None and not (signum == signal.SIGTERM and facts is None and self.scheduler.job_id):
-            self.tell_ranks(f"signal {signum.name}")
-        elif cause is not None:
-            self.tell_ranks(cause)
+        elif not (silent and signum == signal.SIGTERM):  # Slurm ends the job then, and the ranks hear it themselves
+            self.tell_ranks(cause or f"signal {signum.name}")
 
     def poll(self) -> None:
         facts = self.scheduler.facts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from typing import Protocol
 
 from slurm import commands, nodelist
@@ -78,7 +79,8 @@ class Slurm:
     def take_name(self, facts: JobFacts | None) -> None:
         """A successor was queued as NAME+next; now that it runs it is the run."""
         if facts is not None and facts.name != self.job.name:
-            commands.rename(self._id, self.job.name)
+            with suppress(CommandFailed):  # a site may forbid it; nothing depends on it
+                commands.rename(self._id, self.job.name)
 
     def cancel_successor(self) -> None:
         job_id = self.successor() if self.job.chained else None

@@ -55,8 +55,7 @@ class Supervisor:
         if self.run.over:
             say(f"nothing to do: {'the run is done' if self.run.done else 'the run was cancelled'}")
             return True
-        facts = commands.show_job(self.after) if self.after else None
-        cause = predecessor_cause(facts) if facts else "crash"
+        cause = self.predecessor_cause()
         self.record_lost_attempts(cause)
         if cause == "cancel":
             # Also a scancel that hit during a preemption's grace, or that killed the supervisor before it could write.
@@ -64,6 +63,17 @@ class Supervisor:
             say(f"job {self.after} was cancelled: the run ends here")
             return True
         return False
+
+    def predecessor_cause(self) -> str:
+        """Why the job before this one ended."""
+        try:
+            facts = commands.show_job(self.after) if self.after else None
+        except CommandFailed as error:
+            say(f"job {self.after} could not be asked for: {error}")
+            facts = None
+        if facts is not None:
+            return predecessor_cause(facts)
+        return "requeued" if self.scheduler.restart_count else "crash"
 
     def record_lost_attempts(self, cause: str) -> None:
         """Attempts whose supervisor was killed before it could write their end."""

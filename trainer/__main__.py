@@ -5,6 +5,10 @@ from trainer import signals
 signals.install()  # before any import that takes time: from here on a stop signal is remembered
 
 import os  # noqa: E402
+
+# torch warns at every start about the choice that trainer/engines/ddp.py makes on purpose.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 import sys  # noqa: E402
 import traceback  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
 
 from trainer.checkpoint.load import Reader
@@ -34,6 +35,7 @@ def export(config: TrainConfig, checkpoint: Path, target: Path) -> str:
     if config.train.precision == "bf16":
         model.to(torch.bfloat16)
     temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(temporary)  # type: ignore[operator]
     for pattern in _TOKENIZER_FILES:
         for file in Path(config.model.tokenizer_folder).glob(pattern):

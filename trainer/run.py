@@ -95,7 +95,10 @@ class Training:
         # 3. What happened before, and where it goes on.
         self.progress = Progress()
         self.saver = Saver(runtime, self.engine, settings.checkpoint.keep)
-        self.lead = LeadTime(events.read(runtime.run_dir), 4 * len(KINDS) * sum(p.numel() for p in model.parameters()))
+        self.lead = LeadTime(
+            events.read(runtime.run_dir) if runtime.leads else [],
+            4 * len(KINDS) * sum(p.numel() for p in model.parameters()),
+        )
         self.events = Events(runtime.run_dir, runtime.epoch, runtime.leads)
         self.committed = self.resume()
         self.stop = Stop(runtime, self.lead)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,8 @@ Launch = Callable[..., RunDir]
 
 @pytest.fixture(scope="session")
 def pocket() -> Iterator[Pocket]:
+    if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+        pytest.skip("no Slurm on this machine")
     running = up("pocket-runs", nodes=2, gpus=8)
     yield running
     running.down()

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from settings import ConfigError
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
 from trainer.checkpoint import CheckpointBroken
@@ -230,5 +231,5 @@ def test_a_later_version_is_refused_in_one_line(tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest([], {}))
     file = tmp_path / "MANIFEST.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "version": 2}))
-    with pytest.raises(CheckpointBroken, match="has version 2, this Outlast reads up to 1"):
+    with pytest.raises(ConfigError, match="has format version 2, this Outlast reads up to 1"):
         read_manifest(tmp_path)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from settings import ConfigError
 from trainer.checkpoint import MANIFEST, CheckpointBroken
 from trainer.files import fsync_folder
 
@@ -156,12 +157,15 @@ def _self_hash(body: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest, and every file of it there in its size. Raises CheckpointBroken."""
+    """The manifest, with every file there in its size. Raises CheckpointBroken; ConfigError for a later version."""
     try:
         body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         stored = body.pop("hash", None)
         if body.get("version", 0) > VERSION:
-            raise CheckpointBroken(f"{MANIFEST} has version {body['version']}, this Outlast reads up to {VERSION}")
+            was = body["version"]
+            raise ConfigError(
+                f"{folder} has format version {was}, this Outlast reads up to {VERSION}: take a newer one"
+            )
         if stored != _self_hash(body):
             raise CheckpointBroken(f"{MANIFEST} was changed: its hash does not fit")
         manifest = msgspec.convert(body, Manifest)

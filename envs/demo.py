@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from durable import read_lines
 from envs.pocket import Pocket, PocketError, up
-from slurm.rundir import RunDir, read_lines
+from slurm.rundir import RunDir
 
 ROOT = Path(__file__).parent.parent
 RUN = RunDir(ROOT / "runs" / "demo")

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from durable import read_lines, write_atomic
 from slurm import hostfile
 from slurm.cause import RankExit, attempt_cause, scheduler_cause
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
-from slurm.rundir import Claim, RunDir, read_lines, write_atomic
+from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Scheduler
 from slurm.shim import WAITED
 from slurm.step import Step, read_exits

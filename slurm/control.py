@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from durable import write_atomic
 from settings import ConfigError, convert, dump_yaml, read_yaml, to_plain
 from slurm import cluster as clusters
 from slurm import commands
 from slurm.config import JobConfig
 from slurm.errors import CommandFailed
 from slurm.logs import follow
-from slurm.rundir import RunDir, write_atomic
+from slurm.rundir import RunDir
 from slurm.submission import Submission, code_environment
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from slurm.rundir import write_atomic
+from durable import write_atomic
 
 
 def text(hosts: Sequence[str], slots: int) -> str:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from durable import write_atomic
 from slurm.errors import RendezvousFailed
-from slurm.rundir import write_atomic
 
 _PORTS = range(15000, 32768)  # below the kernel's default ephemeral range (32768-60999)
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")

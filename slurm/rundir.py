@@ -14,45 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from durable import append_line, read_lines, write_atomic
+
 _CHECKPOINT = re.compile(r"step-(\d{8})-e(\d{4,})")
 _CLAIM = re.compile(r"(\d{4,})\.json")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, also after a crash of this host."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """One JSON line by one write, so that two writers never mix within a line."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(fd, (json.dumps(record) + "\n").encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file; a line torn by a kill is dropped."""
-    records = []
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 @dataclass(frozen=True)
@@ -179,7 +144,7 @@ class RunDir:
         return read_lines(self.path / "attempts.jsonl")
 
     def record_attempt(self, record: dict[str, Any]) -> None:
-        append_line(self.path / "attempts.jsonl", record)
+        append_line(self.path / "attempts.jsonl", record, sync=True)
 
     # --- its jobs ---
 
@@ -188,7 +153,7 @@ class RunDir:
         return read_lines(self.path / "jobs.jsonl")
 
     def record_job(self, job_id: str, after: str | None) -> None:
-        append_line(self.path / "jobs.jsonl", {"job": job_id, "after": after, "time": time.time()})
+        append_line(self.path / "jobs.jsonl", {"job": job_id, "after": after, "time": time.time()}, sync=True)
 
 
 def _names(folder: Path) -> list[str]:

@@ -26,9 +26,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from durable import write_atomic
 from slurm import environment, rendezvous
 from slurm.errors import SlurmError
-from slurm.rundir import write_atomic
 from slurm.step import Step, read_exits, shim_argv
 
 STOP_SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT})

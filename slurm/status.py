@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from durable import read_lines
 from slurm import commands
 from slurm.errors import CommandFailed
-from slurm.rundir import RunDir, read_lines
+from slurm.rundir import RunDir
 
 
 @dataclass(frozen=True)

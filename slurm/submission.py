@@ -13,15 +13,16 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from durable import write_atomic
 from settings import ConfigError, convert, dump_yaml, merge, to_plain
 from slurm import cluster as clusters
 from slurm.cluster import Cluster
 from slurm.config import JobConfig
-from slurm.rundir import RunDir, write_atomic
+from slurm.rundir import RunDir
 from slurm.script import submission_text
 
 ROOT = Path(__file__).parent.parent
-CODE = ("settings.py", "launch.py", "slurm", "trainer")
+CODE = ("settings.py", "durable.py", "launch.py", "slurm", "trainer")
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,9 @@ from slurm.shim import AGREED
 from trainer import exits
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = [
-    ROOT / "launch.py",
-    ROOT / "settings.py",
-    *(p for d in ("slurm", "trainer", "envs") for p in (ROOT / d).rglob("*.py")),
-]
-OURS = {"launch", "settings", "slurm", "trainer", "envs", "recipes"}
+TOP = [ROOT / f"{name}.py" for name in ("launch", "settings", "durable")]
+PRODUCT = [*TOP, *(p for d in ("slurm", "trainer", "envs") for p in (ROOT / d).rglob("*.py"))]
+OURS = {"launch", "settings", "durable", "slurm", "trainer", "envs", "recipes"}
 STDLIB = sys.stdlib_module_names
 
 
@@ -64,23 +61,22 @@ def files(folder: str) -> list[Path]:
 def test_arrows_run_one_way() -> None:
     for path in files("slurm"):
         submitit = {"submitit"} if path.name == "submit.py" else set()
-        assert not outside(path, {"slurm", "settings", "msgspec", *submitit}), name(path)
+        assert not outside(path, {"slurm", "settings", "durable", "msgspec", *submitit}), name(path)
     for path in files("trainer"):
         found = {module.split(".")[0] for module in imports(path)}
         assert not found & {"slurm", "submitit", "envs", "launch"}, name(path)
     for path in files("envs/pocket"):
         assert not outside(path, {"envs"}), name(path)
     assert not outside(ROOT / "settings.py", {"msgspec", "yaml"})
+    assert not outside(ROOT / "durable.py", set())
     assert not outside(ROOT / "launch.py", {"settings", "slurm", "trainer.config", "trainer.plan", "envs.pocket"})
 
 
 def test_the_shim_needs_the_standard_library_only() -> None:
-    for module in ("shim", "step", "rundir", "environment", "rendezvous", "errors"):
-        path = ROOT / "slurm" / f"{module}.py"
-        assert not outside(
-            path, {f"slurm.{m}" for m in ("step", "rundir", "environment", "rendezvous", "errors")} | {"slurm"}
-        ), module
-        assert not {m for m in imports(path) if m == "slurm"}, module
+    modules = ("shim", "step", "rundir", "environment", "rendezvous", "errors")
+    for module in modules:
+        allowed = {"durable", *(f"slurm.{other}" for other in modules)}
+        assert not outside(ROOT / "slurm" / f"{module}.py", allowed), module
     code = "import sys, slurm.shim; print(sorted(m for m in sys.modules if m in ('msgspec', 'yaml', 'torch', 'numpy')))"
     argv = [sys.executable, "-P", "-S", "-c", code]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.files import write_atomic
+from durable import write_atomic
 
 _NAME = re.compile(r"(\d{4,})\.json")
 

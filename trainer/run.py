@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from durable import write_atomic
 from settings import ConfigError, to_plain
 from trainer import claims, config, events, exits
 from trainer.board import Board
@@ -31,7 +32,6 @@ from trainer.engines.engine import KINDS
 from trainer.evaluation import evaluate, to_device
 from trainer.events import Events
 from trainer.export import export
-from trainer.files import write_atomic
 from trainer.lead import LeadTime
 from trainer.model import build, check_vocabulary
 from trainer.plan import batch_layout, total_steps

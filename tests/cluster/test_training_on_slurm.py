@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from durable import read_lines
 from envs.pocket import Pocket
 from settings import dump_yaml, read_yaml
-from slurm.rundir import RunDir, read_lines
+from slurm.rundir import RunDir
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from tests.waiting import wait_until

@@ -4,7 +4,8 @@ import multiprocessing
 import stat
 from pathlib import Path
 
-from slurm.rundir import RunDir, append_line, read_lines
+from durable import append_line, read_lines
+from slurm.rundir import RunDir
 
 
 def _claim(folder: str) -> int:

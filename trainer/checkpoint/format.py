@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from durable import fsync_folder
 from settings import ConfigError
 from trainer.checkpoint import MANIFEST, CheckpointBroken
-from trainer.files import fsync_folder
 
 VERSION = 1
 BLOCK = 1 << 20  # bytes under one hash: a reader of a part checks just what it reads

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from durable import fsync_folder
 from trainer import claims
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.format import BLOCK, VERSION, File, Manifest, Parameter, write_file, write_manifest
 from trainer.checkpoint.rng import rng_state
 from trainer.claims import Point
 from trainer.engines.engine import Engine, Shard
-from trainer.files import fsync_folder
 from trainer.runtime import Runtime
 
 

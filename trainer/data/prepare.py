@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from durable import fsync_folder
 from settings import ConfigError
 from trainer.config import Data
 from trainer.data.encode import encoder
@@ -162,22 +163,14 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _publish(temporary: Path, folder: Path) -> None:
-    _fsync_folder(temporary)
+    fsync_folder(temporary)
     try:
         temporary.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
         return  # another process was first: same name, same content
-    _fsync_folder(folder.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync_folder(folder.parent)
 
 
 # --- rejects --------------------------------------------------------------------------------------------

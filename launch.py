@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from settings import ConfigError, dump_yaml, nearest, override, read_yaml, to_plain
 from slurm import cluster as clusters
@@ -59,8 +59,14 @@ JOB_FLAGS: list[tuple[str, str | None, str, Callable[[str], Any], str]] = [
 ALIASES = {"--gpus": ["--gpus-per-node"], "--walltime": ["--time"]}
 
 
-def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """A mistake in a flag is one line and 78, as every other."""
+        raise ConfigError(f"{message}; launch.py --help shows every flag")
+
+
+def parser() -> Parser:
+    out = Parser(
         prog="launch.py",
         description="Train on Slurm through every time limit. Verbs: status, logs, stop, resume, pocket; none: submit.",
         epilog=THE_DAY,
@@ -107,6 +113,10 @@ def start(ready: Submission) -> int:
     print(f"{name}: {ready.job.layout} on {ready.cluster.profile.name} ({ready.cluster.found_by})", flush=True)
     if ready.job.cluster == "local":
         return control.run_locally(ready.run)
+    if not ready.cluster.live:
+        raise ConfigError(
+            f"no Slurm of the cluster {ready.job.cluster} answers here: --dry-run shows what it would get"
+        )
     job_id = submission.send(ready)
     chain = f"; {name}+next will wait behind it to go on" if ready.job.chained else ""
     print(f"job {job_id} is in the queue{chain}\n")
@@ -138,8 +148,12 @@ def stop(args: argparse.Namespace, words: list[str], command: list[str] | None) 
 def resume(args: argparse.Namespace, words: list[str], command: list[str] | None) -> int:
     run = runs.find_run(words[0] if words else None, args.runs_dir)
     ready = control.reopen(run, job_flags(args), args.cluster)
-    control.lift_end(run)
+    if args.dry_run:
+        print(describe(ready))
+        return 0
+    control.check_can_go_on(run)
     control.rewrite_job(ready)
+    run.lift_end()
     print(f"{run.name} goes on from step {run.committed_step()}")
     return start(ready)
 
@@ -257,8 +271,11 @@ def main(argv: list[str]) -> int:
             return cli.main(words[1:])
         use_pocket()
         args = parser().parse_intermixed_args(words)
-        verb = args.words[0] if args.words and args.words[0] in VERBS else "submit"
-        rest = args.words[1:] if args.words and args.words[0] in VERBS else args.words
+        if not args.words or args.words[0] not in VERBS:
+            return submit(args, args.words, command)
+        verb, *rest = args.words
+        if verb != "submit" and (len(rest) > 1 or command):
+            raise ConfigError(f"{verb} takes one run, not: {' '.join([*rest, *(command or [])])}")
         return VERBS[verb](args, rest, command)
     except ConfigError as error:
         print(f"outlast: {error}", file=sys.stderr)
@@ -266,9 +283,14 @@ def main(argv: list[str]) -> int:
     except SlurmError as error:
         print(f"outlast: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # the usual way out of `logs -f`
+        return 130
     except BrokenPipeError:  # `launch.py logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"outlast: {error}", file=sys.stderr)
+        return 1
 
 
 def use_pocket() -> None:

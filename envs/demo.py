@@ -73,8 +73,11 @@ def move_aside(pocket: Pocket | None) -> None:
     """An earlier demo keeps its folder under another name, and leaves the queue."""
     if not RUN.path.exists():
         return
-    for record in RUN.jobs() if pocket else ():
-        subprocess.run(["scancel", record["job"]], env=environment(pocket), capture_output=True, timeout=30)
+    if pocket:
+        ids = [record["job"] for record in RUN.jobs()]
+        for job in set(ids) & set(pocket.jobs()):
+            pocket.ask("scancel", job)
+        wait_for(lambda: not set(ids) & set(pocket.jobs()), "the earlier demo to leave the queue")
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(RUN.path.stat().st_mtime))
     aside = RUN.path.with_name(f"demo-{stamp}")
     shutil.move(RUN.path, aside)

@@ -25,7 +25,11 @@ if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null || ! comm
     fi
 fi
 
-[ -x "$venv/bin/python" ] || "$PYTHON" -m venv "$venv"
+if ! "$PYTHON" -c 'import ensurepip' 2>/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null  # Debian ships it apart
+fi
+[ -x "$venv/bin/pip" ] || "$PYTHON" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check install -q -c constraints.txt "$@"; }
 # torch alone and first: another package's open range would take the newest CUDA build, gigabytes of it.
 pip torch

@@ -13,9 +13,10 @@ from typing import Any
 
 from durable import read_lines, write_atomic
 from slurm import hostfile
-from slurm.cause import RankExit, attempt_cause, scheduler_cause
+from slurm.cause import RankExit, attempt_cause, foreign_cause, scheduler_cause
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
+from slurm.logs import first_failure, rank_log
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Scheduler
 from slurm.shim import WAITED
@@ -34,6 +35,8 @@ class Attempt:
     claim: Claim
     cancel_run: Callable[[str], None]
     """Called at once when Slurm says that the user cancelled the job."""
+    queue_successor: Callable[[], None]
+    """Called at every look at Slurm: one that was refused at the start is tried again."""
 
     def __post_init__(self) -> None:
         self.deadline = self.scheduler.deadline(self.scheduler.facts())
@@ -52,11 +55,14 @@ class Attempt:
         next_poll = time.monotonic() + self.job.poll_seconds
         while process.poll() is None:
             info = signal.sigtimedwait(WAITED, max(0.0, min(1.0, next_poll - time.monotonic())))
-            if info is not None and info.si_signo != signal.SIGCHLD:
-                self.on_signal(signal.Signals(info.si_signo))
-            if time.monotonic() >= next_poll:
-                self.poll()
-                next_poll = time.monotonic() + self.job.poll_seconds
+            try:
+                if info is not None and info.si_signo != signal.SIGCHLD:
+                    self.on_signal(signal.Signals(info.si_signo))
+                if time.monotonic() >= next_poll:
+                    next_poll = time.monotonic() + self.job.poll_seconds
+                    self.poll()
+            except OSError as error:  # a full disk must not end healthy ranks
+                print(f"outlast: {error}", flush=True)
         return self.record(step, self.scheduler.facts())
 
     def prepare(self) -> Step:
@@ -77,8 +83,11 @@ class Attempt:
         )
 
     def write_deadline(self) -> None:
+        """The ranks prefer it to what they were started with: an earlier job's must not stay."""
         if self.deadline is not None:
             write_atomic(self.run.deadline_file, f"{self.deadline:.0f}\n")
+        else:
+            self.run.deadline_file.unlink(missing_ok=True)
 
     # --- while it runs ---
 
@@ -95,6 +104,7 @@ class Attempt:
             self.tell_ranks(cause or f"signal {signum.name}")
 
     def poll(self) -> None:
+        self.queue_successor()
         facts = self.scheduler.facts()
         deadline = self.scheduler.deadline(facts)
         if deadline is not None and deadline != self.deadline:
@@ -118,10 +128,8 @@ class Attempt:
     def record(self, step: Step, facts: JobFacts | None) -> dict[str, Any]:
         exits = self.exits(step)
         reason = self.stop_reason()
-        cause = attempt_cause(exits, scheduler_cause(facts, self.scheduler.restart_count), reason)
-        if step.foreign and cause == "done" and reason is not None:  # it left because it was told to
-            stopped = self.run.stop_file.exists()
-            cause = "stop" if stopped else "timeout" if reason == "deadline" else reason.split()[0]
+        why = foreign_cause if step.foreign else attempt_cause
+        cause = why(exits, scheduler_cause(facts, self.scheduler.restart_count), reason)
         return {
             "attempt": self.claim.epoch,
             "job_id": self.scheduler.job_id,
@@ -153,9 +161,8 @@ class Attempt:
     def detail(self, cause: str, exits: list[RankExit], reason: str | None) -> str:
         """One line for people: the first failure with its log, or the reason of the stop."""
         if cause in ("crash", "config", "hang"):
-            bad = [e for e in exits if e.crashed or e.code == 78]
-            first = next((e for e in bad if e.code is not None and e.code != 0), bad[0])
-            log = self.run.attempt_dir(self.claim.epoch) / f"rank-{first.rank:04d}.log"
+            first = exits[first_failure(self.run, self.claim.epoch)]
+            log = rank_log(self.run, self.claim.epoch, first.rank)
             return f"{first}; see {(log if log.exists() else log.parent).relative_to(self.run.path)}"
         return reason or ""
 

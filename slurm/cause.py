@@ -6,6 +6,7 @@ or one more restart was cancelled by its user.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -61,6 +62,16 @@ def predecessor_cause(facts: JobFacts) -> str:
     return by_state.get(facts.state, "preemption" if facts.preempt_time is not None else "crash")
 
 
+def foreign_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason: str | None) -> str:
+    """The cause of a foreign command's attempt: after a word to stop, exit 0 and death by TERM mean that it heard."""
+    heard = all(exit.code in (DONE, CONTINUE) or exit.signal == signal.SIGTERM for exit in exits)
+    if heard and scheduler is not None:
+        return scheduler
+    if heard and stop_reason is not None:
+        return {"stop file": "stop", "deadline": "timeout"}.get(stop_reason, stop_reason.split()[0])
+    return attempt_cause(exits, scheduler, stop_reason)
+
+
 def attempt_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason: str | None) -> str:
     """The cause of an attempt from the ranks' exits, Slurm's word and the reason of the agreed stop, if any."""
     codes = {exit.code for exit in exits}
@@ -89,12 +100,21 @@ class Decision:
     next: Next
     reason: str = ""
     code: int = 0
+    cause: str = ""
+    """Of a run that ends unfinished, when it is not the last attempt's."""
 
 
 def decide(
-    attempts: Sequence[Mapping[str, Any]], max_attempts: int | None, gpu_hours: float, max_gpu_hours: float | None
+    attempts: Sequence[Mapping[str, Any]],
+    max_attempts: int | None = None,
+    gpu_hours: float = 0.0,
+    max_gpu_hours: float | None = None,
+    steps_known: bool = True,
 ) -> Decision:
-    """What follows the last of `attempts` (each with cause, committed_step, first_step)."""
+    """What follows the last of `attempts` (each with cause, committed_step, first_step).
+
+    Of a foreign command no steps are known: its time limits are then no lack of progress.
+    """
     cause = attempts[-1]["cause"]
     match cause:
         case "done":
@@ -106,20 +126,21 @@ def decide(
         case "config":
             return Decision(Next.STOP, "configuration error", CONFIG)
     if max_attempts is not None and len(attempts) >= max_attempts:
-        return Decision(Next.STOP, f"budget: {len(attempts)} attempts of --max-attempts={max_attempts}", STOPPED)
+        return Decision(Next.STOP, f"{len(attempts)} attempts of --max-attempts={max_attempts}", STOPPED, "budget")
     if max_gpu_hours is not None and gpu_hours >= max_gpu_hours:
-        return Decision(Next.STOP, f"budget: {gpu_hours:.2f} GPU-hours of --max-gpu-hours={max_gpu_hours:g}", STOPPED)
-    if _no_progress(attempts):
-        return Decision(
-            Next.STOP, f"no progress: {_ATTEMPTS_WITHOUT_PROGRESS} attempts without a new committed step", NO_PROGRESS
-        )
+        spent = f"{gpu_hours:.2f} GPU-hours of --max-gpu-hours={max_gpu_hours:g}"
+        return Decision(Next.STOP, spent, STOPPED, "budget")
+    if _no_progress(attempts, steps_known):
+        why = f"{_ATTEMPTS_WITHOUT_PROGRESS} attempts without a new committed step"
+        return Decision(Next.STOP, why, NO_PROGRESS, "no progress")
     here = cause in ("crash", "oom", "hang", "signal")
     return Decision(Next.HERE if here else Next.NEXT_JOB)
 
 
-def _no_progress(attempts: Sequence[Mapping[str, Any]]) -> bool:
+def _no_progress(attempts: Sequence[Mapping[str, Any]], steps_known: bool) -> bool:
     last = attempts[-_ATTEMPTS_WITHOUT_PROGRESS:]
-    failed = all(a["cause"] in ("crash", "oom", "hang", "timeout") for a in last)
+    bad = ("crash", "oom", "hang", "timeout") if steps_known else ("crash", "oom", "hang")
+    failed = all(attempt["cause"] in bad for attempt in last)
     return (
         failed and len(last) == _ATTEMPTS_WITHOUT_PROGRESS and all(a["committed_step"] <= a["first_step"] for a in last)
     )

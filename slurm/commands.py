@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from settings import ConfigError
 from slurm.environment import CONF, without_job
 from slurm.errors import CommandFailed
 from slurm.walltime import Walltime
@@ -46,12 +47,6 @@ class JobFacts:
     """Unix seconds at which Slurm ends the allocation."""
     preempt_time: float | None
     """Unix seconds at which a preemption of this run of the job began."""
-    start_time: float | None
-    nodelist: str
-
-    @property
-    def pending(self) -> bool:
-        return self.state == "PENDING"
 
 
 def parse_job(text: str) -> JobFacts:
@@ -65,8 +60,6 @@ def parse_job(text: str) -> JobFacts:
         restarts=int(facts.get("Restarts", 0)),
         end_time=_unix(facts.get("EndTime", "")),
         preempt_time=_unix(facts.get("PreemptTime", "")),
-        start_time=_unix(facts.get("StartTime", "")),
-        nodelist=facts.get("NodeList", ""),
     )
 
 
@@ -86,6 +79,18 @@ def show_job(job_id: str) -> JobFacts | None:
         if "Invalid job id" in str(error):
             return None
         raise
+
+
+def accounted_job(job_id: str) -> JobFacts | None:
+    """What the accounting keeps of a job that Slurm itself has forgotten; None: no accounting, or no such job."""
+    try:
+        text = run(
+            ["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={job_id}", "--format=State,JobName"]
+        )
+    except CommandFailed:
+        return None
+    state, _, name = text.strip().partition("|")
+    return JobFacts(job_id, name, state.split()[0], "None", 0, None, None) if state else None
 
 
 def submit(script: Path, after: str, name: str) -> str:
@@ -121,13 +126,16 @@ def rename(job_id: str, name: str) -> None:
 
 
 def cluster_name() -> str | None:
-    """ClusterName of the Slurm that answers; None: none does."""
+    """ClusterName of this machine's Slurm; None: it has none. Raises ConfigError when there is one that fails."""
     if CONF in os.environ and not Path(os.environ[CONF]).exists():
         return None  # scontrol would wait a minute for the file
     try:
-        text = run(["scontrol", "show", "config"], timeout=5)
-    except CommandFailed:
-        return None
+        text = run(["scontrol", "show", "config"])
+    except CommandFailed as error:
+        if "no such command" in str(error) or "configuration source" in str(error):
+            return None
+        # A Slurm that is slow or down is no reason to train on the login node.
+        raise ConfigError(f"{error}; to train here without it: --cluster local") from None
     match = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
     return match[1] if match else None
 
@@ -141,19 +149,18 @@ class Partition:
     nodes: int
     gpus_per_node: int
     max_walltime: Walltime | None
-    up: bool
 
 
 def partitions() -> list[Partition]:
     """Partitions of the cluster, from one sinfo. Raises CommandFailed."""
-    return parse_partitions(run(["sinfo", "--noheader", "--format=%P|%a|%l|%D|%G"]))
+    return parse_partitions(run(["sinfo", "--noheader", "--format=%P|%l|%D|%G"]))
 
 
 def parse_partitions(text: str) -> list[Partition]:
     found: dict[str, Partition] = {}
     for line in filter(None, text.splitlines()):
-        name, up, limit, nodes, gres = line.strip().split("|")
-        gpus = sum(int(count) for count in re.findall(r"gpu(?::[A-Za-z][\w.-]*)?:(\d+)", gres))
+        name, limit, nodes, gres = line.strip().split("|")
+        gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)(?=[(,\s]|$)", gres))
         old = found.get(name.rstrip("*"))
         found[name.rstrip("*")] = Partition(
             name=name.rstrip("*"),
@@ -161,7 +168,6 @@ def parse_partitions(text: str) -> list[Partition]:
             nodes=int(nodes) + (old.nodes if old else 0),
             gpus_per_node=max(gpus, old.gpus_per_node if old else 0),
             max_walltime=_limit(limit),
-            up=up == "up",
         )
     return list(found.values())
 

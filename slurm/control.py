@@ -13,7 +13,7 @@ from settings import ConfigError, convert, dump_yaml, read_yaml, to_plain
 from slurm import cluster as clusters
 from slurm import commands
 from slurm.config import JobConfig
-from slurm.errors import CommandFailed
+from slurm.environment import without_job
 from slurm.logs import follow
 from slurm.rundir import RunDir
 from slurm.submission import Submission, code_environment
@@ -22,7 +22,7 @@ from slurm.submission import Submission, code_environment
 def run_locally(run: RunDir) -> int:
     """Local mode: the supervisor as a child of the terminal, with rank 0's lines shown. Returns its exit code."""
     argv = [sys.executable, "-P", "-m", "slurm.supervisor", str(run.path)]
-    supervisor = subprocess.Popen(argv, env=code_environment())
+    supervisor = subprocess.Popen(argv, env=without_job(code_environment()))
     with suppress(KeyboardInterrupt):  # the terminal has sent it to the supervisor as well
         follow(run, 0, lambda: supervisor.poll() is None)
     return supervisor.wait()
@@ -43,21 +43,16 @@ def stop(run: RunDir, why: str) -> str:
     return f"{run.name} saves at its next step and ends; go on with launch.py resume {run.name}"
 
 
-def lift_end(run: RunDir) -> None:
-    """Make a run that ended unfinished startable again. Raises ConfigError for one that is done or in the queue."""
+def check_can_go_on(run: RunDir) -> None:
+    """Raises ConfigError for a run that is done or in the queue, CommandFailed when the queue cannot be asked."""
     if run.done:
         raise ConfigError(f"{run.name} is done: there is nothing to resume")
-    try:
-        waiting = commands.queue([record["job"] for record in run.jobs()])
-    except CommandFailed:
-        waiting = {}
+    waiting = commands.queue([record["job"] for record in run.jobs()])
     if waiting:
         job = next(iter(waiting.values()))
         raise ConfigError(
             f"{run.name} is in the queue already: job {job.job_id} is {job.state}: see launch.py status {run.name}"
         )
-    (run.path / "CANCELLED").unlink(missing_ok=True)
-    run.stop_file.unlink(missing_ok=True)
 
 
 def reopen(run: RunDir, flags: Mapping[str, Any], cluster: str) -> Submission:

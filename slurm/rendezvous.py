@@ -95,7 +95,9 @@ def find_address(host: str, launch_address: str | None) -> str:
         if not ipaddress.ip_address(address).is_loopback:
             return address
         tried.append(f"{rule}: {address} is a loopback address")
-    raise RendezvousFailed(f"no address of {host} that other nodes can reach ({'; '.join(tried)}): set MASTER_ADDR")
+    raise RendezvousFailed(
+        f"no address of {host} that other nodes can reach ({'; '.join(tried)}): its site must name it"
+    )
 
 
 def _by_name(host: str) -> str:

@@ -80,6 +80,19 @@ class RunDir:
     def over(self) -> bool:
         return self.done or self.cancelled is not None
 
+    def resumed_after(self) -> int:
+        """The attempt after which the user last resumed the run; budgets count from there. 0: never."""
+        try:
+            return int((self.path / "resumed").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def lift_end(self) -> None:
+        """Make a run that ended unfinished startable again."""
+        write_atomic(self.path / "resumed", f"{self.newest_epoch()}\n")
+        (self.path / "CANCELLED").unlink(missing_ok=True)
+        self.stop_file.unlink(missing_ok=True)
+
     def write_done(self, reason: str) -> None:
         """For a foreign command; the trainer writes its own DONE."""
         write_atomic(self.path / "DONE", json.dumps({"reason": reason, "time": time.time()}) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from slurm import commands, nodelist
@@ -47,6 +48,7 @@ class Slurm:
         self.restart_count = allocation.restart_count
         self._id = allocation.job_id
         self._hosts = nodelist.expand(allocation.nodelist)
+        self._queued = False
 
     def hosts(self) -> list[str]:
         return self._hosts
@@ -70,9 +72,13 @@ class Slurm:
         return next((job for job in commands.queue(followers)), None)
 
     def queue_successor(self) -> str | None:
-        if not self.job.chained or self.successor() is not None:
+        if not self.job.chained or self._queued:
             return None
+        if (waiting := self.successor()) is not None:
+            self._queued = True
+            return f"job {waiting} waits to go on after this one already"
         job_id = commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
+        self._queued = True
         self.run.record_job(job_id, after=self._id)
         return f"job {job_id} waits to go on after this one"
 
@@ -88,8 +94,8 @@ class Slurm:
             commands.cancel(job_id)
 
     def go_on(self, facts: JobFacts | None) -> bool:
-        already = facts is not None and facts.restarts > self.restart_count
-        if self.job.continue_by == "requeue" and not already:
+        """A requeue revives even a job that its user has cancelled: only one that surely just runs is sent back."""
+        if self.job.continue_by == "requeue" and facts is not None and facts.state == "RUNNING":
             commands.requeue(self._id)
         return True
 
@@ -114,7 +120,9 @@ class Local:
         return self._start + self.job.walltime.total_seconds() if self.job.walltime else None
 
     def step_argv(self, step: Step) -> list[str]:
-        return shim_argv(step)
+        """There is no srun, and only a Python module can be forked: other commands are spawned, a process a rank."""
+        spawned = step.launcher == "srun" or (step.launcher == "fork" and "-m" not in step.argv)
+        return shim_argv(replace(step, launcher="spawn") if spawned else step)
 
     def queue_successor(self) -> str | None:
         return None

@@ -12,10 +12,11 @@ from slurm.config import JobConfig
 def submission_text(job: JobConfig, run_dir: Path, python: Path, workdir: Path) -> str:
     """RUN_DIR/submission.sh: flags, set-up lines, and the supervisor in the shell's place."""
     code = run_dir / "code"
-    flags = [
-        f"#SBATCH --{key}" if value is True else f"#SBATCH --{key}={_quote(value)}"
-        for key, value in options(job, run_dir, workdir)
+    wanted = [
+        *options(job, run_dir, workdir),
+        *((key, value) for key, value in job.sbatch.items() if value is not False),
     ]
+    flags = [f"#SBATCH --{key}" if value is True else f"#SBATCH --{key}={_quote(value)}" for key, value in wanted]
     lines = ["#!/bin/bash", *flags, ""]
     if job.setup:
         lines += ["set -e", *job.setup, "set +e", ""]
@@ -28,7 +29,7 @@ def submission_text(job: JobConfig, run_dir: Path, python: Path, workdir: Path) 
 
 
 def options(job: JobConfig, run_dir: Path, workdir: Path) -> Iterator[tuple[str, str | int | bool]]:
-    """sbatch's long options and values, ours first, then the user's own `sbatch` table."""
+    """sbatch's long options and values that are ours; the user's own `sbatch` table comes after them."""
     yield "job-name", job.name
     yield "nodes", job.nodes
     # Both counts: Slurm 24.05 and newer read --ntasks-per-node alone as a maximum.
@@ -50,7 +51,6 @@ def options(job: JobConfig, run_dir: Path, workdir: Path) -> Iterator[tuple[str,
     yield "open-mode", "append"  # a requeue truncates the log otherwise
     # A chained job that Slurm requeues would queue a second successor, and both would run.
     yield ("requeue" if job.continue_by == "requeue" else "no-requeue"), True
-    yield from ((key, value) for key, value in job.sbatch.items() if value is not False)
 
 
 def _quote(value: str | int | bool) -> str:

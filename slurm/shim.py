@@ -34,7 +34,7 @@ from slurm.step import Step, read_exits, shim_argv
 STOP_SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT})
 WAITED = STOP_SIGNALS | {signal.SIGCHLD}
 AGREED = (0, 75, 76, 77)  # done, continue me, fenced, ended by the user's word
-CONTINUE = 75
+CONFIG = 78
 RENDEZVOUS_SECONDS = 600.0
 TICK_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -73,6 +73,9 @@ class Shim:
                 self.spawn(self.torchrun_argv(meeting), self.node_variables(meeting), None)
             case "fork":
                 self.fork_ranks(meeting)
+            case "spawn":
+                for local_rank in range(self.step.ranks_per_node):
+                    self.spawn(self.step.argv, self.rank_variables(meeting, local_rank), local_rank)
         self.watch()
         if held is not None:
             held.close()
@@ -96,7 +99,10 @@ class Shim:
         step = self.step
         out = environment.attempt_variables(step.run.path, step.epoch, step.deadline, step.logs / "hostfile")
         # Without it every rank starts a thread for every core of its node.
-        out["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(self.task.cpus or 1)
+        ranks = (
+            1 if step.launcher == "srun" else step.ranks_per_node
+        )  # a task of the other launchers holds a node's ranks
+        out["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (self.task.cpus or 1) // ranks))
         interface = gloo_interface(self.task.host, meeting.master_addr) if step.nodes > 1 else None
         if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
             out["GLOO_SOCKET_IFNAME"] = interface
@@ -119,9 +125,24 @@ class Shim:
     # --- starting ---
 
     def spawn(self, argv: tuple[str, ...] | list[str], variables: dict[str, str], rank: int | None) -> None:
+        log = None
         if rank is not None:
-            variables = variables | self.python_path()
-        process = subprocess.Popen(argv, env={**os.environ, **variables}, preexec_fn=lambda: self.in_child(rank))
+            variables, log = variables | self.python_path(), open_log(self.step.logs / f"rank-{rank:04d}.log")
+        try:
+            process = subprocess.Popen(
+                argv,
+                env={**os.environ, **variables},
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: self.in_child(rank),
+            )
+        except OSError as error:  # the command is the user's: starting it again cannot help
+            print(f"outlast: {argv[0]}: {error.strerror}", file=sys.stderr)
+            self.write_exit(rank, CONFIG)
+            raise SystemExit(CONFIG) from None
+        finally:
+            if log is not None:
+                os.close(log)
         self.children.append(Child(rank, process.pid))
         process.returncode = 0  # reaped here, not by subprocess
 
@@ -183,17 +204,15 @@ class Shim:
         """The file stands before this process leaves: whoever hears of the crash can read of it."""
         code = child.code
         assert code is not None
-        if child.rank is not None:
-            end = {
-                "rank": child.rank,
-                "code": max(code, 0) if code >= 0 else None,
-                "signal": -code if code < 0 else None,
-            }
-            write_atomic(
-                self.step.exit_file(child.rank), json.dumps({**end, "host": self.task.host, "time": time.time()})
-            )
+        self.write_exit(child.rank, code)
         if code not in AGREED:
             self.kill()  # this node's other ranks cannot go on without it
+
+    def write_exit(self, rank: int | None, code: int) -> None:
+        """The rank's record, for the supervisor and for the other shims; torchrun's agent has none."""
+        if rank is not None:
+            end = {"rank": rank, "code": code if code >= 0 else None, "signal": -code if code < 0 else None}
+            write_atomic(self.step.exit_file(rank), json.dumps({**end, "host": self.task.host, "time": time.time()}))
 
     def tick(self) -> None:
         if os.getppid() != self.parent:  # our launcher was killed: nobody would end these ranks
@@ -274,11 +293,16 @@ def become(work: Callable[[], None], variables: dict[str, str], log: Path) -> No
         os._exit(code)  # no exit handler of the parent's runs here
 
 
+def open_log(log: Path) -> int:
+    """A file descriptor that appends to a log."""
+    return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+
 def redirect(log: Path) -> None:
     """Standard output and error, of this process and of what it starts, to a log of its own."""
     sys.stdout.flush()
     sys.stderr.flush()
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    fd = open_log(log)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
@@ -302,7 +326,7 @@ def gloo_interface(host: str, peer: str) -> str | None:
 
 def log_file(step: Step) -> Path:
     task = environment.task()
-    if step.launcher in ("torchrun", "fork"):
+    if step.launcher in ("torchrun", "fork", "spawn"):
         return step.logs / f"node-{task.node_rank:04d}.log"
     rank = environment.worker_rank() if step.launcher == "worker" else task.rank
     return step.logs / f"rank-{rank:04d}.log"

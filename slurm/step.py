@@ -21,7 +21,7 @@ class Step:
     run_dir: str
     epoch: int
     launcher: str
-    """srun, torchrun or fork; `worker` for what torchrun itself starts."""
+    """srun, torchrun or fork; `worker`: what torchrun itself starts; `spawn`: all ranks of a node without srun."""
     nodes: int
     ranks_per_node: int
     argv: tuple[str, ...]

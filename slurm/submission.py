@@ -19,7 +19,7 @@ from slurm import cluster as clusters
 from slurm.cluster import Cluster
 from slurm.config import JobConfig
 from slurm.rundir import RunDir
-from slurm.script import submission_text
+from slurm.script import options, submission_text
 
 ROOT = Path(__file__).parent.parent
 CODE = ("settings.py", "durable.py", "launch.py", "slurm", "trainer")
@@ -47,8 +47,17 @@ def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) 
     if "gpus_per_node" not in data:
         data["gpus_per_node"] = clusters.full_node(data.get("partition"), cluster)
     job = convert(data, JobConfig, source)
+    check_sbatch_table(job)
     clusters.check_fits(job, cluster)
     return job
+
+
+def check_sbatch_table(job: JobConfig) -> None:
+    """What has its own flag, or what the continuation depends on, is not given a second time. Raises ConfigError."""
+    taken = {key for key, _ in options(job, Path(), Path())} | {"requeue", "no-requeue", "time", "dependency", "array"}
+    for key in job.sbatch:
+        if key in taken or len(key) == 1:
+            raise ConfigError(f"--sbatch {key}: launch.py sets it: see its own flags in --help")
 
 
 def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
@@ -71,8 +80,12 @@ def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
 def write_run_dir(submission: Submission) -> None:
     """Everything that the run is, in its folder, before anything is queued."""
     run = submission.run
-    for folder in (run.path, run.claims_dir, run.path / "logs", run.path / "submitit"):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    try:
+        run.path.mkdir(parents=True)  # never one that is there: a refused submission removes its folder again
+    except FileExistsError:
+        raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir") from None
+    for folder in (run.claims_dir, run.path / "logs", run.path / "submitit"):
+        folder.mkdir()
     snapshot_code(run)
     if submission.config_text is not None:
         write_atomic(run.path / "config.yaml", submission.config_text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from settings import ConfigError
 from slurm import commands, environment
 from slurm.attempt import Attempt, describe
-from slurm.cause import CONFIG, Next, decide, predecessor_cause
+from slurm.cause import CONFIG, Decision, Next, decide, predecessor_cause
 from slurm.config import JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
 from slurm.rundir import RunDir
@@ -23,6 +23,7 @@ from slurm.shim import WAITED
 
 # Ranks that start anew in what is left of an allocation need time to load and to train.
 WORTH_A_RESTART = 30.0  # seconds
+PATIENCE = 5  # questions to a silent controller about the job before us
 
 
 class Supervisor:
@@ -40,7 +41,7 @@ class Supervisor:
             self.queue_successor()
             step, launcher = self.run.committed_step(), self.job.launcher
             say(f"attempt {claim.epoch} starts at step {step}: {self.job.layout}, {launcher}")
-            attempt = Attempt(self.run, self.job, self.scheduler, claim, self.cancel_run)
+            attempt = Attempt(self.run, self.job, self.scheduler, claim, self.cancel_run, self.queue_successor)
             record = attempt.execute()
             self.run.record_attempt(record)
             say(describe(record))
@@ -55,28 +56,48 @@ class Supervisor:
         if self.run.over:
             say(f"nothing to do: {'the run is done' if self.run.done else 'the run was cancelled'}")
             return True
+        self.record_our_job()
         cause = self.predecessor_cause()
-        self.record_lost_attempts(cause)
+        lost = self.record_lost_attempts(cause)
         if cause == "cancel":
             # Also a scancel that hit during a preemption's grace, or that killed the supervisor before it could write.
             self.run.cancel("cancel", f"job {self.after} was cancelled (scancel)")
             say(f"job {self.after} was cancelled: the run ends here")
             return True
+        if (
+            lost and (decision := self.decide()).next is Next.STOP
+        ):  # supervisors that die at once must not chain for ever
+            self.end_run(decision)
+            return True
         return False
 
+    def record_our_job(self) -> None:
+        """A plain `sbatch submission.sh` is a job of this run as well: `stop` must find it."""
+        job_id = self.scheduler.job_id
+        if job_id is not None and all(record["job"] != job_id for record in self.run.jobs()):
+            self.run.record_job(job_id, self.after)
+
     def predecessor_cause(self) -> str:
-        """Why the job before this one ended."""
-        try:
-            facts = commands.show_job(self.after) if self.after else None
-        except CommandFailed as error:
-            say(f"job {self.after} could not be asked for: {error}")
+        """Why the job before this one ended: Slurm's word, its accounting's, else what that job wrote itself."""
+        if self.after is None:
+            return "requeued" if self.scheduler.restart_count else "crash"
+        for _ in range(PATIENCE):
+            try:
+                facts = commands.show_job(self.after) or commands.accounted_job(self.after)
+                break
+            except CommandFailed as error:
+                say(f"job {self.after} could not be asked for: {error}")
+                time.sleep(self.job.poll_seconds)
+        else:
             facts = None
         if facts is not None:
             return predecessor_cause(facts)
-        return "requeued" if self.scheduler.restart_count else "crash"
+        written = [record["cause"] for record in self.run.attempts() if record["job_id"] == self.after]
+        return str(written[-1]) if written else "crash"
 
-    def record_lost_attempts(self, cause: str) -> None:
-        """Attempts whose supervisor was killed before it could write their end."""
+    def record_lost_attempts(self, cause: str) -> bool:
+        """Attempts whose supervisor was killed before it could write their end. Returns whether there were any."""
+        found = False
         known = {record["attempt"] for record in self.run.attempts()}
         for epoch in range(1, self.run.newest_epoch() + 1):
             claim = self.run.read_claim(epoch)
@@ -86,6 +107,8 @@ class Supervisor:
                 times = {"start": claim.time, "end": max(claim.time, self.last_sign(epoch)), "exits": {}, "hosts": []}
                 steps = {"first_step": resumed, "committed_step": self.run.committed_step()}
                 self.run.record_attempt({**lost, **times, **steps, "cause": cause, "reason": "its batch host was lost"})
+                found = True
+        return found
 
     def last_sign(self, epoch: int) -> float:
         """Unix time at which an attempt last wrote into its logs."""
@@ -104,10 +127,11 @@ class Supervisor:
 
     def follow(self, deadline: float | None) -> int | None:
         """Act on the last attempt's end. Returns the batch job's exit code, or None: new ranks here."""
-        decision = decide(self.run.attempts(), self.job.max_attempts, self.gpu_hours(), self.job.max_gpu_hours)
+        decision = self.decide()
         match decision.next:
             case Next.LEAVE:
                 say("another attempt owns the run: leaving everything to it")
+                self.scheduler.cancel_successor()  # ours alone: it would fence the owner
                 return 0
             case Next.FINISH:
                 if not self.run.done:
@@ -116,20 +140,28 @@ class Supervisor:
                 say("done")
                 return 0
             case Next.STOP:
-                self.end_run(self.run.attempts()[-1]["cause"] if decision.code < 80 else "no progress", decision.reason)
+                self.end_run(decision)
                 return decision.code
             case Next.HERE if deadline is None or deadline - time.time() > WORTH_A_RESTART:
                 say("new ranks start in this allocation")
                 return None
+        self.queue_successor()
         return 0 if self.scheduler.go_on(self.scheduler.facts()) else None
 
-    def end_run(self, cause: str, reason: str) -> None:
+    def decide(self) -> Decision:
+        """By the attempts since the run was last resumed by its user."""
+        attempts = [record for record in self.run.attempts() if record["attempt"] > self.run.resumed_after()]
+        seconds: float = sum(record["end"] - record["start"] for record in attempts)
+        hours, foreign = seconds / 3600 * self.job.world_size, self.job.command is not None
+        return decide(attempts, self.job.max_attempts, hours, self.job.max_gpu_hours, steps_known=not foreign)
+
+    def end_run(self, decision: Decision) -> None:
         """The run ends unfinished; `resume` lifts it."""
         if not self.run.over:
-            self.run.cancel(cause, reason)
+            self.run.cancel(decision.cause or self.run.attempts()[-1]["cause"], decision.reason)
         self.cancel_successor()
         self.run.stop_file.unlink(missing_ok=True)
-        say(f"the run ends unfinished at step {self.run.committed_step()}: {reason}")
+        say(f"the run ends unfinished at step {self.run.committed_step()}: {decision.reason}")
 
     def cancel_run(self, reason: str) -> None:
         """The user's scancel: within milliseconds, since Slurm ends this process soon."""
@@ -147,10 +179,6 @@ class Supervisor:
     def owns_run(self) -> bool:
         """Looked at before every call that changes something in Slurm: a lost node's supervisor may come back."""
         return self.run.newest_epoch() == self.epoch
-
-    def gpu_hours(self) -> float:
-        seconds: list[float] = [record["end"] - record["start"] for record in self.run.attempts()]
-        return sum(seconds) / 3600 * self.job.world_size
 
 
 def say(text: str) -> None:
@@ -178,7 +206,7 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         say(str(error))
         return CONFIG
-    except SlurmError as error:
+    except (SlurmError, OSError) as error:
         say(str(error))
         return 1
 

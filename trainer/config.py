@@ -21,13 +21,13 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Model(Struct, frozen=True):
-    path: str | None = None
+    path: Annotated[str | None, LAYOUT] = None
     """Folder of a Hugging Face model whose weights training starts from."""
     config: dict[str, Any] | None = None
     """Or: a Hugging Face config with its `model_type`; the weights are initialized from the seed."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, LAYOUT] = None
     """Folder of the tokenizer; default: the model's folder."""
-    attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], LAYOUT] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
 
     @property
@@ -39,17 +39,17 @@ class Model(Struct, frozen=True):
 
 
 class Data(Struct, frozen=True):
-    train: list[str]
-    """JSONL files to train on, in this order."""
+    train: Annotated[list[str], LAYOUT]
+    """JSONL files to train on, in this order; where they lie may change, a resume compares what they hold."""
     seq_len: Count
     """Tokens in a packed sequence."""
-    evaluation: list[str] = []
+    evaluation: Annotated[list[str], LAYOUT] = []
     """JSONL files held out for the evaluation loss."""
     kind: Literal["text", "chat"] = "text"
     """text: one document a row. chat: a list of messages a row; the loss counts the assistant's tokens."""
     column: str | None = None
     """The row's field; default: `text`, or `messages` for chat."""
-    max_rejects: Share = 0.01
+    max_rejects: Annotated[Share, LAYOUT] = 0.01
     """Share of rows that may be unusable (counted and kept in rejects.jsonl) before the run refuses to start."""
     cache: Annotated[str | None, LAYOUT] = None
     """Folder of prepared data; default: `.prepared` beside the run folders."""

@@ -7,7 +7,6 @@ import torch
 from trainer.data.batches import MicroBatch, evaluation_batches
 from trainer.data.prepared import Prepared
 from trainer.engines.engine import Engine
-from trainer.model import loss_sum
 from trainer.plan import BatchLayout
 from trainer.runtime import Runtime
 from trainer.stop import Agreement, Stop
@@ -25,7 +24,7 @@ def evaluate(
                 agreement = stop.cast(batch).read()
                 if agreement.reason is not None:
                     return agreement
-                total += sum(loss_sum(engine.module, to_device(micro, runtime)).item() for micro in batch.micro_batches)
+                total += sum(engine.loss(to_device(micro, runtime)).item() for micro in batch.micro_batches)
                 tokens += agreement.valid_tokens
     finally:
         engine.module.train()

@@ -16,8 +16,13 @@ class Events:
         self._path, self._epoch, self._active = run_dir / NAME, epoch, active
 
     def write(self, event: str, **values: Any) -> None:
-        if self._active:
+        """A full disk must not end the training: the line is lost, and that is said."""
+        if not self._active:
+            return
+        try:
             append_line(self._path, {"event": event, "epoch": self._epoch, **values, "time": time.time()})
+        except OSError as error:
+            print(f"{self._path}: the event {event} could not be written: {error}", flush=True)
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:

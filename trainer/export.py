@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from durable import fsync_path
 from trainer.checkpoint.load import Reader
 from trainer.config import TrainConfig
 from trainer.model import build
@@ -34,16 +35,22 @@ def export(config: TrainConfig, checkpoint: Path, target: Path) -> str:
             parameter.copy_(torch.from_numpy(values).view_as(parameter))
     if config.train.precision == "bf16":
         model.to(torch.bfloat16)
+    for leftover in target.parent.glob(f".{target.name}-*"):  # of an export that was killed
+        shutil.rmtree(leftover)
     temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(temporary)  # type: ignore[operator]
     for pattern in _TOKENIZER_FILES:
-        for file in Path(config.model.tokenizer_folder).glob(pattern):
+        for file in filter(Path.is_file, Path(config.model.tokenizer_folder).glob(pattern)):
             shutil.copyfile(file, temporary / file.name)
+    for file in temporary.iterdir():  # DONE is durable, so what it speaks of must be
+        fsync_path(file)
+    fsync_path(temporary)
     if target.exists():
         target.rename(temporary.with_name(f"{temporary.name}.old"))
         shutil.rmtree(temporary.with_name(f"{temporary.name}.old"))
     temporary.rename(target)
+    fsync_path(target.parent)
     return fingerprint(dict(model.named_parameters()))
 
 

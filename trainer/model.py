@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import errno
 
 import torch
 from torch import Tensor
@@ -12,54 +11,37 @@ from torch.nn import functional
 from settings import ConfigError
 from trainer.config import Model
 from trainer.data.batches import IGNORED, MicroBatch
+from trainer.model_config import new_config
 
 
 def build(settings: Model, seed: int) -> torch.nn.Module:
     """The model with fp32 weights on the CPU, the same on every rank. Raises ConfigError."""
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+    options = {"dtype": torch.float32, "attn_implementation": settings.attention}
+    torch.manual_seed(seed)  # also rows that a folder lacks are drawn
+    if settings.path is None:
+        config = new_config(settings)
+        try:
+            return AutoModelForCausalLM.from_config(config, **options)
+        except Exception as error:  # a value that only the model's own code finds wrong, as a KeyError most often
+            raise ConfigError(f"model.config: {type(error).__name__} {' '.join(str(error).split())[:300]}") from None
     try:
-        if settings.path is not None:
-            return AutoModelForCausalLM.from_pretrained(
-                settings.path, dtype=torch.float32, attn_implementation=settings.attention, local_files_only=True
-            )
-        torch.manual_seed(seed)
-        config = hf_config(settings)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=settings.attention)
+        return AutoModelForCausalLM.from_pretrained(settings.path, local_files_only=True, **options)
     except (OSError, ValueError, ImportError) as error:
-        where = f"model.path={settings.path}" if settings.path else "model.config"
-        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
-
-
-def hf_config(settings: Model) -> Any:
-    """The Hugging Face config of the model. Raises ConfigError."""
-    from transformers import AutoConfig
-
-    if settings.path is not None:
-        return AutoConfig.from_pretrained(settings.path, local_files_only=True)
-    values = dict(settings.config or {})
-    kind = values.pop("model_type")
-    try:
-        return AutoConfig.for_model(kind, **values)
-    except ValueError as error:
-        raise ConfigError(f"model.config.model_type={kind}: {str(error).splitlines()[0][:200]}") from None
-
-
-def check_vocabulary(model: torch.nn.Module, tokenizer_folder: str) -> None:
-    """Every token of the tokenizer has a row in the embedding. Raises ConfigError."""
-    from tokenizers import Tokenizer
-
-    tokens = Tokenizer.from_file(str(Path(tokenizer_folder) / "tokenizer.json")).get_vocab_size()
-    rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    if tokens > rows:
-        raise ConfigError(f"model.tokenizer={tokenizer_folder} has {tokens} tokens, the model's vocab_size is {rows}")
+        if getattr(error, "errno", None) not in (None, errno.ENOENT):
+            raise  # a file system that fails now may work again; that is no mistake of the user's
+        raise ConfigError(f"model.path={settings.path}: {' '.join(str(error).split())}") from None
 
 
 def loss_sum(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
     """Sum of the cross-entropy over a micro batch's valid targets, fp32 scalar.
 
-    No attention mask: from positions that restart, transformers builds the mask that keeps documents apart.
+    No attention mask: from positions that restart, transformers builds the mask that keeps documents apart. For flash
+    attention it does so for one row only, so the rows of a batch are laid end to end.
     """
+    if getattr(model, "module", model).config._attn_implementation.startswith("flash"):
+        batch = MicroBatch(*(tensor.reshape(1, -1) for tensor in (batch.input_ids, batch.labels, batch.position_ids)))
     logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits  # (B, T, V)
     return functional.cross_entropy(
         logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"

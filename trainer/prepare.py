@@ -1,4 +1,4 @@
-"""`python -m trainer.prepare RUN_DIR/config.yaml`: tokenize the run's data before it is queued. Needs no torch."""
+"""`python -m trainer.prepare RUN_DIR/config.yaml`: tokenize the run's data before it is queued."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 from settings import ConfigError
 from trainer.config import read
 from trainer.data.prepare import cache_folder, prepare
+from trainer.exits import CONFIG
+from trainer.model_config import check_vocabulary, new_config
 from trainer.plan import total_steps
 
 
 def main(config_path: Path) -> None:
     """Prepare every split that the run will read, and see that it is enough. Raises ConfigError."""
     config = read(config_path)
+    if config.model.path is None:  # a mistake in it would cost three starts of all ranks
+        check_vocabulary(new_config(config.model).vocab_size, config.model.tokenizer_folder)
     cache = cache_folder(config.data, config_path.parent)
     prepared = prepare(config.data, config.model.tokenizer_folder, cache, "train")
     steps = total_steps(config.train, prepared.sequences)
@@ -26,4 +30,5 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]))
     except ConfigError as error:
-        sys.exit(f"outlast: {error}")
+        print(f"outlast: {error}", file=sys.stderr)
+        sys.exit(CONFIG)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ from trainer.evaluation import evaluate, to_device
 from trainer.events import Events
 from trainer.export import export
 from trainer.lead import LeadTime
-from trainer.model import build, check_vocabulary
+from trainer.model import build
+from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
 from trainer.runtime import Runtime, start
 from trainer.schedule import learning_rate
@@ -73,9 +75,14 @@ def run(config_path: Path) -> int:
     except Fenced as error:
         training.say(str(error))
         code = exits.FENCED
+    except (Diverged, SaveFailed) as error:
+        print(f"outlast: {error}", file=sys.stderr)
+        return exits.CRASHED
     # The ranks leave together, and with one code: the commit is behind them.
     code = runtime.max(code)
     runtime.barrier()
+    if code == exits.DONE and runtime.leads:  # the others are free: an export may take longer than they would wait
+        training.finish()
     return code
 
 
@@ -108,14 +115,16 @@ class Training:
     def prepared(self, split: Any) -> Prepared:
         cache = cache_folder(self.settings.data, self.runtime.run_dir)
         tokenizer = self.settings.model.tokenizer_folder
-        make = lambda: prepare(self.settings.data, tokenizer, cache, split, self.say).folder  # noqa: E731
-        return Prepared.open(
-            self.runtime.from_leader(together(self.runtime, make if self.runtime.leads else lambda: None))
-        )
+
+        def make() -> Path | None:
+            return prepare(self.settings.data, tokenizer, cache, split, self.say).folder if self.runtime.leads else None
+
+        folder = self.runtime.from_leader(together(self.runtime, make))
+        return together(self.runtime, lambda: Prepared.open(folder))
 
     def build_model(self) -> torch.nn.Module:
         model = build(self.settings.model, self.settings.train.seed)
-        check_vocabulary(model, self.settings.model.tokenizer_folder)
+        check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator, union-attr, arg-type]
         return model
 
     def resume(self) -> Point | None:
@@ -135,11 +144,9 @@ class Training:
             restore_rng(resumed.rng)
         else:
             derive_rng(seed, self.progress.step, runtime.rank)
-        if resumed and resumed.rng is None:
-            self.say(
-                f"saved by {resumed.manifest.world_size} ranks, resumed by {runtime.world_size}: same weights, moments "
-                f"and batches; not bit-identical from here (order of sums, random numbers)"
-            )
+        if resumed and (changes := differences(resumed.manifest.layout, self.layout_now())):
+            what = ", ".join(f"{key} {was} -> {now}" for key, was, now in changes)
+            self.say(f"another layout ({what}): same weights, moments and batches, not bit-identical from here on")
         if runtime.leads:
             claims.note_resume(runtime.run_dir, runtime.epoch, point or Point(0, 0))
         source = folder_name(point) if point else None
@@ -147,6 +154,15 @@ class Training:
         how = f"resumed from {source}" if source else "starts"
         self.say(f"{how} at step {self.progress.step} of {self.total}; {self.layout}")
         return point
+
+    def layout_now(self) -> dict[str, Any]:
+        """What decides the order of sums and the random numbers, besides the exact config."""
+        engine = to_plain(self.settings.engine)["kind"]
+        return {
+            "world_size": self.runtime.world_size,
+            "engine": engine,
+            "micro_batch_size": self.layout.micro_batch_size,
+        }
 
     def check_same_run(self, manifest: Manifest) -> None:
         """An exact field may not differ from what the checkpoint was trained with. Raises ConfigError."""
@@ -174,7 +190,8 @@ class Training:
                 if self.evaluation_due() and (broken_off := self.evaluate(board)):
                     return self.leave(broken_off)
                 if progress.step == self.total:
-                    return self.finish()
+                    self.save_if_new()
+                    return exits.DONE
                 # 2. What all ranks agreed on while the step before ran: go on, the batch's tokens, its samples.
                 agreement = ballot.read()
                 if agreement.reason is not None:
@@ -254,13 +271,16 @@ class Training:
         self.committed = saved.point
         self.lead.saw_save(saved.seconds)
         self.events.write("save", step=self.progress.step, seconds=saved.seconds, bytes=saved.size)
-        self.saver.clean_up()
+        try:
+            self.saver.clean_up()
+        except OSError as error:
+            self.say(f"old checkpoints could not be removed: {error}")
         return True
 
     def content(self) -> Content:
         state = {"tokens_seen": self.progress.tokens_seen, "evaluated": self.progress.evaluated}
-        exact, engine = config.exact_part(self.settings), to_plain(self.settings.engine)["kind"]
-        return Content(engine=engine, config=exact, data=self.data.fingerprint, state=state)
+        exact = config.exact_part(self.settings)
+        return Content(layout=self.layout_now(), config=exact, data=self.data.fingerprint, state=state)
 
     def save_if_new(self) -> None:
         """Raises SaveFailed when the state of now is not safe."""
@@ -275,19 +295,16 @@ class Training:
             self.save_if_new()
         return agreement.code
 
-    def finish(self) -> int:
-        """The last step is done: save it, export it, and only then say DONE."""
-        self.save_if_new()
+    def finish(self) -> None:
+        """By rank 0: the last step is saved; export it, and only then say DONE."""
         assert self.committed is not None
-        runtime, checkpoint = self.runtime, self.saver.folder / folder_name(self.committed)
-        if runtime.leads:
-            done: dict[str, Any] = {"step": self.progress.step, "tokens_seen": self.progress.tokens_seen}
-            if self.settings.export:
-                done["sha256"] = export(self.settings, checkpoint, runtime.run_dir / "export")
-            write_atomic(runtime.run_dir / "DONE", json.dumps({**done, "time": time.time()}) + "\n")
+        run_dir, checkpoint = self.runtime.run_dir, self.saver.folder / folder_name(self.committed)
+        done: dict[str, Any] = {"step": self.progress.step, "tokens_seen": self.progress.tokens_seen}
+        if self.settings.export:
+            done["sha256"] = export(self.settings, checkpoint, run_dir / "export")
         self.events.write("done", step=self.progress.step)
+        write_atomic(run_dir / "DONE", json.dumps({**done, "time": time.time()}) + "\n")
         self.say(f"done: {self.progress.step} steps")
-        return exits.DONE
 
     def say(self, text: str) -> None:
         if self.runtime.leads:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from settings import ConfigError
 from trainer import claims
 
 # A peer that has crashed closes its connections at once; this bounds only what hangs.
@@ -76,6 +77,8 @@ def start(run_dir: Path) -> Runtime:
     rank = int(os.environ.get("RANK", 0))
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if world_size > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE={world_size} without MASTER_ADDR: start the ranks with torchrun or launch.py")
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=TIMEOUT)
     else:

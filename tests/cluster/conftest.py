@@ -24,7 +24,8 @@ Launch = Callable[..., RunDir]
 def pocket() -> Iterator[Pocket]:
     if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
         pytest.skip("no Slurm on this machine")
-    running = up("pocket-runs", nodes=2, gpus=8)
+    # Its own name, so that a user's pocket is untouched; two suites side by side need two.
+    running = up(os.environ.get("OUTLAST_TEST_POCKET", "pocket-runs"), nodes=2, gpus=8)
     yield running
     running.down()
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from slurm.cause import Next, RankExit, attempt_cause, decide, predecessor_cause, scheduler_cause
+from slurm.cause import Next, RankExit, attempt_cause, decide, foreign_cause, predecessor_cause, scheduler_cause
 from slurm.commands import JobFacts
 
 
 def facts(state: str = "RUNNING", reason: str = "None", restarts: int = 0, preempted: bool = False) -> JobFacts:
-    return JobFacts("7", "sft", state, reason, restarts, 1000.0, 900.0 if preempted else None, 0.0, "n[1-2]")
+    return JobFacts("7", "sft", state, reason, restarts, 1000.0, 900.0 if preempted else None)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,8 @@ def test_what_a_successor_reads_of_its_predecessor(state: str, preempted: bool, 
 
 def exits(*ends: int | str | None) -> list[RankExit]:
     return [
-        RankExit(i, end if isinstance(end, int) else None, 9 if end == "kill" else None) for i, end in enumerate(ends)
+        RankExit(i, end if isinstance(end, int) else None, {"kill": 9, "TERM": 15}.get(str(end)))
+        for i, end in enumerate(ends)
     ]
 
 
@@ -102,6 +103,30 @@ def history(*attempts: tuple[str, int, int]) -> list[dict[str, Any]]:
 def test_what_follows(attempts: list[dict[str, Any]], next_: Next, code: int) -> None:
     decision = decide(attempts, None, 0.0, None)
     assert (decision.next, decision.code) == (next_, code)
+
+
+def test_time_limits_of_a_foreign_command_are_no_lack_of_progress() -> None:
+    attempts = history(*[("timeout", 0, 0)] * 5)
+    assert decide(attempts).code == 93
+    assert decide(attempts, steps_known=False).next is Next.NEXT_JOB
+    assert decide(history(*[("crash", 0, 0)] * 3), steps_known=False).code == 93
+
+
+@pytest.mark.parametrize(
+    ("ends", "scheduler", "stop", "cause"),
+    [
+        (exits(0, 0), None, None, "done"),
+        (exits(0, 0), None, "deadline", "timeout"),
+        (exits(0, "TERM"), None, "stop file", "stop"),
+        (exits("TERM", "TERM"), None, "deadline", "timeout"),  # it has no handler
+        (exits(0, 0), "cancel", None, "cancel"),
+        (exits(0, 0), "preemption", None, "preemption"),
+        (exits(1, "TERM"), None, "deadline", "crash"),
+        (exits("kill", "TERM"), None, None, "crash"),
+    ],
+)
+def test_why_a_foreign_command_ended(ends: list[RankExit], scheduler: str | None, stop: str | None, cause: str) -> None:
+    assert foreign_cause(ends, scheduler, stop) == cause
 
 
 def test_the_users_limits_end_a_run() -> None:

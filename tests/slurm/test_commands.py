@@ -20,7 +20,6 @@ def test_a_running_job() -> None:
     assert (facts.job_id, facts.name, facts.state, facts.reason, facts.restarts) == ("812", "sft", "RUNNING", "None", 1)
     assert facts.end_time == datetime(2026, 11, 24, 2, 1, 1).timestamp()
     assert facts.preempt_time is None
-    assert facts.nodelist == "node[1-2]"
 
 
 def test_a_preempted_job() -> None:
@@ -28,8 +27,8 @@ def test_a_preempted_job() -> None:
 
 
 def test_partitions_with_mixed_nodes() -> None:
-    text = "batch*|up|1-00:00:00|2|gpu:4\nbatch*|up|1-00:00:00|1|gpu:a100:8(S:0-1)\nlong|down|infinite|4|(null)\nshort|up|30:00|1|gpu:2,nvme:1\n"
+    text = "batch*|1-00:00:00|2|gpu:4\nbatch*|1-00:00:00|1|gpu:a100:8(S:0-1)\nlong|infinite|4|(null)\nshort|30:00|1|gpu:2080ti:2,gpu:1g.5gb:7,nvme:1\n"
     batch, long, short = parse_partitions(text)
     assert (batch.name, batch.default, batch.nodes, batch.gpus_per_node) == ("batch", True, 3, 8)
-    assert (long.up, long.max_walltime, long.gpus_per_node) == (False, None, 0)
-    assert short.max_walltime == timedelta(minutes=30)
+    assert (long.max_walltime, long.gpus_per_node) == (None, 0)
+    assert (short.max_walltime, short.gpus_per_node) == (timedelta(minutes=30), 9)

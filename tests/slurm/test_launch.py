@@ -50,6 +50,15 @@ def test_bare_prints_the_day_and_submits_nothing(capsys: pytest.CaptureFixture[s
     [
         (["optim.lrr=1"], "sft.yaml: unknown key optim.lrr: did you mean optim.lr?"),
         (["optim.lr=fast"], "sft.yaml: optim.lr=fast: expected float, got str"),
+        (["--nodes", "two"], "argument -N/--nodes: invalid int value: 'two'; launch.py --help shows every flag"),
+        (
+            ["--sbatch", "nodes=3"],
+            "--sbatch nodes: launch.py sets it: see its own flags in --help",
+        ),
+        (
+            ["--sbatch", "requeue"],
+            "--sbatch requeue: launch.py sets it: see its own flags in --help",
+        ),
         (["job=3"], "sft.yaml: job=3: a mapping of job settings is expected, as nodes: 2"),
         (["data=3"], "sft.yaml: data=3: expected object, got int"),
         (["job.nodess=2"], "sft.yaml: unknown key nodess: did you mean nodes?"),

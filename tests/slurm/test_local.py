@@ -64,6 +64,29 @@ def test_a_command_that_ends_is_done(run: RunDir, start: Start) -> None:
     assert (run.attempt_dir(1) / "hostfile").read_text() == f"{os.uname().nodename} slots=1\n"
 
 
+def test_every_rank_of_any_command_is_started(run: RunDir, start: Start) -> None:
+    program = "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['MASTER_PORT'])"
+    assert start(program, gpus_per_node=3, launcher="fork").wait(30) == 0
+    lines = [(run.attempt_dir(1) / f"rank-{rank:04d}.log").read_text().split() for rank in range(3)]
+    assert [line[:2] for line in lines] == [[str(rank), "3"] for rank in range(3)]
+    assert len({line[2] for line in lines}) == 1 and run.attempts()[0]["exits"] == {"exit 0": 3}
+
+
+def test_a_program_that_is_not_there_is_a_configuration_error(run: RunDir, start: Start) -> None:
+    assert start("", command=["nonexistent-program"]).wait(30) == 78
+    assert causes(run) == ["config"]
+    logs = "".join(path.read_text() for path in run.attempt_dir(1).glob("*.log"))
+    assert "outlast: nonexistent-program: No such file or directory" in logs and "Traceback" not in logs
+
+
+def test_a_command_without_a_handler_is_stopped_by_TERM(run: RunDir, start: Start) -> None:
+    process = start(READY.format(run=run.path) + "time.sleep(60)")
+    wait_until(lambda: (run.path / "ready-1").exists())
+    run.stop_file.write_text("enough\n")
+    assert process.wait(30) == 77
+    assert causes(run) == ["stop"]
+
+
 def test_a_run_that_is_over_starts_nothing(run: RunDir, start: Start) -> None:
     run.path.mkdir()
     run.cancel("stop", "by hand")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,15 @@ from settings import ConfigError
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
 from trainer.checkpoint import CheckpointBroken
-from trainer.checkpoint.format import BLOCK, Manifest, Parameter, read_manifest, write_file, write_manifest
+from trainer.checkpoint.format import (
+    BLOCK,
+    Manifest,
+    Parameter,
+    _self_hash,
+    read_manifest,
+    write_file,
+    write_manifest,
+)
 from trainer.checkpoint.lineage import in_lineage
 from trainer.checkpoint.load import Reader
 from trainer.claims import Point
@@ -50,7 +59,11 @@ def test_another_engine_at_another_size_goes_on_bit_for_bit(new_run: NewRun, fir
         assert run.go(world, argv=check) == [0] * world, run.log()
     change_engine(run, second)
     checkpoint = train_to_a_stop(run, 3)
-    assert "saved by 4 ranks, resumed by 3" in run.log() and "not bit-identical" in run.log()
+    assert (
+        "world_size 4 -> 3" in run.log()
+        and f"engine {first} -> {second}" in run.log()
+        and "not bit-identical" in run.log()
+    )
     change_engine(run, first)
     assert run.go(2, argv=[*check[:2], str(checkpoint)]) == [0, 0], run.log()
     assert run.go(2) == [0, 0], run.log()
@@ -119,6 +132,20 @@ def test_checkpoints_that_all_fail_never_mean_step_0(new_run: NewRun) -> None:
     assert len(run.events("resume")) == 1
 
 
+@pytest.mark.parametrize("loss", ["manifest", "folder"])
+def test_checkpoints_that_are_gone_never_mean_step_0(new_run: NewRun, loss: str) -> None:
+    run = new_run("run")
+    train_to_a_stop(run, 2)
+    checkpoint = train_to_a_stop(run, 2)
+    for folder in checkpoint.parent.glob("step-*"):
+        if loss == "manifest":
+            (folder / "MANIFEST.json").unlink()
+        else:
+            shutil.rmtree(folder)
+    assert run.go(2) == [78, 78]
+    assert "does not start again at step 0 by itself" in run.log()
+
+
 def test_a_kill_in_the_middle_of_a_save_leaves_the_last_one(new_run: NewRun) -> None:
     whole, run = new_run("whole"), new_run("run")
     assert whole.go(2) == [0, 0]
@@ -183,7 +210,7 @@ def test_the_newest_of_the_line_is_the_last_that_was_committed(history: list[tup
 
 
 def manifest(files: list, parameters: dict[str, Parameter]) -> Manifest:
-    return Manifest(1, 7, 1, len(files), "ddp", {"a": 1.5}, "f", {"tokens_seen": 3}, BLOCK, parameters, files)
+    return Manifest(1, 7, 1, {"world_size": len(files)}, {"a": 1.5}, "f", {"tokens_seen": 3}, BLOCK, parameters, files)
 
 
 @given(data=st.data(), size=st.integers(1, 3000), writers=st.integers(1, 5))
@@ -230,6 +257,8 @@ def test_every_single_bit_counts(tmp_path: Path) -> None:
 def test_a_later_version_is_refused_in_one_line(tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest([], {}))
     file = tmp_path / "MANIFEST.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 2}))
-    with pytest.raises(ConfigError, match="has format version 2, this Outlast reads up to 1"):
+    later = {**json.loads(file.read_text()), "version": 2}
+    del later["hash"]
+    file.write_text(json.dumps({**later, "hash": _self_hash(later)}))
+    with pytest.raises(ConfigError, match="has format version 2, newer than this Outlast reads"):
         read_manifest(tmp_path)

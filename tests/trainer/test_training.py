@@ -16,7 +16,8 @@ from tests.trainer.data.samples import write_tokenizer
 from tests.trainer.ranks import Run
 from trainer.config import Model, Optim, Train, exact_part, resolve
 from trainer.data.batches import MicroBatch
-from trainer.model import build, check_vocabulary, loss_sum
+from trainer.model import build, loss_sum
+from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
 from trainer.schedule import learning_rate
 
@@ -182,9 +183,39 @@ def test_a_model_too_small_for_its_tokenizer_is_refused(new_run: NewRun) -> None
     assert "the model's vocab_size is 20" in one_line(run, run.go(2))
 
 
+def test_a_project_that_moved_goes_on(new_run: NewRun, tmp_path: Path) -> None:
+    run = new_run("run", train={"steps": 100_000})
+    run.start(2)
+    run.reaches(2)
+    run.signal(15)
+    assert run.wait() == [75, 75]
+    moved = tmp_path / "moved"
+    run.path.rename(moved)
+    run.path = moved
+    config = moved / "config.yaml"
+    config.write_text(config.read_text().replace(str(tmp_path / "run"), str(moved)))
+    run.start(2)
+    run.reaches(run.events("stop")[0]["step"] + 1)
+    run.signal(15)
+    assert run.wait() == [75, 75], run.log()
+
+
 def test_an_unknown_model_type_is_refused(new_run: NewRun) -> None:
     run = new_run("run", model={"config": {"model_type": "lllama"}})
-    assert "model.config.model_type=lllama" in one_line(run, run.go(2))
+    assert "model.config: Unrecognized model identifier: lllama" in one_line(run, run.go(2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("num_hiden_layers", 7, "llama has no such field: did you mean num_hidden_layers?"),
+        ("hidden_size", "128", "model.config: "),
+        ("hidden_act", "reluu", "model.config"),
+    ],
+)
+def test_mistakes_in_the_models_shape_are_one_line(new_run: NewRun, field: str, value: object, text: str) -> None:
+    run = new_run("run", model={"config": {field: value}})
+    assert text in one_line(run, run.go(1))
 
 
 def test_a_batch_that_does_not_divide_is_refused(new_run: NewRun) -> None:
@@ -224,4 +255,4 @@ def test_exact_and_layout_fields(tmp_path: Path) -> None:
 
 def test_vocabulary_fits(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path / "tokenizer")
-    check_vocabulary(build(Model(config={**LLAMA, "vocab_size": 1024}), 0), folder)
+    check_vocabulary(1024, folder)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from durable import fsync_folder
+from durable import fsync_path
 from settings import ConfigError
 from trainer.checkpoint import MANIFEST, CheckpointBroken
 
@@ -55,8 +55,8 @@ class Manifest(msgspec.Struct, frozen=True):
     step: int
     """Optimizer steps that were done."""
     epoch: int
-    world_size: int
-    engine: str
+    layout: dict[str, Any]
+    """World size, engine and the like: where one differs, a resume is not bit-identical from there on."""
     config: dict[str, Any]
     """The exact part of the config: what a resume must find again."""
     data: str
@@ -146,7 +146,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    fsync_folder(folder)
+    fsync_path(folder)
 
 
 def _self_hash(body: dict[str, Any]) -> str:
@@ -161,23 +161,19 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         stored = body.pop("hash", None)
-        if body.get("version", 0) > VERSION:
-            was = body["version"]
-            raise ConfigError(
-                f"{folder} has format version {was}, this Outlast reads up to {VERSION}: take a newer one"
-            )
         if stored != _self_hash(body):
             raise CheckpointBroken(f"{MANIFEST} was changed: its hash does not fit")
+        if (version := body.get("version", 0)) > VERSION:
+            raise ConfigError(f"{folder} has format version {version}, newer than this Outlast reads ({VERSION})")
         manifest = msgspec.convert(body, Manifest)
-    except (OSError, ValueError, AttributeError, msgspec.ValidationError) as error:
+        sizes = {file.name: (folder / file.name).stat().st_size for file in manifest.files}
+    except FileNotFoundError as error:  # another OSError may pass: it proves nothing about the checkpoint
+        raise CheckpointBroken(f"{Path(error.filename).name} is missing") from None
+    except (ValueError, AttributeError, msgspec.ValidationError) as error:
         raise CheckpointBroken(f"{MANIFEST}: {error}") from None
     for file in manifest.files:
-        try:
-            size = (folder / file.name).stat().st_size
-        except OSError:
-            raise CheckpointBroken(f"{file.name} is missing") from None
-        if size != file.size:
-            raise CheckpointBroken(f"{file.name} has {size:,} bytes, not {file.size:,}")
+        if sizes[file.name] != file.size:
+            raise CheckpointBroken(f"{file.name} has {sizes[file.name]:,} bytes, not {file.size:,}")
     return manifest
 
 

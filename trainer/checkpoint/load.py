@@ -70,8 +70,11 @@ class Reader:
         """Copy what these shards hold out of the checkpoint. Raises CheckpointBroken."""
         for shard in shards:
             saved = self.manifest.parameters.get(shard.name)
-            if saved is None or tuple(saved.shape) != shard.shape:
-                raise CheckpointBroken(f"{shard.name} has shape {list(shard.shape)}, saved: {saved and saved.shape}")
+            if (
+                saved is None or tuple(saved.shape) != shard.shape
+            ):  # the manifest verified: it is the model that differs
+                was = f"shape {saved.shape}" if saved else "no such parameter"
+                raise ConfigError(f"the model has {shard.name} of shape {list(shard.shape)}, the checkpoint has {was}")
             for kind, tensor in shard.tensors.items():
                 _copy(tensor, self.read(shard.name, kind, shard.start, shard.stop))
             shard.step.fill_(saved.step)
@@ -118,8 +121,8 @@ def load_newest(
         if runtime.leads:
             path.rename(folder / f".bad-{path.name}-{secrets.token_hex(4)}")
         runtime.barrier()
-    if passed_over or runtime.from_leader(_any_left(folder, candidates)):
-        why = "; ".join(passed_over) or "all were found broken before"
+    if passed_over or runtime.from_leader(_existed(runtime.run_dir)):
+        why = "; ".join(passed_over) or "they were found broken before, or are gone"
         raise ConfigError(
             f"{folder}: checkpoints exist and none can be used ({why}): "
             f"this run does not start again at step 0 by itself; restore one, or start a new run"
@@ -127,9 +130,11 @@ def load_newest(
     return None
 
 
-def _any_left(folder: Path, candidates: list[Point]) -> bool:
-    """Checkpoints existed, though none is a candidate any more."""
-    return not candidates and any(folder.glob(".bad-*"))
+def _existed(run_dir: Path) -> bool:
+    """The run has had checkpoints, though none is a candidate now: found broken, without a manifest, or gone."""
+    folder = run_dir / "checkpoints"
+    left = [*folder.glob(".bad-*"), *folder.glob("step-*")]
+    return bool(left) or any(point.step for point in claims.resume_points(run_dir).values())
 
 
 def _load(
@@ -141,8 +146,12 @@ def _load(
     passed_over: list[str],
 ) -> Resumed:
     with Reader(path) as reader:
+        if (reader.manifest.step, reader.manifest.epoch) != point:
+            raise CheckpointBroken(
+                f"its manifest is that of step {reader.manifest.step}, epoch {reader.manifest.epoch}"
+            )
         check(reader.manifest)
         reader.fill(shards())
-        same_world = reader.manifest.world_size == runtime.world_size
+        same_world = len(reader.manifest.files) == runtime.world_size
         rng = reader.arrays(runtime.rank) if same_world else None
         return Resumed(point, reader.manifest, rng, passed_over)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import time
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from durable import fsync_folder
+from durable import fsync_path
 from trainer import claims
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.format import BLOCK, VERSION, File, Manifest, Parameter, write_file, write_manifest
@@ -32,7 +33,7 @@ class SaveFailed(Exception):
 class Content:
     """What a checkpoint says besides its tensors."""
 
-    engine: str
+    layout: dict[str, Any]
     config: dict[str, Any]
     data: str
     state: dict[str, int]
@@ -104,8 +105,7 @@ class Saver:
             version=VERSION,
             step=point.step,
             epoch=point.epoch,
-            world_size=self._runtime.world_size,
-            engine=content.engine,
+            layout=content.layout,
             config=content.config,
             data=content.data,
             state=content.state,
@@ -115,12 +115,12 @@ class Saver:
         )
         write_manifest(temporary, manifest)
         temporary.rename(self.folder / folder_name(point))
-        fsync_folder(self.folder)
+        fsync_path(self.folder)
 
     def clean_up(self) -> None:
         """By rank 0 after a commit: what is not kept any more goes, by a rename first, so that a kill in the middle of
         a deletion leaves nothing that looks like a checkpoint."""
-        if self._runtime.leads:
+        if self._runtime.leads and not claims.fenced(self._runtime.run_dir, self._runtime.epoch):
             for point in committed(self.folder)[self._keep :]:
                 trash = self.folder / f".trash-{folder_name(point)}-{secrets.token_hex(4)}"
                 (self.folder / folder_name(point)).rename(trash)
@@ -128,8 +128,9 @@ class Saver:
 
 
 def remove_leftovers(folder: Path, epoch: int) -> None:
-    """Deletes trash, and what earlier epochs began to write and did not commit."""
+    """Deletes trash, and what earlier epochs began to write and did not commit. Never a later epoch's: we may be the
+    zombie."""
     for path in [*folder.glob(".trash-*"), *folder.glob(".tmp-*")]:
-        ours = path.name.startswith(".tmp-") and f"-e{epoch:04d}-" in path.name
-        if not ours:
+        written_by = re.search(r"-e(\d{4,})-", path.name)
+        if written_by and int(written_by[1]) < epoch or path.name.startswith(".trash-"):
             shutil.rmtree(path, ignore_errors=True)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from durable import fsync_folder
+from durable import fsync_path
 from settings import ConfigError
 from trainer.config import Data
 from trainer.data.encode import encoder
@@ -163,14 +163,14 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _publish(temporary: Path, folder: Path) -> None:
-    fsync_folder(temporary)
+    fsync_path(temporary)
     try:
         temporary.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
         return  # another process was first: same name, same content
-    fsync_folder(folder.parent)
+    fsync_path(folder.parent)
 
 
 # --- rejects --------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from trainer.runtime import Runtime
 
 
 def make_engine(config: TrainConfig, model: torch.nn.Module, runtime: Runtime) -> Engine:
-    model.to(runtime.device)
     match config.engine:
         case Ddp():
             from trainer.engines.ddp import DdpEngine

@@ -20,6 +20,7 @@ from trainer.runtime import Runtime
 class DdpEngine:
     def __init__(self, config: TrainConfig, model: torch.nn.Module, runtime: Runtime) -> None:
         self.replicas = (runtime.rank, runtime.world_size)
+        model.to(runtime.device)
         self._runtime = runtime
         self._bf16 = config.train.precision == "bf16"
         self.optimizer = Optimizer(model, config.optim)
@@ -28,16 +29,19 @@ class DdpEngine:
             # find_unused_parameters keeps the gradient buckets as they are. Without it they are rebuilt after the
             # first step, a resumed process has other buckets in its first step than one that went on, and at three
             # ranks and more the sums differ in their last bits.
-            self.module = DistributedDataParallel(model, find_unused_parameters=True)
+            self.module = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+
+    def loss(self, batch: MicroBatch) -> Tensor:
+        with torch.autocast(self._runtime.device.type, torch.bfloat16, enabled=self._bf16):
+            return loss_sum(self.module, batch)
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
         module = self.module
         local = module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
         with local:
-            with torch.autocast(self._runtime.device.type, torch.bfloat16, enabled=self._bf16):
-                loss = loss_sum(module, batch)
+            loss = self.loss(batch)
             # The ranks' gradients are averaged: times their number makes it the sum.
-            (loss * (self._runtime.world_size / valid_tokens)).backward()
+            (loss * (self._runtime.world_size / max(1, valid_tokens))).backward()
         return loss.detach()
 
     def step(self, lr: float) -> Tensor:

@@ -37,9 +37,11 @@ class Shard:
 
 class Engine(Protocol):
     module: torch.nn.Module
-    """Called for evaluation; calling it is collective."""
     replicas: tuple[int, int]
     """This rank's index among the ranks that hold the same shards, and their number: they share the writing."""
+
+    def loss(self, batch: MicroBatch) -> Tensor:
+        """Sum of the cross-entropy over a micro batch's valid targets, in the run's precision. Collective."""
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
         """Forward and backward of a micro batch: adds its gradient of loss_sum / valid_tokens (of the global batch).

@@ -29,6 +29,7 @@ class FsdpEngine:
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         bf16 = config.train.precision == "bf16"
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+        # From the CPU: fully_shard moves a unit at a time, so that no GPU ever holds the whole model.
         layers = set(getattr(model, "_no_split_modules", None) or ())
         for module in list(model.modules()):
             if type(module).__name__ in layers:
@@ -38,11 +39,14 @@ class FsdpEngine:
         self.module = model
         self.optimizer = Optimizer(model, config.optim)
 
+    def loss(self, batch: MicroBatch) -> Tensor:
+        return loss_sum(self.module, batch)
+
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
         cast(FSDPModule, self.module).set_requires_gradient_sync(last)
-        loss = loss_sum(self.module, batch)
+        loss = self.loss(batch)
         # The ranks' gradients are averaged: times their number makes it the sum.
-        (loss * (self._runtime.world_size / valid_tokens)).backward()
+        (loss * (self._runtime.world_size / max(1, valid_tokens))).backward()
         return loss.detach()
 
     def step(self, lr: float) -> Tensor:

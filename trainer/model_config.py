@@ -1,0 +1,39 @@
+"""The model's shape, checked without torch, so that a login node finds a mistake before the queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from settings import ConfigError, nearest
+from trainer.config import Model
+
+
+def new_config(settings: Model) -> Any:
+    """The Hugging Face config of a model that starts from nothing. Raises ConfigError."""
+    from transformers import AutoConfig
+
+    values = dict(settings.config or {})
+    kind = values.pop("model_type")
+    try:
+        known = AutoConfig.for_model(kind).to_dict()
+        unknown = next((key for key in values if key not in known), None)
+        config = AutoConfig.for_model(kind, **values)
+    except Exception as error:  # transformers raises what its checks raise: KeyError, ValueError, its own
+        raise ConfigError(f"model.config: {' '.join(str(error).split())[:300]}") from None
+    if unknown is not None:
+        near = nearest(unknown, known)
+        raise ConfigError(
+            f"model.config.{unknown}: {kind} has no such field{f': did you mean {near}?' if near else ''}"
+        )
+    return config
+
+
+def check_vocabulary(rows: int, tokenizer_folder: str) -> None:
+    """Every token of the tokenizer has one of the embedding's rows. Raises ConfigError."""
+    from tokenizers import Tokenizer
+
+    vocabulary = Tokenizer.from_file(str(Path(tokenizer_folder) / "tokenizer.json")).get_vocab()
+    wanted = max(vocabulary.values(), default=0) + 1
+    if wanted > rows:
+        raise ConfigError(f"model.tokenizer={tokenizer_folder} has {wanted} tokens, the model's vocab_size is {rows}")

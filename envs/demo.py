@@ -31,6 +31,12 @@ WALLTIME = "00:01:00"  # the shortest that Slurm knows
 STEPS_BEFORE_PREEMPTION = 15
 PATIENCE = 600.0  # seconds without any event of the run
 
+REASONS = {
+    "deadline": "the time limit is near",
+    "signal SIGTERM": "Slurm's signal: the nodes are wanted",
+    "preemption": "the nodes are wanted",
+}
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -161,7 +167,8 @@ def tell(event: dict[str, Any]) -> None:
         case "evaluation":
             console.print(f"  held-out loss {event['loss']:.3f} after step {event['step']}")
         case "stop":
-            console.print(f"  [yellow]all ranks stop after step {event['step']}: {event['reason']}[/]")
+            why = REASONS.get(event["reason"], event["reason"])
+            console.print(f"  [yellow]all ranks save and leave after step {event['step']}: {why}[/]")
         case "end":
             console.print(f"[bold]attempt {event['epoch']}[/] ended: {event['cause']}")
 

@@ -115,7 +115,7 @@ def decide(
 
     Of a foreign command no steps are known: its time limits are then no lack of progress.
     """
-    cause = attempts[-1]["cause"]
+    cause = attempts[-1]["cause"] if attempts else "signal"  # none yet: start
     match cause:
         case "done":
             return Decision(Next.FINISH)

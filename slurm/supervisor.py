@@ -64,9 +64,8 @@ class Supervisor:
             self.run.cancel("cancel", f"job {self.after} was cancelled (scancel)")
             say(f"job {self.after} was cancelled: the run ends here")
             return True
-        if (
-            lost and (decision := self.decide()).next is Next.STOP
-        ):  # supervisors that die at once must not chain for ever
+        decision = self.decide() if lost else None  # supervisors that die at once must not chain for ever
+        if decision is not None and decision.next is Next.STOP:
             self.end_run(decision)
             return True
         return False
@@ -116,10 +115,9 @@ class Supervisor:
 
     def queue_successor(self) -> None:
         try:
-            if self.owns_run():
-                done = self.scheduler.queue_successor()
-                if done:
-                    say(done)
+            done = self.scheduler.queue_successor() if self.owns_run() and not self.run.over else None
+            if done:
+                say(done)
         except CommandFailed as error:
             say(f"no successor could be queued: {error}")
 

@@ -175,6 +175,17 @@ def test_a_killed_supervisor_takes_its_ranks_along(run: RunDir, start: Start) ->
     wait_until(lambda: gone(pid))
 
 
+def test_a_run_whose_supervisor_was_killed_is_resumed(run: RunDir, start: Start) -> None:
+    process = start(READY.format(run=run.path) + "time.sleep(60 if os.environ['OUTLAST_ATTEMPT'] == '1' else 0)")
+    wait_until(lambda: (run.path / "ready-1").exists())
+    process.kill()
+    process.wait()
+    run.lift_end()
+    again = subprocess.Popen(process.args, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    assert again.wait(30) == 0
+    assert causes(run) == ["crash", "done"] and run.attempts()[0]["reason"] == "its batch host was lost"
+
+
 def gone(pid: int) -> bool:
     """Ended, also when nobody has reaped it yet."""
     try:

@@ -6,13 +6,16 @@ Standard library only: every rank's shim imports it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
 import json
 import os
 import random
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from durable import write_atomic
 from slurm.errors import RendezvousFailed
 
 _PORTS = range(15000, 32768)  # below the kernel's default ephemeral range (32768-60999)
+_SIOCGIFADDR = 0x8915
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -113,3 +117,19 @@ def _by_route(launch_address: str | None) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((launch_address, 9))  # UDP: looks the route up, sends nothing
         return str(probe.getsockname()[0])
+
+
+def gloo_interface(host: str, peer: str) -> str | None:
+    """The interface towards the peers, where gloo's own look-up of the host name would find loopback or nothing."""
+    with suppress(OSError):
+        if not socket.gethostbyname(host).startswith("127."):
+            return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((peer, 9))  # UDP: looks the route up, sends nothing
+        address = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                request = struct.pack("256s", name.encode()[:15])
+                if socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24]) == address:
+                    return name
+    return None

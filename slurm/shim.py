@@ -8,20 +8,14 @@ when its ranks ended as agreed, so that srun sees a failure only where one is. S
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import gc
-import importlib.util
 import json
 import os
-import runpy
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +23,7 @@ from pathlib import Path
 from durable import write_atomic
 from slurm import environment, rendezvous
 from slurm.errors import SlurmError
+from slurm.forked import become, open_log, preload, python_module, redirect, run_module
 from slurm.step import Step, read_exits, shim_argv
 
 STOP_SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT})
@@ -38,7 +33,6 @@ CONFIG = 78
 RENDEZVOUS_SECONDS = 600.0
 TICK_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
-_SIOCGIFADDR = 0x8915
 
 
 @dataclass
@@ -103,7 +97,7 @@ class Shim:
             1 if step.launcher == "srun" else step.ranks_per_node
         )  # a task of the other launchers holds a node's ranks
         out["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (self.task.cpus or 1) // ranks))
-        interface = gloo_interface(self.task.host, meeting.master_addr) if step.nodes > 1 else None
+        interface = rendezvous.gloo_interface(self.task.host, meeting.master_addr) if step.nodes > 1 else None
         if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
             out["GLOO_SOCKET_IFNAME"] = interface
         return out
@@ -250,78 +244,6 @@ class Shim:
             codes = [1 if code is None else code for code in mine]
         bad = next((code for code in codes if code not in AGREED), 0)
         return bad if bad >= 0 else 128 - bad
-
-
-def python_module(argv: tuple[str, ...]) -> tuple[str, list[str]]:
-    """Module and arguments of `python ... -m MODULE ARGS`."""
-    if "-m" not in argv[1:-1]:
-        raise SlurmError("launcher fork runs Python modules (python -m MODULE): for other commands use --launcher srun")
-    at = argv.index("-m")
-    return argv[at + 1], list(argv[at + 2 :])
-
-
-def preload(module: str) -> None:
-    """Import what a package's own `preload` module names, so that the forks share it."""
-    spec = importlib.util.find_spec(module)
-    if spec is not None and spec.submodule_search_locations and importlib.util.find_spec(f"{module}.preload"):
-        importlib.import_module(f"{module}.preload")
-
-
-def run_module(module: str, args: list[str]) -> None:
-    sys.argv = [module, *args]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def become(work: Callable[[], None], variables: dict[str, str], log: Path) -> None:
-    """Turn this forked process into a rank: its variables, its log, its exit code. Never returns."""
-    code = 1
-    try:
-        os.environ.update(variables)
-        redirect(log)
-        work()
-        code = 0
-    except SystemExit as leave:
-        if isinstance(leave.code, str):
-            print(leave.code, file=sys.stderr)
-        code = leave.code if isinstance(leave.code, int) else 0 if leave.code is None else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)  # no exit handler of the parent's runs here
-
-
-def open_log(log: Path) -> int:
-    """A file descriptor that appends to a log."""
-    return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-
-def redirect(log: Path) -> None:
-    """Standard output and error, of this process and of what it starts, to a log of its own."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    fd = open_log(log)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
-
-
-def gloo_interface(host: str, peer: str) -> str | None:
-    """The interface towards the peers, where gloo's own look-up of the host name would find loopback or nothing."""
-    with suppress(OSError):
-        if not socket.gethostbyname(host).startswith("127."):
-            return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((peer, 9))  # UDP: looks the route up, sends nothing
-        address = probe.getsockname()[0]
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):
-                request = struct.pack("256s", name.encode()[:15])
-                if socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24]) == address:
-                    return name
-    return None
 
 
 def log_file(step: Step) -> Path:

@@ -14,7 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
-from slurm.shim import STOP_SIGNALS, become, preload, run_module
+from slurm.forked import become, preload, run_module
+from slurm.shim import STOP_SIGNALS
 
 
 def main() -> None:

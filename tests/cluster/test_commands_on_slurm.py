@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -102,10 +105,6 @@ def test_kill_9_of_a_rank_ends_the_step_at_once_and_the_run_goes_on(launch: Laun
 
 
 def kill_9(pid: int) -> float:
-    import os
-    import signal
-    import time
-
     os.kill(pid, signal.SIGKILL)
     return time.time()
 
@@ -125,8 +124,11 @@ def test_scancel_that_kills_the_supervisor_never_comes_back(launch: Launch, pock
     wait_until(lambda: next(run.path.glob("pid-1-0"), None), "rank 0")
     wait_until(lambda: len(run.jobs()) == 2, "the successor")
     supervisor = next(pid for pid in processes() if f"slurm.supervisor\0{run.path}" in command_line(pid))
+    slurmstepd = int(Path(f"/proc/{supervisor}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(slurmstepd, signal.SIGSTOP)  # it must not report the supervisor's death before the scancel has come
     kill_9(supervisor)
     pocket.ask("scancel", job_of(run))
+    os.kill(slurmstepd, signal.SIGCONT)
     wait_until(lambda: not pocket.jobs(), "the queue to be empty")
     over(run)
     assert run.cancelled is not None and run.cancelled["cause"] == "cancel", job_log(run)

@@ -143,6 +143,12 @@ def test_only_main_files_read_argv_and_exit() -> None:
         assert not uses or '__name__ == "__main__"' in path.read_text(), name(path)
 
 
+def test_kind_is_the_word_of_unions_alone() -> None:
+    for path in (ROOT / "trainer" / "config.py", ROOT / "slurm" / "config.py"):
+        fields = [n.target for n in ast.walk(tree(path)) if isinstance(n, ast.AnnAssign)]
+        assert "kind" not in [ast.unparse(field) for field in fields], name(path)
+
+
 def test_both_halves_mean_the_same_by_an_exit_code() -> None:
     assert (cause.DONE, cause.CONTINUE, cause.FENCED, cause.STOPPED, cause.CONFIG) == (
         exits.DONE,

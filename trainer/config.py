@@ -45,7 +45,7 @@ class Data(Struct, frozen=True):
     """Tokens in a packed sequence."""
     evaluation: Annotated[list[str], LAYOUT] = []
     """JSONL files held out for the evaluation loss."""
-    kind: Literal["text", "chat"] = "text"
+    format: Literal["text", "chat"] = "text"
     """text: one document a row. chat: a list of messages a row; the loss counts the assistant's tokens."""
     column: str | None = None
     """The row's field; default: `text`, or `messages` for chat."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settings import ConfigError
-from tests.trainer.data.samples import write_tokenizer
+from tests.trainer.data.samples import write_rows, write_tokenizer
 from tests.trainer.ranks import Run
 from trainer.config import Model, Optim, Train, exact_part, resolve
 from trainer.data.batches import MicroBatch
@@ -141,6 +141,36 @@ def test_the_export_is_a_hugging_face_folder(new_run: NewRun) -> None:
     tokenizer = AutoTokenizer.from_pretrained(run.path / "export")
     ids = tokenizer("some words", return_tensors="pt").input_ids
     assert torch.isfinite(model(ids).logits).all()
+
+
+def test_chat_rows_train_on_the_assistants_words(new_run: NewRun) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"say {i}"},
+                {"role": "assistant", "content": "some words " * (1 + i % 3)},
+            ]
+        }
+        for i in range(120)
+    ]
+    run = new_run("run", train={"steps": 3}, data={"format": "chat"}, evaluation={"every": 0})
+    write_rows(run.path / "train.jsonl", rows)
+    assert run.go(2) == [0, 0], run.log()
+    counted = [tokens for _, tokens in run.history("tokens")]
+    assert all(0 < tokens < 12 * 16 for tokens in counted)  # of 12 sequences of 16, the user's words do not count
+
+
+def test_tensorboard_is_one_curve_over_attempts(new_run: NewRun) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = new_run("run", tensorboard=True)
+    run.start(2)
+    run.reaches(25)  # past the save after step 20
+    run.kill()
+    assert run.go(2) == [0, 0], run.log()
+    board = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == list(range(1, 61))
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx([loss for _, loss in run.history("loss")])
 
 
 # --- what a run refuses ---------------------------------------------------------------------------------

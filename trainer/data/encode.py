@@ -76,7 +76,7 @@ def _chat(tokenizer: Tokenizer, folder: Path) -> Encode:
 
     template = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not template.chat_template:
-        raise ConfigError(f"{folder}: the tokenizer has no chat template: data.kind=chat needs one")
+        raise ConfigError(f"{folder}: the tokenizer has no chat template: data.format=chat needs one")
 
     def render(messages: list[Any], ask: bool = False) -> str:
         return str(template.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))

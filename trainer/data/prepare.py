@@ -68,7 +68,7 @@ def _fingerprint(data: Data, paths: list[str], tokenizer_folder: str) -> str:
         "format": FORMAT,
         "sources": [_content_hash(Path(path)) for path in paths],
         "tokenizer": {file.name: _content_hash(file) for file in files if file.is_file()},
-        "settings": [data.kind, data.column or COLUMNS[data.kind], data.seq_len],
+        "settings": [data.format, data.column or COLUMNS[data.format], data.seq_len],
     }
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(parts))
 
@@ -108,7 +108,7 @@ def _build(data: Data, paths: list[str], tokenizer_folder: str, folder: Path, sa
 
 
 def _write(data: Data, paths: list[str], tokenizer_folder: str, folder: Path, fingerprint: str) -> Manifest:
-    encode, dtype = encoder(Path(tokenizer_folder), data.kind)
+    encode, dtype = encoder(Path(tokenizer_folder), data.format)
     rows = documents = written = 0
     rejects: Counter[str] = Counter()
     with (
@@ -118,7 +118,7 @@ def _write(data: Data, paths: list[str], tokenizer_folder: str, folder: Path, fi
         _new_file(folder / "starts.bin") as starts,
         _new_file(folder / "rejects.jsonl") as rejected,
     ):
-        for batch in batched(read_rows(paths, data.kind, data.column or COLUMNS[data.kind])):
+        for batch in batched(read_rows(paths, data.format, data.column or COLUMNS[data.format])):
             rows += len(batch)
             encoded = iter(encode([row.value for row in batch if row.reason is None]))
             for row in batch:

@@ -54,7 +54,7 @@ def test_counts_add_up(tmp_path: Path) -> None:
     assert 0 <= manifest.left_out < manifest.seq_len
 
 
-@pytest.mark.parametrize("change", [{"seq_len": 9}, {"kind": "chat"}, {"column": "other"}])
+@pytest.mark.parametrize("change", [{"seq_len": 9}, {"format": "chat"}, {"column": "other"}])
 def test_other_settings_are_other_data(tmp_path: Path, tokenizer: str, change: dict[str, Any]) -> None:
     messages = [
         {"role": "user", "content": "the run"},
@@ -153,7 +153,7 @@ def test_every_kind_of_reject_is_kept_with_its_line(tmp_path: Path, tokenizer: s
 def test_rejects_of_chats(tmp_path: Path, tokenizer: str) -> None:
     good = [{"role": "user", "content": "the run"}, {"role": "assistant", "content": "goes on"}]
     rows = [{"messages": messages} for messages in [*(bad for bad, _ in CHAT_REJECTS), good, good]]
-    prepared = run(tmp_path, tokenizer, rows, kind="chat", max_rejects=0.9)
+    prepared = run(tmp_path, tokenizer, rows, format="chat", max_rejects=0.9)
     lines = [json.loads(line) for line in (prepared.folder / "rejects.jsonl").read_text().splitlines()]
     assert [line["reason"] for line in lines] == [reason for _, reason in CHAT_REJECTS]
     assert prepared.manifest.documents == 2
@@ -205,7 +205,7 @@ def test_chat_loss_counts_what_the_assistant_writes(tmp_path: Path, tokenizer: s
     roles = ["system", "user", "assistant", "user", "assistant"]
     contents = ["the run", "goes on", "until it", "is", "done"]
     rows = [{"messages": [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]}]
-    prepared = run(tmp_path, tokenizer, rows, kind="chat")
+    prepared = run(tmp_path, tokenizer, rows, format="chat")
     assert decode(tokenizer, prepared.tokens[prepared.loss == 1]) == "until it<|end|>\ndone<|end|>\n"
     assert decode(tokenizer, prepared.tokens).startswith("<|system|>\nthe run<|end|>\n<|user|>")
 
@@ -215,7 +215,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path, token
     Path(tokenizer, "chat_template.jinja").write_text(template)
     rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
     with pytest.raises(ConfigError, match="the chat template rewrites earlier turns: 1"):
-        run(tmp_path, tokenizer, rows, kind="chat")
+        run(tmp_path, tokenizer, rows, format="chat")
 
 
 def test_no_file_is_writable_by_others(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What `status` and `logs` say, from run folders alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from durable import append_line
+from settings import ConfigError
+from slurm import logs, runs
+from slurm.rundir import RunDir
+from slurm.status import as_text, status
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run with a job that Slurm does not know, one attempt, and two ranks that crashed."""
+    monkeypatch.setenv("PATH", "/nonexistent")  # no Slurm: the folder must be enough
+    run = RunDir(tmp_path / "runs" / "sft")
+    run.path.mkdir(parents=True)
+    (run.path / "job.yaml").touch()
+    run.record_job("812", None)
+    run.claim("812", 0)
+    run.attempt_dir(1).mkdir(parents=True)
+    for rank, code, signal, time in ((0, None, 9, 2.0), (1, 1, None, 3.0), (2, 1, None, 4.0)):
+        logs.rank_log(run, 1, rank).write_text(f"words of rank {rank}\n")
+        end = {"rank": rank, "code": code, "signal": signal, "time": time}
+        (run.attempt_dir(1) / f"rank-{rank:04d}.exit").write_text(json.dumps(end))
+    return run
+
+
+def test_logs_shows_the_rank_that_failed_first_by_itself(run: RunDir) -> None:
+    assert "words of rank 1" in logs.show(run)  # rank 0 was killed because another had crashed
+    assert "words of rank 2" in logs.show(run, rank=2)
+    assert "no log of rank 7" in logs.show(run, rank=7)
+    assert "has not started yet" in logs.show(RunDir(run.path.parent / "new"))
+
+
+def test_logs_are_followed_over_attempts_until_the_run_is_over(run: RunDir) -> None:
+    seen: list[str] = []
+    follower = threading.Thread(target=logs.follow, args=(run, 0, lambda: True, seen.append))
+    follower.start()
+    with open(logs.rank_log(run, 1, 0), "a") as file:
+        file.write("whole\ntorn")
+    run.attempt_dir(2).mkdir()
+    logs.rank_log(run, 2, 0).write_text("second\n")
+    run.claim("813", 0)
+    run.write_done("test")
+    follower.join(30)
+    assert seen == ["words of rank 0", "whole", "torn", "== attempt 2", "second"]
+
+
+def test_status_in_words(run: RunDir) -> None:
+    append_line(run.events, {"event": "step", "epoch": 1, "step": 7, "loss": 2.5})
+    end = {"attempt": 1, "start": 0.0, "end": 61.0, "cause": "crash", "reason": "rank 1: exit 1"}
+    run.record_attempt({**end, "first_step": 0, "committed_step": 5})
+    text = as_text(status([run]))
+    assert "sft: interrupted" in text and "launch.py resume sft" in text and "step 7, loss 2.5000" in text
+    assert "61 s" in text and "crash" in text and "rank 1: exit 1" in text
+    run.cancel("stop", "launch.py stop")
+    assert "sft: ended (stop: launch.py stop" in as_text(status([run]))
+    run.write_done("x")
+    assert "sft: done" in as_text(status([run]))
+    assert json.dumps(status([run])[0].as_json())
+    assert as_text([]) == "no runs yet"
+
+
+def test_a_run_is_known_by_name_folder_and_job(run: RunDir) -> None:
+    folder = run.path.parent
+    assert runs.find_run(None, folder) == runs.find_run("sft", folder) == runs.find_run("812", folder)
+    assert runs.find_run(str(run.path), Path("elsewhere")) == run
+    with pytest.raises(ConfigError, match="there is no run sfft: did you mean sft?"):
+        runs.find_run("sfft", folder)
+    with pytest.raises(ConfigError, match="there is no run in"):
+        runs.find_run(None, folder / "empty")

@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from settings import ConfigError
-from slurm.environment import CONF, without_job
+from slurm.environment import CONF, without_job, without_path
 from slurm.errors import CommandFailed
 from slurm.walltime import Walltime
 
 TIMEOUT = 15.0  # seconds; a controller that is down answers after 4 to 8 s (measured)
 
 
-def run(argv: Sequence[str], timeout: float = TIMEOUT) -> str:
+def run(argv: Sequence[str], timeout: float = TIMEOUT, environ: Mapping[str, str] = os.environ) -> str:
     """Standard output of a Slurm command. Raises CommandFailed with Slurm's own words."""
+    env = without_job(environ)
     try:
         result = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout, env=without_job(os.environ), stdin=subprocess.DEVNULL
+            argv, capture_output=True, text=True, timeout=timeout, env=env, stdin=subprocess.DEVNULL
         )
     except FileNotFoundError:
         raise CommandFailed(f"{argv[0]}: there is no such command here: is this a Slurm login node?") from None
@@ -95,16 +96,9 @@ def accounted_job(job_id: str) -> JobFacts | None:
 
 def submit(script: Path, after: str, name: str) -> str:
     """Queue the successor of job `after`; its supervisor hears whom it follows. Returns its job id."""
-    argv = [
-        "sbatch",
-        "--parsable",
-        f"--dependency=afterany:{after}",
-        f"--job-name={name}",
-        str(script),
-        "--after",
-        after,
-    ]
-    return run(argv).strip().split(";")[0]
+    flags = ["--parsable", f"--dependency=afterany:{after}", f"--job-name={name}"]
+    environ = without_path(os.environ, script.parent / "code")  # the script adds it: hop by hop it would grow
+    return run(["sbatch", *flags, str(script), "--after", after], environ=environ).strip().split(";")[0]
 
 
 def cancel(job_id: str) -> None:

@@ -37,6 +37,17 @@ def without_job(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def without_path(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """`environ` without this folder in PYTHONPATH: what our script puts there is not for what comes after it."""
+    paths = environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {**environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path != str(folder))}
+
+
+def account(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The account that the user's shell names, as sbatch and salloc read it."""
+    return environ.get("SBATCH_ACCOUNT") or environ.get("SLURM_ACCOUNT")
+
+
 @dataclass(frozen=True)
 class Allocation:
     """The job that this process was started by; without Slurm: no id, this host alone."""

@@ -112,9 +112,7 @@ class Shim:
         """The user's own PYTHONPATH for a foreign command: our code's folder is not its business."""
         if not self.step.foreign:
             return {}
-        ours = str(self.step.run.path / "code")
-        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        return {"PYTHONPATH": os.pathsep.join(path for path in paths if path != ours)}
+        return {"PYTHONPATH": environment.without_path(os.environ, self.step.run.path / "code")["PYTHONPATH"]}
 
     # --- starting ---
 

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from durable import write_atomic
 from settings import ConfigError, convert, dump_yaml, merge, to_plain
 from slurm import cluster as clusters
+from slurm import environment
 from slurm.cluster import Cluster
 from slurm.config import JobConfig
 from slurm.rundir import RunDir
@@ -40,7 +41,8 @@ class Submission:
 
 def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) -> JobConfig:
     """The job of defaults < profile < recipe < flags < key=value. Raises ConfigError."""
-    data: dict[str, Any] = {}
+    account = environment.account()
+    data: dict[str, Any] = {"account": account} if account else {}
     for layer in (cluster.profile.job, *layers):
         data = merge(data, layer)
     data["cluster"] = cluster.profile.name

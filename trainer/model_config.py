@@ -31,9 +31,9 @@ def new_config(settings: Model) -> Any:
 
 def check_vocabulary(rows: int, tokenizer_folder: str) -> None:
     """Every token of the tokenizer has one of the embedding's rows. Raises ConfigError."""
-    from tokenizers import Tokenizer
+    from trainer.data.encode import load_tokenizer
 
-    vocabulary = Tokenizer.from_file(str(Path(tokenizer_folder) / "tokenizer.json")).get_vocab()
+    vocabulary = load_tokenizer(Path(tokenizer_folder)).get_vocab()
     wanted = max(vocabulary.values(), default=0) + 1
     if wanted > rows:
         raise ConfigError(f"model.tokenizer={tokenizer_folder} has {wanted} tokens, the model's vocab_size is {rows}")

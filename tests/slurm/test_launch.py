@@ -124,6 +124,16 @@ def test_precedence(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"--{flag}" in text for flag in ("account=recipe", "partition=flag", "qos=word"))
 
 
+def test_the_account_of_the_users_shell(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "p42")
+    assert launch.main(["--dry-run", "--cluster", "generic", "sft.yaml"]) == 0
+    assert "--account=p42" in capsys.readouterr().out
+    assert launch.main(["--dry-run", "--cluster", "generic", "sft.yaml", "-A", "other"]) == 0
+    assert "--account=other" in capsys.readouterr().out
+
+
 def test_an_unfinished_runs_name_is_refused_and_a_finished_ones_is_numbered(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

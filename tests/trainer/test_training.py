@@ -230,6 +230,15 @@ def test_a_project_that_moved_goes_on(new_run: NewRun, tmp_path: Path) -> None:
     assert run.wait() == [75, 75], run.log()
 
 
+@pytest.mark.parametrize(
+    ("file", "text"), [("tokenizer.json", "no tokenizer"), ("tokenizer_config.json", "tokenizer_config.json")]
+)
+def test_a_broken_tokenizer_is_one_line(new_run: NewRun, file: str, text: str) -> None:
+    run = new_run("run")
+    (run.path / "tokenizer" / file).write_text("{broken")
+    assert text in one_line(run, run.go(1))
+
+
 def test_an_unknown_model_type_is_refused(new_run: NewRun) -> None:
     run = new_run("run", model={"config": {"model_type": "lllama"}})
     assert "model.config: Unrecognized model identifier: lllama" in one_line(run, run.go(2))

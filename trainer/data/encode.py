@@ -28,16 +28,20 @@ Encode = Callable[[list[Any]], list[Encoded | str]]
 
 def encoder(folder: Path, kind: Literal["text", "chat"]) -> tuple[Encode, str]:
     """How rows of this kind become tokens, and the smallest dtype that holds them. Raises ConfigError."""
-    tokenizer = _load(folder)
+    tokenizer = load_tokenizer(folder)
     dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
     return (_text if kind == "text" else _chat)(tokenizer, folder), dtype
 
 
-def _load(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The fast tokenizer of a folder. Raises ConfigError."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise ConfigError(f"{file}: there is no such file: model.tokenizer needs a fast tokenizer's folder")
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(f"{file}: no tokenizer: {error}") from None
     # A tokenizer.json may carry the settings of its last use: documents would be cut or padded silently.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -62,7 +66,10 @@ def _text(tokenizer: Tokenizer, folder: Path) -> Encode:
 
 def _end_of_text(tokenizer: Tokenizer, folder: Path) -> int:
     file = folder / "tokenizer_config.json"
-    token = msgspec.json.decode(file.read_bytes()).get("eos_token") if file.is_file() else None
+    try:
+        token = msgspec.json.decode(file.read_bytes(), type=dict[str, Any]).get("eos_token") if file.is_file() else None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{file}: {error}") from None
     text = token.get("content") if isinstance(token, dict) else token
     end = tokenizer.token_to_id(text) if isinstance(text, str) else None
     if end is None:

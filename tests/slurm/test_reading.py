@@ -13,6 +13,7 @@ from settings import ConfigError
 from slurm import logs, runs
 from slurm.rundir import RunDir
 from slurm.status import as_text, status
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def test_logs_are_followed_over_attempts_until_the_run_is_over(run: RunDir) -> N
     seen: list[str] = []
     follower = threading.Thread(target=logs.follow, args=(run, 0, lambda: True, seen.append))
     follower.start()
+    wait_until(lambda: seen)
     with open(logs.rank_log(run, 1, 0), "a") as file:
         file.write("whole\ntorn")
     run.attempt_dir(2).mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def new_config(settings: Model) -> Any:
             f"model.config.{unknown}: {kind} has no such field{f': did you mean {near}?' if near else ''}"
         )
     return config
+
+
+def folder_config(folder: str) -> dict[str, Any]:
+    """The shape of the model in a Hugging Face folder, as its file says it. Raises ConfigError."""
+    try:
+        values = dict(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"model.path={folder}: {error}") from None
+    return {key: value for key, value in values.items() if key not in ("transformers_version", "_name_or_path")}
 
 
 def check_vocabulary(rows: int, tokenizer_folder: str) -> None:

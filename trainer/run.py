@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ from trainer.events import Events
 from trainer.export import export
 from trainer.lead import LeadTime
 from trainer.model import build
-from trainer.model_config import check_vocabulary
+from trainer.model_config import check_vocabulary, folder_config
 from trainer.plan import batch_layout, total_steps
 from trainer.runtime import Runtime, start
 from trainer.schedule import learning_rate
@@ -89,6 +89,7 @@ def run(config_path: Path) -> int:
 class Training:
     def __init__(self, settings: TrainConfig, runtime: Runtime) -> None:
         self.settings, self.runtime = settings, runtime
+        self.exact = together(runtime, self.exact_now)
         # 1. Data: one rank prepares what is not there yet, all open it.
         self.layout = batch_layout(settings.train, runtime.world_size)
         self.data = self.prepared("train")
@@ -101,6 +102,7 @@ class Training:
         self.engine.module.train()
         # 3. What happened before, and where it goes on.
         self.progress = Progress()
+        self.safe: Progress | None = None  # what the newest checkpoint holds
         self.saver = Saver(runtime, self.engine, settings.checkpoint.keep)
         self.lead = LeadTime(
             events.read(runtime.run_dir) if runtime.leads else [],
@@ -138,6 +140,7 @@ class Training:
         point = resumed.point if resumed else None
         if resumed:
             self.progress = Progress(resumed.point.step, **resumed.manifest.state)
+            self.safe = replace(self.progress)
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")
         if resumed and resumed.rng is not None:
@@ -155,6 +158,13 @@ class Training:
         self.say(f"{how} at step {self.progress.step} of {self.total}; {self.layout}")
         return point
 
+    def exact_now(self) -> dict[str, Any]:
+        """What makes the run what it is. Where the model's folder lies may change, what it computes may not."""
+        exact = config.exact_part(self.settings)
+        if self.settings.model.path is not None:
+            exact["model"]["config"] = folder_config(self.settings.model.path)
+        return dict(json.loads(json.dumps(exact)))
+
     def layout_now(self) -> dict[str, Any]:
         """What decides the order of sums and the random numbers, besides the exact config."""
         engine = to_plain(self.settings.engine)["kind"]
@@ -166,8 +176,7 @@ class Training:
 
     def check_same_run(self, manifest: Manifest) -> None:
         """An exact field may not differ from what the checkpoint was trained with. Raises ConfigError."""
-        now = json.loads(json.dumps(config.exact_part(self.settings)))
-        for key, was, value in differences(manifest.config, now):
+        for key, was, value in differences(manifest.config, self.exact):
             raise ConfigError(
                 f"{key} was {was} and is {value} now: this would be another run: undo it, or start a new run"
             )
@@ -189,22 +198,22 @@ class Training:
                 # 1. An evaluation that is due. It is broken off by a stop, and then made after the resume.
                 if self.evaluation_due() and (broken_off := self.evaluate(board)):
                     return self.leave(broken_off)
+                # 2. A save that is due. It comes after the evaluation, and so no resume from it makes that again.
+                if self.save_due():
+                    self.save()
                 if progress.step == self.total:
                     self.save_if_new()
                     return exits.DONE
-                # 2. What all ranks agreed on while the step before ran: go on, the batch's tokens, its samples.
+                # 3. What all ranks agreed on while the step before ran: go on, the batch's tokens, its samples.
                 agreement = ballot.read()
                 if agreement.reason is not None:
                     return self.leave(agreement)
-                # 3. The next vote is cast with its batch in hand, and travels while this step computes.
+                # 4. The next vote is cast with its batch in hand, and travels while this step computes.
                 following = self.batch(1)
                 ballot = self.stop.cast(following)
-                # 4. The step.
+                # 5. The step.
                 self.step(batch, agreement, board)
                 batch = following
-                # 5. A save that is due.
-                if progress.step % self.settings.checkpoint.every == 0 and progress.step < self.total:
-                    self.save()
 
     def batch(self, ahead: int = 0) -> RankBatch | None:
         step = self.progress.step + ahead
@@ -260,6 +269,10 @@ class Training:
 
     # --- saving and leaving ---
 
+    def save_due(self) -> bool:
+        step = self.progress.step
+        return 0 < step < self.total and step % self.settings.checkpoint.every == 0 and self.safe != self.progress
+
     def save(self) -> bool:
         """A checkpoint of the steps that are done. A failure leaves the last one standing, and is said."""
         try:
@@ -268,7 +281,7 @@ class Training:
             self.events.write("save_failed", step=self.progress.step, error=str(error))
             self.say(f"this checkpoint could not be saved, the last one stands: {error}")
             return False
-        self.committed = saved.point
+        self.committed, self.safe = saved.point, replace(self.progress)
         self.lead.saw_save(saved.seconds)
         self.events.write("save", step=self.progress.step, seconds=saved.seconds, bytes=saved.size)
         try:
@@ -279,12 +292,11 @@ class Training:
 
     def content(self) -> Content:
         state = {"tokens_seen": self.progress.tokens_seen, "evaluated": self.progress.evaluated}
-        exact = config.exact_part(self.settings)
-        return Content(layout=self.layout_now(), config=exact, data=self.data.fingerprint, state=state)
+        return Content(layout=self.layout_now(), config=self.exact, data=self.data.fingerprint, state=state)
 
     def save_if_new(self) -> None:
         """Raises SaveFailed when the state of now is not safe."""
-        if (self.committed is None or self.committed.step != self.progress.step) and not self.save():
+        if self.safe != self.progress and not self.save():
             raise SaveFailed(f"step {self.progress.step} is not saved")
 
     def leave(self, agreement: Agreement) -> int:

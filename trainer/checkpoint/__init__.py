@@ -26,7 +26,8 @@ def folder_name(point: Point) -> str:
 
 
 def committed(checkpoints: Path) -> list[Point]:
-    """Checkpoints whose folder carries its final name and a manifest, newest first."""
-    names = [path.name for path in checkpoints.glob("step-*") if (path / MANIFEST).exists()]
+    """Checkpoints whose folder carries its final name, newest first. One that has lost its manifest is among them, so
+    that a resume says that it passed it over."""
+    names = [path.name for path in checkpoints.glob("step-*")]
     points = [Point(int(match[1]), int(match[2])) for match in map(_NAME.fullmatch, names) if match]
     return sorted(points, reverse=True)

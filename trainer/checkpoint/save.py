@@ -15,6 +15,7 @@ from durable import fsync_path
 from trainer import claims
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.format import BLOCK, VERSION, File, Manifest, Parameter, write_file, write_manifest
+from trainer.checkpoint.lineage import in_lineage
 from trainer.checkpoint.rng import rng_state
 from trainer.claims import Point
 from trainer.engines.engine import Engine, Shard
@@ -119,9 +120,11 @@ class Saver:
 
     def clean_up(self) -> None:
         """By rank 0 after a commit: what is not kept any more goes, by a rename first, so that a kill in the middle of
-        a deletion leaves nothing that looks like a checkpoint."""
+        a deletion leaves nothing that looks like a checkpoint. Only the run's line is counted: a zombie's checkpoint of
+        a later step would push out ours, and nothing could be resumed."""
         if self._runtime.leads and not claims.fenced(self._runtime.run_dir, self._runtime.epoch):
-            for point in committed(self.folder)[self._keep :]:
+            line = in_lineage(committed(self.folder), claims.resume_points(self._runtime.run_dir))
+            for point in line[self._keep :]:
                 trash = self.folder / f".trash-{folder_name(point)}-{secrets.token_hex(4)}"
                 (self.folder / folder_name(point)).rename(trash)
             remove_leftovers(self.folder, self._runtime.epoch)

@@ -1,0 +1,48 @@
+"""The trainer, killed by -9 in the middle of a save: `python -m tests.trainer.with_a_kill RANK COUNT CONFIG`.
+
+Rank RANK dies right before the COUNT-th call that changes the disk, counted from the start of its first save on.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+from typing import Any
+
+_CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+_fsync = os.fsync
+
+
+class Fuse:
+    def __init__(self, count: int) -> None:
+        self.left, self.lit = count, False
+
+    def burn(self, what: str) -> None:
+        self.left -= self.lit
+        if self.left == 0:
+            print(f"killed before {what}", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in _CHANGES:
+            path = str(arguments[0])
+            # A save begins with a new folder or file; what removes an old .tmp- at the start of an attempt is none.
+            self.lit = self.lit or (bool(writes) or event == "os.mkdir") and ".tmp-" in path
+            self.burn(f"{event} {os.path.basename(path)}")
+
+    def fsync(self, fd: int) -> None:
+        self.burn(f"fsync {os.path.basename(os.readlink(f'/proc/self/fd/{fd}'))}")
+        _fsync(fd)
+
+
+if __name__ == "__main__":
+    rank, count, config = sys.argv[1:]
+    if os.environ["RANK"] == rank:
+        fuse = Fuse(int(count))
+        sys.addaudithook(fuse.audit)
+        os.fsync = fuse.fsync
+    sys.argv[:] = ["trainer", config]
+    runpy.run_module("trainer", run_name="__main__", alter_sys=True)

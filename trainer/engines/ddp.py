@@ -29,7 +29,7 @@ class DdpEngine:
             # find_unused_parameters keeps the gradient buckets as they are. Without it they are rebuilt after the
             # first step, a resumed process has other buckets in its first step than one that went on, and at three
             # ranks and more the sums differ in their last bits.
-            self.module = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+            self.module = DistributedDataParallel(model, find_unused_parameters=True, forward_sync_buffers=False)
 
     def loss(self, batch: MicroBatch) -> Tensor:
         with torch.autocast(self._runtime.device.type, torch.bfloat16, enabled=self._bf16):

@@ -21,3 +21,9 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was left out: {report.longrepr}"
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast ones first: what needs real ranks, and then what needs a real Slurm, comes at the end."""
+    slow = ("tests/trainer/test_", "tests/pocket/", "tests/cluster/")
+    items.sort(key=lambda item: next((rank for rank, start in enumerate(slow, 1) if item.nodeid.startswith(start)), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -34,10 +35,11 @@ COMMANDS = {
 def measure() -> list[dict[str, Any]]:
     """Median seconds of each command, run in turn, and their ratio to a bare interpreter."""
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    env = {**os.environ, "SLURM_CONF": "/nonexistent"}  # no Slurm: what a laptop sees, on every machine the same
     for _ in range(RUNS):
         for name, words in COMMANDS.items():
             began = time.perf_counter()
-            subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+            subprocess.run([sys.executable, *words], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, check=True)
             times[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return [

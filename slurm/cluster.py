@@ -11,6 +11,7 @@ from settings import ConfigError, convert, nearest, read_yaml
 from slurm import commands
 from slurm.config import JobConfig, Profile, layout
 from slurm.environment import CONF
+from slurm.walltime import Walltime
 
 PROFILES = Path(__file__).parent.parent / "envs" / "clusters"
 
@@ -22,6 +23,10 @@ class Cluster:
     """A Slurm that answers."""
     found_by: str
     """How it was chosen, in words."""
+
+    def default_walltime(self, partition: str | None) -> Walltime | None:
+        """The time limit of a job that names none."""
+        return self.profile.max_walltime
 
 
 def find(name: str, dry_run: bool = False) -> Cluster:

@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 
 class ConfigError(Exception):
-    """A user's mistake in one line: what, where, what to do. Ends a command or a run with exit code 78."""
+    """A user's mistake in one line: what, where, what to do. Ends a command or a run with its exit code."""
+
+    exit_code = 78
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

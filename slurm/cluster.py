@@ -16,6 +16,7 @@ from slurm.config import JobConfig, Profile
 from slurm.environment import CONF
 from slurm.errors import CommandFailed
 from slurm.partition import Partition, misfit
+from slurm.walltime import Walltime
 
 PROFILES = Path(__file__).parent.parent / "envs" / "clusters"
 
@@ -52,6 +53,11 @@ class Cluster:
                 hint = f"did you mean {near}?" if near else f"there are: {', '.join(by_name)}"
                 raise ConfigError(f"--partition {name}: there is no such partition: {hint}")
         return [by_name[name] for name in names.split(",")]
+
+    def default_walltime(self, partition: str | None) -> Walltime | None:
+        """The time limit of a job that names none."""
+        choice = self.chosen(partition)[0]
+        return choice.default_walltime or choice.max_walltime
 
 
 def find(name: str, dry_run: bool = False) -> Cluster:

@@ -107,11 +107,15 @@ class JobFacts:
     """Unix seconds at which Slurm ends the allocation."""
     preempt_time: float | None
     """Unix seconds at which a preemption of this run of the job began."""
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    """As the job asked for them; None: it asked for none."""
 
 
 def parse_job(text: str) -> JobFacts:
     """One line of `scontrol --oneliner show job`."""
     facts = dict(re.findall(r"(\w+)=(\S*)", text))
+    gpus = re.search(r"TresPerNode=\S*gpu(?::[^:,\s]+)?:(\d+)", text)
     return JobFacts(
         job_id=facts["JobId"],
         name=facts.get("JobName", ""),
@@ -120,6 +124,8 @@ def parse_job(text: str) -> JobFacts:
         restarts=int(facts.get("Restarts", 0)),
         end_time=_unix(facts.get("EndTime", "")),
         preempt_time=_unix(facts.get("PreemptTime", "")),
+        nodes=int(facts.get("NumNodes", "1").partition("-")[0]),
+        gpus_per_node=int(gpus[1]) if gpus else None,
     )
 
 

@@ -11,17 +11,18 @@ from settings import Struct, convert, read_yaml
 from slurm.walltime import Walltime
 
 Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
 
 
 class JobConfig(Struct, frozen=True):
-    name: Name
+    name: str
     """Name of the run: its folder under runs/ and its job name."""
     nodes: Count = 1
     gpus_per_node: Count = 1
     """GPUs, and so ranks, on each node."""
     walltime: Walltime | None = None
     """Time limit of one job; None: the partition's default."""
+    time_min: Walltime | None = None
+    """A shorter limit that Slurm may choose so that the job starts earlier; the run goes by the real one."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -52,6 +53,10 @@ class JobConfig(Struct, frozen=True):
     """Seconds between two questions to Slurm about end time and preemption."""
     lead_seconds: Annotated[float, Meta(ge=0)] = 120.0
     """Seconds before the deadline at which a foreign command is told to stop; the trainer measures its own."""
+    share: bool = False
+    """The group may read the run; default: its user alone."""
+    snapshot: bool = True
+    """A foreign command's code is copied at submission, and the copy runs."""
     cluster: str = "generic"
     """The profile that this job was resolved with; `local`: no scheduler."""
     command: list[str] | None = None

@@ -4,6 +4,8 @@
 class SlurmError(Exception):
     """Base: something about Slurm or a run folder failed; the message is one line."""
 
+    exit_code = 1
+
 
 class CommandFailed(SlurmError):
     """A Slurm command ended with an error; `words` are Slurm's own."""

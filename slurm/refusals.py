@@ -27,7 +27,7 @@ TABLE = (
     (r"invalid account|account/partition|--account\b", ("account", "partition"),
      "see `sacctmgr show associations user=$USER`"),
     (r"invalid qos|qos .*not (allowed|permitted)|--qos\b", ("qos",), "see `sacctmgr show associations user=$USER`"),
-    (r"time-min", ("sbatch.time-min", "time_min"), "it must not exceed --walltime, nor the partition's limit"),
+    (r"time-min", ("time_min", "sbatch.time-min"), "it must not exceed --walltime, nor the partition's limit"),
     (r"time limit|--time\b", ("walltime",), "give --walltime HH:MM:SS within the partition's limit"),
     (r"feature|--constraint\b", ("constraint",), "see `sinfo --format=%P,%f`"),
     (r"reservation", ("reservation",), "see `scontrol show reservation`"),

@@ -5,6 +5,7 @@ Standard library only: every rank's shim imports it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -30,6 +31,9 @@ class Claim:
     time: float
     resume_from: dict[str, int] | None = None
     """Step and epoch of the checkpoint that the trainer resumed from."""
+    host: str | None = None
+    pid: int | None = None
+    """Of the supervisor."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,14 @@ class RunDir:
         """The next attempt, ours alone: O_EXCL lets one starter win a number, also over NFS and Lustre."""
         self.claims_dir.mkdir(exist_ok=True)
         while True:
-            record = Claim(self.newest_epoch() + 1, job_id, restart_count, time.time())
+            host, pid = os.uname().nodename, os.getpid()
+            record = Claim(self.newest_epoch() + 1, job_id, restart_count, time.time(), host=host, pid=pid)
             try:
                 fd = os.open(self.claims_dir / f"{record.epoch:04d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
                 continue
             with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump({**record.__dict__, "host": os.uname().nodename, "nonce": secrets.token_hex(8)}, file)
+                json.dump({**record.__dict__, "nonce": secrets.token_hex(8)}, file)
                 file.flush()
                 os.fsync(file.fileno())
             return record
@@ -134,10 +139,26 @@ class RunDir:
         """None: there is none, or its writer died before the content was written."""
         try:
             data = json.loads((self.claims_dir / f"{epoch:04d}.json").read_text(encoding="utf-8"))
-            fields = {key: data.get(key) for key in ("epoch", "job_id", "restart_count", "time", "resume_from")}
-            return Claim(**fields)
+            return Claim(**{field.name: data.get(field.name) for field in dataclasses.fields(Claim)})
         except (FileNotFoundError, ValueError):
             return None
+
+    def open_claim(self) -> Claim | None:
+        """The newest attempt's claim as long as its end is not written."""
+        claim = self.read_claim(self.newest_epoch())
+        ended = claim is not None and any(record["attempt"] == claim.epoch for record in self.attempts())
+        return None if ended else claim
+
+    def supervisor_here(self) -> int | None:
+        """Process id of the newest attempt's supervisor when it lives on this host."""
+        claim = self.read_claim(self.newest_epoch())
+        if claim is None or claim.pid is None or claim.host != os.uname().nodename:
+            return None
+        try:
+            words = Path(f"/proc/{claim.pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return None
+        return claim.pid if b"slurm.supervisor" in words and os.fsencode(self.path) in words else None
 
     def stop_word(self, epoch: int) -> Path:
         """The supervisor's word to the ranks of one attempt, which no successor obeys."""

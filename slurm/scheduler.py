@@ -99,6 +99,20 @@ class Slurm:
         return True
 
 
+class Here(Slurm):
+    """An allocation of the user's own, as salloc gives it: its nodes are used, its life is not ours."""
+
+    def queue_successor(self) -> str | None:
+        return None
+
+    def cancel_successor(self) -> None:
+        return None
+
+    def go_on(self, facts: JobFacts | None) -> bool:
+        """It ends with its time limit: `launch.py resume` goes on in another, or in the queue."""
+        return True
+
+
 class Local:
     """No scheduler: one host, and a time limit only when one was given."""
 

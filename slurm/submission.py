@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from durable import fsync_path, write_atomic
-from settings import ConfigError, convert, dump_yaml, merge, to_plain
+from durable import write_atomic
+from settings import ConfigError, convert, dump_yaml, merge, override, to_plain
 from slurm import cluster as clusters
-from slurm import commands, environment, launches, refusals
+from slurm import commands, environment, launches, refusals, snapshot
 from slurm.cluster import Cluster
 from slurm.config import JobConfig
 from slurm.errors import CommandFailed, ControllerAway
 from slurm.launches import Launch
 from slurm.rundir import RunDir
 from slurm.script import options, submission_text
+from slurm.snapshot import CommandCode
 
-ROOT = Path(__file__).parent.parent
-CODE = ("settings.py", "durable.py", "launch.py", "slurm", "trainer")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}"
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,18 @@ class Submission:
     run: RunDir
     config_text: str | None
     """The trainer's resolved config; None for a foreign command."""
+    batch: str = ""
+    """How the ranks share a global batch, in words."""
+    code: CommandCode | None = None
+    """Of a foreign command: what is copied, and runs."""
+    fork: Path | None = None
+    """Another run's checkpoint that this one starts from."""
 
     @property
     def script(self) -> str:
-        return submission_text(self.job, self.run.path, Path(sys.executable), Path.cwd())
+        # The trainer's files are named whole; only a foreign command counts them from where it was typed.
+        workdir = Path.cwd() if self.job.command else self.run.path
+        return submission_text(self.job, self.run.path, Path(sys.executable), workdir)
 
 
 def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) -> JobConfig:
@@ -49,14 +59,34 @@ def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) 
     account = environment.account()
     data: dict[str, Any] = {"account": account} if account else {}
     for layer in (cluster.profile.job, *layers):
+        if not isinstance(layer, Mapping):
+            raise ConfigError(f"{source}: job={layer}: a mapping of job settings is expected, as nodes: 2")
         data = merge(data, layer)
     data["cluster"] = cluster.profile.name
     if "gpus_per_node" not in data:
         data["gpus_per_node"] = clusters.full_node(data.get("partition"), cluster)
+    check_name(str(data.get("name")))
     job = convert(data, JobConfig, source)
     check_sbatch_table(job)
+    if job.time_min and job.walltime and job.time_min > job.walltime:
+        raise ConfigError(
+            f"--time-min {job.time_min} is longer than --walltime {job.walltime}: Slurm may only shorten it"
+        )
     clusters.check_fits(job, cluster)
     return job
+
+
+def check_name(name: str) -> None:
+    """A run's name is a folder's, a job's and a word of a shell. Raises ConfigError with one that can be."""
+    if not re.fullmatch(_NAME, name):
+        near = re.sub(r"[^A-Za-z0-9._+]+", "-", name).strip("-.+_")[:100] or "NAME"
+        raise ConfigError(f"the name {name!r}: letters, digits and . _ + - only, at most 100: take --name {near}")
+
+
+def check_folder(path: Path) -> None:
+    """Raises ConfigError for what a line of a batch script cannot hold."""
+    if any(not char.isprintable() for char in str(path)):
+        raise ConfigError(f"the folder {str(path)!r}: a batch script cannot name it: take another --runs-dir")
 
 
 def check_sbatch_table(job: JobConfig) -> None:
@@ -65,6 +95,42 @@ def check_sbatch_table(job: JobConfig) -> None:
     for key in job.sbatch:
         if key in taken or len(key) == 1:
             raise ConfigError(f"--sbatch {key}: launch.py sets it: see its own flags in --help")
+
+
+def job_words(assignments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`key=value` words: the job's (`job.nodes=2`) as a tree, and the others. Raises ConfigError."""
+    ours = [word for word in assignments if word.startswith(("job.", "job="))]
+    spoken: dict[str, Any] = {}
+    for assignment in ours:
+        spoken = override(spoken, assignment)
+    fields = spoken.get("job", {})
+    if not isinstance(fields, dict):
+        raise ConfigError(f"job={fields}: a mapping of job settings is expected, as job.nodes=2")
+    return fields, [word for word in assignments if word not in ours]
+
+
+def command_name(command: list[str]) -> str:
+    """What a foreign command is called: its script, its module, or its program."""
+    module = command[command.index("-m") + 1 : command.index("-m") + 2] if "-m" in command else []
+    scripts = [word for word in command if word.endswith((".py", ".sh"))]
+    return Path([*scripts, *module, *command, "run"][0]).stem
+
+
+def with_config(submission: Submission, text: str, batch: str) -> Submission:
+    """With the trainer's config, as the trainer's half has checked it."""
+    return dataclasses.replace(submission, config_text=text, batch=batch)
+
+
+def with_code(submission: Submission, cwd: Path) -> Submission:
+    """A foreign command as it will run: from a copy of its code. Raises ConfigError when that is too large."""
+    job, command = submission.job, submission.job.command or []
+    code = snapshot.of_command(command, cwd) if job.snapshot else None
+    if code is None:
+        return submission
+    target = command_copy(submission.run)
+    paths = snapshot.module_path(command, code, target, cwd)
+    job = replace(job, command=snapshot.copied(command, code, target, cwd), environment={**paths, **job.environment})
+    return dataclasses.replace(submission, job=job, code=code)
 
 
 def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
@@ -85,51 +151,69 @@ def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
 
 
 def write_run_dir(submission: Submission) -> None:
-    """Everything that the run is, in its folder, before anything is queued: whole or not there. Raises ConfigError."""
-    run = submission.run
-    staging = run.path.parent / ".new"
-    building = RunDir(staging / f"{run.name}-{secrets.token_hex(4)}")
+    """Everything that the run is, in its folder, before anything is queued: whole, or not there. Raises ConfigError."""
+    run, job = submission.run, submission.job
+    check_folder(run.path)
+    if run.path.exists():  # also an empty one: a refused submission removes its folder again
+        raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir")
+    if job.share:
+        os.umask(0o027)
+    fresh = run.path.with_name(f".{run.name}-{secrets.token_hex(4)}")
     try:
-        building.path.mkdir(parents=True)
-        _fill(submission, building)
-        os.rename(building.path, run.path)  # fails on a folder with anything in it
-        fsync_path(run.path.parent)
-    except OSError as error:
-        if run.path.exists():
-            raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir") from None
-        raise unwritable(run, error) from None
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir(mode=0o750 if job.share else 0o700)
+        _fill(submission, RunDir(fresh))
+        fresh.rename(run.path)
+    except OSError as error:  # also another submission of the same name
+        raise _unwritable(run, error) from None
     finally:
-        shutil.rmtree(building.path, ignore_errors=True)
-        with suppress(OSError):  # another launch.py builds there
-            staging.rmdir()
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
-def unwritable(run: RunDir, error: OSError) -> ConfigError:
-    """A quota that is full, a folder that is read-only."""
-    first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror  # copytree gathers what failed
-    return ConfigError(f"--runs-dir {run.path.parent}: {first}: choose another folder for the runs")
+def _unwritable(run: RunDir, error: OSError) -> Exception:
+    """A folder that takes no files is the user's mistake; anything else stays as it is."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    if full or str(error.filename).startswith(str(run.path.parent)):
+        return ConfigError(f"--runs-dir {run.path.parent}: {error.strerror}: choose another folder for the runs")
+    return error
 
 
 def _fill(submission: Submission, run: RunDir) -> None:
+    """`run` is where the folder is made; what its files say of it is where it will be."""
     for folder in (run.claims_dir, run.logs, run.path / "submitit"):
         folder.mkdir()
-    snapshot_code(run)
+    snapshot.copy_ours(run.path)
+    if submission.code is not None:
+        snapshot.copy_command(submission.code, command_copy(run))
+    if submission.fork is not None:
+        keep(submission.fork, fork_copy(run, submission.fork))
     if submission.config_text is not None:
         write_atomic(run.path / "config.yaml", submission.config_text)
-    write_atomic(run.script, submission.script)
     write_atomic(run.path / "job.yaml", dump_yaml(to_plain(submission.job)))
+    write_atomic(run.script, submission.script)
 
 
-def snapshot_code(run: RunDir) -> None:
-    """A copy of what will run, so that an edit in the checkout cannot change a run between two attempts."""
-    code = run.path / "code"
-    code.mkdir(exist_ok=True)
-    for name in CODE:
-        source, target = ROOT / name, code / name
-        if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, target)
+def command_copy(run: RunDir) -> Path:
+    """Where a foreign command's code is copied."""
+    return run.path / "command"
+
+
+def fork_copy(run: RunDir, checkpoint: Path) -> Path:
+    """Where a run keeps the checkpoint of another that it starts from."""
+    return run.path / "fork" / checkpoint.name
+
+
+def keep(checkpoint: Path, target: Path) -> None:
+    """The checkpoint under another name: its run may remove it. By hard links, which cost nothing; where the file
+    system or its owner allows none, a link to where it lies."""
+    target.parent.mkdir()
+    try:
+        target.mkdir()
+        for file in checkpoint.iterdir():
+            os.link(file, target / file.name)
+    except OSError:
+        shutil.rmtree(target)
+        target.symlink_to(checkpoint)
 
 
 def rehearse(submission: Submission) -> list[str]:
@@ -155,16 +239,14 @@ def send(submission: Submission) -> str:
     have been queued all the same is then told, and `launches.reconcile` finds it.
     """
     run = submission.run
-    number = (
-        launches.newest(run) + 1
-    )  # read before the queue is looked at: who has looked in vain may still be too late
+    number = launches.newest(run) + 1  # before the look into the queue: another launch.py may send after that
     launches.reconcile(run)
     launches.check_free(run)
     rehearse(submission)
     try:
         launch = launches.begin(run, number)
     except OSError as error:
-        raise unwritable(run, error) from None
+        raise _unwritable(run, error) from None
     try:
         job_id = _sbatch(submission)
     except (CommandFailed, OSError, KeyboardInterrupt) as error:
@@ -217,7 +299,7 @@ def prepare_data(submission: Submission) -> None:
     config = submission.run.path / "config.yaml"
     result = subprocess.run(
         [sys.executable, "-P", "-m", "trainer.prepare", str(config)],
-        env=code_environment(),
+        env=code_environment(submission.run.path / "code"),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -229,11 +311,11 @@ def prepare_data(submission: Submission) -> None:
 def discard(submission: Submission) -> None:
     """Remove a run folder whose first submission was refused: nothing of it has run, and no job of it can come."""
     run = submission.run
-    if not run.jobs() and launches.unsettled(run) is None:
+    if not run.jobs() and not run.newest_epoch() and launches.unsettled(run) is None:
         shutil.rmtree(run.path)
 
 
-def code_environment() -> dict[str, str]:
-    """This process's environment, for a child that runs our code from here."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+def code_environment(code: Path) -> dict[str, str]:
+    """This process's environment, for a child that runs our code from this folder."""
+    paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -18,7 +18,7 @@ from slurm.cause import CONFIG, Decision, Next, decide, predecessor_cause
 from slurm.config import JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
 from slurm.rundir import RunDir
-from slurm.scheduler import Local, Scheduler, Slurm
+from slurm.scheduler import Here, Local, Scheduler, Slurm
 from slurm.shim import WAITED
 
 # Ranks that start anew in what is left of an allocation need time to load and to train.
@@ -86,8 +86,10 @@ class Supervisor:
         return claim.job_id if ours else None
 
     def record_our_job(self) -> None:
-        """A plain `sbatch submission.sh` is a job of this run as well: `stop` must find it."""
+        """A plain `sbatch submission.sh` is a job of this run as well: `stop` must find it. An allocation is not."""
         job_id = self.scheduler.job_id
+        if isinstance(self.scheduler, Here):
+            return
         if job_id is not None and all(record["job"] != job_id for record in self.run.jobs()):
             self.run.record_job(job_id, self.after)
 
@@ -198,12 +200,14 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} outlast: {text}", flush=True)
 
 
-def make_scheduler(run: RunDir, job: JobConfig) -> Scheduler:
+def make_scheduler(run: RunDir, job: JobConfig, here: bool) -> Scheduler:
     if job.cluster == "local":
         return Local(job)
     allocation = environment.allocation()
     if allocation.job_id is None:
         raise SlurmError(f"this is no Slurm job: submit it with sbatch {run.script}")
+    if here:
+        return Here(run, job, allocation)
     slurm = Slurm(run, job, allocation)
     slurm.take_name(slurm.facts())
     return slurm
@@ -215,7 +219,7 @@ def main(argv: list[str]) -> int:
     after = argv[argv.index("--after") + 1] if "--after" in argv else None
     try:
         job = read_job(run.path)
-        return Supervisor(run, job, make_scheduler(run, job), after).supervise()
+        return Supervisor(run, job, make_scheduler(run, job, here="--here" in argv), after).supervise()
     except ConfigError as error:
         say(str(error))
         return CONFIG

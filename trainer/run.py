@@ -20,11 +20,11 @@ from trainer import claims, config, events, exits
 from trainer.board import Board
 from trainer.checkpoint import folder_name
 from trainer.checkpoint.format import Manifest
-from trainer.checkpoint.load import load_newest
+from trainer.checkpoint.load import Resumed, load_fork, load_newest
 from trainer.checkpoint.rng import derive_rng, restore_rng
 from trainer.checkpoint.save import Content, Fenced, SaveFailed, Saver, remove_leftovers
 from trainer.claims import Point
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, differences
 from trainer.data.batches import Batches, RankBatch
 from trainer.data.prepare import cache_folder, prepare
 from trainer.data.prepared import Prepared
@@ -136,27 +136,42 @@ class Training:
             self.saver.folder.mkdir(exist_ok=True)
             remove_leftovers(self.saver.folder, runtime.epoch)
         runtime.barrier()
-        resumed = load_newest(runtime, self.engine.shards, self.check_same_run)
-        point = resumed.point if resumed else None
+        own = load_newest(runtime, self.engine.shards, self.check_same_run)
+        resumed = own or self.forked()
+        point = own.point if own else None
         if resumed:
             self.progress = Progress(resumed.point.step, **resumed.manifest.state)
-            self.safe = replace(self.progress)
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")
+        if own:
+            self.safe = replace(self.progress)
         if resumed and resumed.rng is not None:
             restore_rng(resumed.rng)
         else:
             derive_rng(seed, self.progress.step, runtime.rank)
-        if resumed and (changes := differences(resumed.manifest.layout, self.layout_now())):
+        if own and (changes := differences(own.manifest.layout, self.layout_now())):
             what = ", ".join(f"{key} {was} -> {now}" for key, was, now in changes)
             self.say(f"another layout ({what}): same weights, moments and batches, not bit-identical from here on")
         if runtime.leads:
             claims.note_resume(runtime.run_dir, runtime.epoch, point or Point(0, 0))
-        source = folder_name(point) if point else None
+        source = folder_name(point) if point else self.settings.fork if resumed else None
         self.events.write("resume", step=self.progress.step, **{"from": source}, world_size=runtime.world_size)
         how = f"resumed from {source}" if source else "starts"
         self.say(f"{how} at step {self.progress.step} of {self.total}; {self.layout}")
         return point
+
+    def forked(self) -> Resumed | None:
+        """Another run's checkpoint that this one starts from, as long as it has none of its own."""
+        if self.settings.fork is None:
+            return None
+        resumed = load_fork(self.runtime, Path(self.settings.fork), self.engine.shards)
+        for key, was, now in differences(resumed.manifest.config, self.exact):
+            self.say(f"other than in the run that this one starts from: {key} {was} -> {now}")
+        if resumed.manifest.data != self.data.fingerprint:
+            self.say(
+                f"other data than in the run that this one starts from: batches go on from step {resumed.point.step}"
+            )
+        return resumed
 
     def exact_now(self) -> dict[str, Any]:
         """What makes the run what it is. Where the model's folder lies may change, what it computes may not."""
@@ -334,15 +349,3 @@ def together(runtime: Runtime, work: Callable[[], T]) -> T:
     if errors:
         raise ConfigError(errors[0])
     return value  # type: ignore[return-value]
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, with both."""
-    found = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += differences(was, now, f"{path}{key}.")
-        elif was != now:
-            found.append((f"{path}{key}", was, now))
-    return found

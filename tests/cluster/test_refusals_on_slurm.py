@@ -83,7 +83,7 @@ SAYS = "Slurm says: "
         ("--sbatch gres=fpga:1", f"--sbatch gres=fpga:1 --gpus 1: {SAYS}Invalid generic resource (gres) specification: this site asks for GPUs in another way than --gpus-per-node=N: see its documentation"),
         ("--sbatch licenses=matlab", f"--sbatch licenses=matlab: {SAYS}Invalid license specification: see `scontrol show licenses`"),
         ("--sbatch begin=tomorow", f"--sbatch begin=tomorow: {SAYS}Invalid time specification (pos=0): tomorow; Invalid --begin specification: see `man sbatch`"),
-        ("--sbatch time-min=10:00 -t 00:05:00", f"--sbatch time-min=10:00: {SAYS}Invalid time-min specification (exceeds job's time or other limits): it must not exceed --walltime, nor the partition's limit"),
+        ("--time-min 3-00:00:00", f"--time-min 3-00:00:00: {SAYS}Invalid time-min specification (exceeds job's time or other limits): it must not exceed --walltime, nor the partition's limit"),
         ("--sbatch frobnicate=3", f"--sbatch frobnicate=3: {SAYS}unrecognized option '--frobnicate=3': see `man sbatch`"),
     ],
 )  # fmt: skip

@@ -11,31 +11,13 @@ from typing import Any
 
 def write_atomic(path: Path, text: str) -> None:
     """A reader sees the old file or the new one."""
-    os.replace(_write_beside(path, text), path)
-    fsync_path(path.parent)
-
-
-def write_once(path: Path, text: str) -> None:
-    """A file that one of several writers makes, whole from its first moment on. Raises FileExistsError for the others.
-
-    A link lets one win also over NFS and Lustre; a file made by O_EXCL would stand there empty for a moment.
-    """
-    temporary = _write_beside(path, text)
-    try:
-        os.link(temporary, path)
-    finally:
-        temporary.unlink()
-    fsync_path(path.parent)
-
-
-def _write_beside(path: Path, text: str) -> Path:
-    """A synced file under a name of its own."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    return temporary
+    os.replace(temporary, path)
+    fsync_path(path.parent)
 
 
 def fsync_path(path: Path) -> None:

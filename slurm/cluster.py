@@ -15,7 +15,8 @@ from slurm.commands import Site
 from slurm.config import JobConfig, Profile
 from slurm.environment import CONF
 from slurm.errors import CommandFailed
-from slurm.partition import Partition, misfit
+from slurm.fit import misfit
+from slurm.partition import Partition
 from slurm.walltime import Walltime
 
 PROFILES = Path(__file__).parent.parent / "envs" / "clusters"
@@ -37,7 +38,7 @@ class Cluster:
     @cached_property
     def partitions(self) -> list[Partition]:
         """Asked for once; of a cluster that does not answer, what its profile says."""
-        return commands.partitions() if self.live else [Partition.of_profile(self.profile)]
+        return commands.partitions() if self.live else [_by_profile(self.profile)]
 
     def chosen(self, names: str | None) -> list[Partition]:
         """Where a job may run: the partitions that are named, as `gpu,long`, else the default. Raises ConfigError."""
@@ -45,7 +46,7 @@ class Cluster:
             return self.partitions
         if not names:
             default = [partition for partition in self.partitions if partition.default]
-            return default or self.partitions[:1] or [Partition.of_profile(self.profile)]
+            return default or self.partitions[:1] or [_by_profile(self.profile)]
         by_name = {p.name: p for p in self.partitions}
         for name in names.split(","):
             if name not in by_name:
@@ -99,6 +100,11 @@ def read_profile(name: str) -> Profile:
 def _by_cluster_name(cluster_name: str) -> Profile:
     profiles = (read_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")))
     return next((p for p in profiles if fnmatch(cluster_name, p.cluster_name or "")), read_profile("generic"))
+
+
+def _by_profile(profile: Profile) -> Partition:
+    """What is known of a cluster that cannot be asked."""
+    return Partition(profile.name, gpus_per_node=profile.gpus_per_node, max_walltime=profile.max_walltime)
 
 
 def check_fits(job: JobConfig, cluster: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import re
@@ -71,7 +72,8 @@ def execute(
     except subprocess.TimeoutExpired:
         raise ControllerAway(f"{argv[0]}: no answer within {timeout:.0f} s: is the Slurm controller up?") from None
     if result.returncode:
-        raise failure(" ".join(argv[:3]), result.returncode, result.stderr or result.stdout)
+        called = " ".join(itertools.takewhile(lambda word: "=" not in word, argv[:3]))
+        raise failure(called, result.returncode, result.stderr or result.stdout)
     return result
 
 

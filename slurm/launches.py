@@ -1,20 +1,22 @@
 """No run is submitted twice: a submission is written down before sbatch, and settled before the next one.
 
 A launch.py, its sbatch or the controller may die at any moment. So each submission of a run has a number that one
-launch.py wins (RUN_DIR/launches/0001.json), and while nothing is noted of what came of it, the queue is asked for jobs
+launch.py wins (RUN_DIR/launches/0001), and while nothing is noted of what came of it, the queue is asked for jobs
 that log into the run's folder.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import re
+import secrets
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from durable import write_atomic, write_once
+from durable import fsync_path, write_atomic
 from settings import ConfigError
 from slurm import commands
 from slurm.commands import QueueLine
@@ -43,35 +45,40 @@ class Launch:
 
 def newest(run: RunDir) -> int:
     """Number of the last submission that began; 0: none."""
-    numbers = (re.fullmatch(r"(\d{4,})\.json", path.name) for path in _folder(run).glob("*.json"))
-    return max((int(match[1]) for match in numbers if match), default=0)
+    return max((int(path.name) for path in _folder(run).glob("[0-9]*")), default=0)
 
 
 def begin(run: RunDir, number: int) -> Launch:
     """Written before sbatch is called. Raises CommandFailed when another launch.py has taken the number."""
     pid = os.getpid()
     launch = Launch(number, time.time(), os.uname().nodename, pid, _started(pid) or "", len(run.jobs()))
-    _folder(run).mkdir(exist_ok=True)
+    fresh = _folder(run) / f".{secrets.token_hex(4)}"
     try:
-        write_once(_folder(run) / f"{number:04d}.json", json.dumps(asdict(launch)) + "\n")
-    except FileExistsError:
-        raise CommandFailed(
-            f"{run.name} is being submitted by another launch.py: see launch.py status {run.name}"
-        ) from None
+        fresh.mkdir(parents=True)
+        write_atomic(fresh / "launch.json", json.dumps(asdict(launch)) + "\n")
+        fresh.rename(_place(run, number))  # fails when it is there: it has a file in it. Hard links are not everywhere
+        fsync_path(_folder(run))
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        told = f"{run.name} is being submitted by another launch.py: see launch.py status {run.name}"
+        raise CommandFailed(told) from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return launch
 
 
 def end(run: RunDir, launch: Launch) -> None:
     """Nothing came of it, and nothing can."""
-    write_atomic(_folder(run) / f"{launch.number:04d}.none", "")
+    write_atomic(_place(run, launch.number) / "none", "")
 
 
 def unsettled(run: RunDir) -> Launch | None:
     """The last submission, while nothing is noted of what came of it: a job of it may be in the queue."""
-    number = newest(run)
-    if not number or (_folder(run) / f"{number:04d}.none").exists():
+    place = _place(run, newest(run))
+    if not place.exists() or (place / "none").exists():
         return None
-    launch = Launch(**json.loads((_folder(run) / f"{number:04d}.json").read_text(encoding="utf-8")))
+    launch = Launch(**json.loads((place / "launch.json").read_text(encoding="utf-8")))
     return launch if len(run.jobs()) == launch.jobs else None
 
 
@@ -149,3 +156,7 @@ def _sbatch_runs(run: RunDir) -> bool:
 
 def _folder(run: RunDir) -> Path:
     return run.path / "launches"
+
+
+def _place(run: RunDir, number: int) -> Path:
+    return _folder(run) / f"{number:04d}"

@@ -179,6 +179,7 @@ def test_a_stopped_controller_queues_the_job_later_and_resume_finds_it(
     code, said = say(capsys, "resume", "x")
     assert code == 78 and "x is in the queue already: job" in said
     assert [job.job_id for job in queued(run)] == [job_of(run)]
+    assert "its place in the queue is given up" in say(capsys, "stop", "x")[1] and not queued(run)
 
 
 def test_a_controller_that_dies_with_the_request_has_queued_nothing(

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from settings import ConfigError
-from slurm import launches
+from slurm import commands, launches
 from slurm.errors import CommandFailed
 from slurm.rundir import RunDir
+from slurm.status import as_text, status
 from tests.waiting import wait_until
 
 SLEEPER = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
@@ -54,7 +55,7 @@ def queue(run: RunDir, *jobs: tuple[str, str]) -> None:
 def begin(run: RunDir, **facts: object) -> launches.Launch:
     """A submission by a process that has ended, or by whatever `facts` say."""
     launch = launches.begin(run, launches.newest(run) + 1)
-    path = run.path / "launches" / f"{launch.number:04d}.json"
+    path = run.path / "launches" / f"{launch.number:04d}" / "launch.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "started": "never", **facts}))
     return launch
 
@@ -81,6 +82,18 @@ def test_the_job_is_found_by_its_log(run: RunDir) -> None:
     begin(run)
     assert "queued job 812, which is PENDING" in str(launches.reconcile(run))
     assert [record["job"] for record in run.jobs()] == ["700", "812"] and launches.unsettled(run) is None
+
+
+def test_status_tells_what_is_not_known(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "PATIENCE", 0)
+    queue(run, ("812", "PENDING"))
+    begin(run)
+    squeue = run.path.parent / "squeue"
+    working = squeue.read_text()
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1\n")
+    assert "a job may be in the queue" in as_text(status([run])) and not run.jobs()
+    squeue.write_text(working)
+    assert "waiting (job 812 waits" in as_text(status([run])) and launches.unsettled(run) is None
 
 
 def test_a_sender_that_lives_is_waited_for(run: RunDir, sleeper: subprocess.Popen[bytes]) -> None:
@@ -131,3 +144,4 @@ def _begin(folder: str) -> bool:
 def test_one_of_many_wins(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert pool.map(_begin, [str(tmp_path)] * 20).count(True) == 1
+    assert os.listdir(tmp_path / "launches") == ["0001"]

@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 
 from slurm.config import JobConfig
-from slurm.partition import Partition, misfit, parse
+from slurm.fit import misfit
+from slurm.partition import Partition, parse
 from slurm.walltime import Walltime
 
 TEXT = """\

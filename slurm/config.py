@@ -92,9 +92,11 @@ class Profile(Struct, frozen=True):
 
 def layout(nodes: int, gpus: int) -> str:
     """`2 nodes x 8 GPUs = 16 ranks`: sbatch's own --gpus is a total, so it is always said."""
-    numbers = {"node": nodes, "GPU": gpus, "rank": nodes * gpus}
-    node, gpu, rank = (f"{count} {word}{'s' * (count != 1)}" for word, count in numbers.items())
-    return f"{node} x {gpu} = {rank}"
+    return f"{counted(nodes, 'node')} x {counted(gpus, 'GPU')} = {counted(nodes * gpus, 'rank')}"
+
+
+def counted(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def read_job(run_dir: Path) -> JobConfig:

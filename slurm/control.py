@@ -12,7 +12,7 @@ from typing import Any
 from durable import write_atomic
 from settings import ConfigError, convert, dump_yaml, merge, read_yaml, to_plain
 from slurm import cluster as clusters
-from slurm import commands, environment, snapshot
+from slurm import commands, environment, launches, snapshot
 from slurm.config import JobConfig
 from slurm.environment import without_job
 from slurm.logs import follow
@@ -37,8 +37,8 @@ def stop(run: RunDir, why: str) -> str:
     """Ask a run to save and end. Returns what happens, in words."""
     if run.over:
         return f"{run.name} is {'done' if run.done else 'ended already'}"
-    job_ids = [record["job"] for record in run.jobs()]
-    waiting = commands.queue(job_ids)
+    launches.reconcile(run)
+    waiting = commands.queue([record["job"] for record in run.jobs()])
     if not any(line.state == "RUNNING" for line in waiting.values()) and not supervised(run):
         run.cancel("stop", why)
         for job_id in waiting:
@@ -69,12 +69,9 @@ def check_can_go_on(run: RunDir) -> None:
         raise ConfigError(f"{run.name} is done: there is nothing to resume; from its checkpoint: --fork {run.name}")
     if run.path.stat().st_uid != os.getuid():
         raise ConfigError(f"{run.path} belongs to another user: start your own from its checkpoint: --fork {run.path}")
-    waiting = commands.queue([record["job"] for record in run.jobs()])
-    if waiting:
-        job = next(iter(waiting.values()))
-        raise ConfigError(
-            f"{run.name} is in the queue already: job {job.job_id} is {job.state}: see launch.py status {run.name}"
-        )
+    if run.jobs() or launches.newest(run):  # else it was never sent, and perhaps there is no Slurm
+        launches.reconcile(run)
+        launches.check_free(run)
     if (who := supervised(run)) is not None:
         raise ConfigError(f"{run.name} runs already: {who}: see launch.py status {run.name}, launch.py stop {run.name}")
 

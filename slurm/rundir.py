@@ -52,6 +52,11 @@ class RunDir:
         return self.path / "submission.sh"
 
     @property
+    def logs(self) -> Path:
+        """By this folder a job of the run is known in the queue, since its own log goes here."""
+        return self.path / "logs"
+
+    @property
     def stop_file(self) -> Path:
         """The user's word: the run saves at the next step and ends."""
         return self.path / "stop"
@@ -172,7 +177,7 @@ class RunDir:
         return max(steps, default=0)
 
     def attempt_dir(self, epoch: int) -> Path:
-        return self.path / "logs" / f"attempt-{epoch:04d}"
+        return self.logs / f"attempt-{epoch:04d}"
 
     def attempts(self) -> list[dict[str, Any]]:
         return read_lines(self.path / "attempts.jsonl")

@@ -67,20 +67,19 @@ class Slurm:
         return srun_argv(step, self.job.cpus_per_gpu)
 
     def successor(self) -> str | None:
-        """The job of this run that still waits behind ours."""
-        followers = [record["job"] for record in self.run.jobs() if record["after"] == self._id]
-        return next((job for job in commands.queue(followers)), None)
+        """The job of this run that waits behind ours, noted or not: we may have been killed after an sbatch."""
+        jobs = commands.jobs_of(self.run.logs)
+        return next((job.job_id for job in jobs if job.after == self._id and job.alive), None)
 
     def queue_successor(self) -> str | None:
         if not self.job.chained or self._queued:
             return None
-        if (waiting := self.successor()) is not None:
-            self._queued = True
-            return f"job {waiting} waits to go on after this one already"
-        job_id = commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
+        waiting = self.successor()
+        job_id = waiting or commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
         self._queued = True
-        self.run.record_job(job_id, after=self._id)
-        return f"job {job_id} waits to go on after this one"
+        if all(record["job"] != job_id for record in self.run.jobs()):
+            self.run.record_job(job_id, after=self._id)
+        return f"job {job_id} waits to go on after this one{' already' if waiting else ''}"
 
     def take_name(self, facts: JobFacts | None) -> None:
         """A successor was queued as NAME+next; now that it runs it is the run."""

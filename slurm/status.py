@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from durable import read_lines
-from slurm import commands
+from slurm import commands, launches
 from slurm.errors import CommandFailed
 from slurm.rundir import RunDir
 
@@ -34,6 +35,9 @@ class RunStatus:
 
 def status(runs: Sequence[RunDir]) -> list[RunStatus]:
     """One squeue for all runs; without a Slurm the folders alone."""
+    for run in runs:
+        with suppress(CommandFailed, OSError):  # Slurm is away, or it is another user's run
+            launches.reconcile(run)
     ids = [job for run in runs for job in _jobs(run)]
     try:
         queue = commands.queue(ids)
@@ -80,6 +84,8 @@ def _state(run: RunDir, queue: dict[str, commands.QueueLine]) -> tuple[str, str]
         return "waiting", f"job {line.job_id} waits: {line.reason}"
     if (pid := run.supervisor_here()) is not None:
         return "running", f"here, process {pid}"
+    if launches.unsettled(run) is not None:
+        return "waiting", "its submission was cut short: a job may be in the queue, as soon as Slurm can be asked"
     return "interrupted", f"nothing of it is in the queue: go on with launch.py resume {run.name}"
 
 

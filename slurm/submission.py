@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,11 @@ from msgspec.structs import replace
 from durable import write_atomic
 from settings import ConfigError, convert, dump_yaml, merge, override, to_plain
 from slurm import cluster as clusters
-from slurm import environment, snapshot
+from slurm import commands, environment, launches, refusals, snapshot
 from slurm.cluster import Cluster
 from slurm.config import JobConfig
+from slurm.errors import CommandFailed, ControllerAway
+from slurm.launches import Launch
 from slurm.rundir import RunDir
 from slurm.script import options, submission_text
 from slurm.snapshot import CommandCode
@@ -147,27 +151,36 @@ def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
 
 
 def write_run_dir(submission: Submission) -> None:
-    """Everything that the run is, in its folder, before anything is queued: whole, or not there."""
+    """Everything that the run is, in its folder, before anything is queued: whole, or not there. Raises ConfigError."""
     run, job = submission.run, submission.job
     check_folder(run.path)
     if run.path.exists():  # also an empty one: a refused submission removes its folder again
         raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir")
     if job.share:
         os.umask(0o027)
-    run.path.parent.mkdir(parents=True, exist_ok=True)
     fresh = run.path.with_name(f".{run.name}-{secrets.token_hex(4)}")
-    fresh.mkdir(mode=0o750 if job.share else 0o700)
     try:
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir(mode=0o750 if job.share else 0o700)
         _fill(submission, RunDir(fresh))
         fresh.rename(run.path)
-    except BaseException:  # a full disk, Ctrl-C, another submission of the same name
-        shutil.rmtree(fresh)
-        raise
+    except OSError as error:  # also another submission of the same name
+        raise _unwritable(run, error) from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _unwritable(run: RunDir, error: OSError) -> Exception:
+    """A folder that takes no files is the user's mistake; anything else stays as it is."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    if full or str(error.filename).startswith(str(run.path.parent)):
+        return ConfigError(f"--runs-dir {run.path.parent}: {error.strerror}: choose another folder for the runs")
+    return error
 
 
 def _fill(submission: Submission, run: RunDir) -> None:
     """`run` is where the folder is made; what its files say of it is where it will be."""
-    for folder in (run.claims_dir, run.path / "logs", run.path / "submitit"):
+    for folder in (run.claims_dir, run.logs, run.path / "submitit"):
         folder.mkdir()
     snapshot.copy_ours(run.path)
     if submission.code is not None:
@@ -203,11 +216,82 @@ def keep(checkpoint: Path, target: Path) -> None:
         target.symlink_to(checkpoint)
 
 
+def rehearse(submission: Submission) -> list[str]:
+    """Let Slurm judge the very script that will be sent, before anything is written or queued. Returns what it says.
+
+    Raises ConfigError for what it refuses, CommandFailed when it does not answer.
+    """
+    if not submission.cluster.live:
+        return []
+    try:
+        return commands.rehearse(submission.script)
+    except CommandFailed as error:
+        chosen = submission.cluster.chosen(submission.job.partition)
+        if refusals.NO_SUCH_NODES.search(error.words) and any(partition.short for partition in chosen):
+            return []  # perhaps only as long as nodes are down: sbatch itself refuses what can never be
+        raise _explained(error, submission) from None
+
+
 def send(submission: Submission) -> str:
-    """Queue the run's job. Returns its id. Raises CommandFailed; the folder of a first submission is then removed."""
+    """Queue the run's job, once. Returns its id.
+
+    Raises ConfigError for what Slurm refuses and for a run that has a job in the queue, else CommandFailed; what may
+    have been queued all the same is then told, and `launches.reconcile` finds it.
+    """
+    run = submission.run
+    number = launches.newest(run) + 1  # before the look into the queue: another launch.py may send after that
+    launches.reconcile(run)
+    launches.check_free(run)
+    rehearse(submission)
+    try:
+        launch = launches.begin(run, number)
+    except OSError as error:
+        raise _unwritable(run, error) from None
+    try:
+        job_id = _sbatch(submission)
+    except (CommandFailed, OSError, KeyboardInterrupt) as error:
+        return _look_for_job(submission, launch, error)
+    run.record_job(job_id, after=None)
+    return job_id
+
+
+def _sbatch(submission: Submission) -> str:
+    """Repeated while it is certain that nothing has reached the controller."""
     from slurm.submit import submit  # 0.1 s to import: only who submits pays
 
-    return str(submit(submission.run, submission.job.world_size).job_id)
+    end = time.monotonic() + commands.PATIENCE
+    while True:
+        try:
+            return submit(submission.run, submission.job.world_size)
+        except ControllerAway as error:
+            if error.sent or time.monotonic() > end:
+                raise
+        time.sleep(1)
+
+
+def _look_for_job(submission: Submission, launch: Launch, error: BaseException) -> str:
+    """The id of the job when it was queued all the same: an sbatch that fails need not know. Raises what send does."""
+    run, told = submission.run, str(error) or "interrupted"
+    try:
+        launches.reconcile(run)
+    except CommandFailed as unknown:
+        raise CommandFailed(
+            f"{told}: a job of {run.name} may be in the queue all the same ({unknown}): when Slurm answers again, "
+            f"launch.py resume {run.name} finds it or sends it"
+        ) from None
+    found = run.jobs()[launch.jobs :]
+    if found:
+        return str(found[0]["job"])
+    refusal = _explained(error, submission) if isinstance(error, CommandFailed) else None
+    raise refusal if isinstance(refusal, ConfigError) else CommandFailed(f"{told}: nothing was queued") from None
+
+
+def _explained(error: CommandFailed, submission: Submission) -> Exception:
+    """A refusal in the user's words; what is not the user's mistake stays as it is."""
+    if isinstance(error, ControllerAway) or not error.words or refusals.NOT_NOW.search(error.words):
+        return error
+    job, cluster = submission.job, submission.cluster
+    return ConfigError(refusals.explain(error.words, job, lambda field: clusters.valid_names(field, job, cluster)))
 
 
 def prepare_data(submission: Submission) -> None:
@@ -225,9 +309,10 @@ def prepare_data(submission: Submission) -> None:
 
 
 def discard(submission: Submission) -> None:
-    """Remove a run folder whose first submission was refused: nothing of it was queued or has run."""
-    if not submission.run.jobs() and not submission.run.newest_epoch():
-        shutil.rmtree(submission.run.path)
+    """Remove a run folder whose first submission was refused: nothing of it has run, and no job of it can come."""
+    run = submission.run
+    if not run.jobs() and not run.newest_epoch() and launches.unsettled(run) is None:
+        shutil.rmtree(run.path)
 
 
 def code_environment(code: Path) -> dict[str, str]:

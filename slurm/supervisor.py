@@ -56,6 +56,9 @@ class Supervisor:
         if self.run.over:
             say(f"nothing to do: {'the run is done' if self.run.done else 'the run was cancelled'}")
             return True
+        if (rival := self.rival()) is not None:
+            say(f"job {rival} runs this run already: leaving everything to it")
+            return True
         self.record_our_job()
         cause = self.predecessor_cause()
         lost = self.record_lost_attempts(cause)
@@ -69,6 +72,18 @@ class Supervisor:
             self.end_run(decision)
             return True
         return False
+
+    def rival(self) -> str | None:
+        """Another job that is at this run now: it was sent twice, by hand perhaps, and we are the second."""
+        claim = self.run.read_claim(self.run.newest_epoch())
+        if claim is None or claim.job_id in (None, self.after, self.scheduler.job_id):
+            return None
+        try:
+            facts = commands.show_job(str(claim.job_id))
+        except CommandFailed:  # the claims decide: who claims later fences the other
+            return None
+        ours = facts is not None and facts.state == "RUNNING" and facts.name.startswith(self.job.name)
+        return claim.job_id if ours else None
 
     def record_our_job(self) -> None:
         """A plain `sbatch submission.sh` is a job of this run as well: `stop` must find it. An allocation is not."""

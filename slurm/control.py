@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 from durable import write_atomic
-from settings import ConfigError, convert, dump_yaml, read_yaml, to_plain
+from settings import ConfigError, dump_yaml, read_yaml, to_plain
 from slurm import cluster as clusters
 from slurm import commands
-from slurm.config import JobConfig
+from slurm.config import make_job
 from slurm.environment import without_job
 from slurm.logs import follow
 from slurm.rundir import RunDir
@@ -60,7 +60,7 @@ def reopen(run: RunDir, flags: Mapping[str, Any], cluster: str) -> Submission:
     job_file = run.path / "job.yaml"
     saved = read_yaml(job_file)
     where = clusters.find(saved["cluster"] if cluster == "auto" else cluster)
-    job = convert({**saved, **flags, "name": run.name, "cluster": where.profile.name}, JobConfig, str(job_file))
+    job = make_job({**saved, **flags, "name": run.name, "cluster": where.profile.name}, str(job_file))
     clusters.check_fits(job, where)
     return Submission(job, where, run, None)
 

@@ -14,11 +14,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from durable import write_atomic
-from settings import ConfigError, convert, dump_yaml, merge, to_plain
+from settings import ConfigError, dump_yaml, merge, to_plain
 from slurm import cluster as clusters
 from slurm import environment
 from slurm.cluster import Cluster
-from slurm.config import JobConfig
+from slurm.config import JobConfig, make_job
 from slurm.rundir import RunDir
 from slurm.script import options, submission_text
 
@@ -48,7 +48,7 @@ def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) 
     data["cluster"] = cluster.profile.name
     if "gpus_per_node" not in data:
         data["gpus_per_node"] = clusters.full_node(data.get("partition"), cluster)
-    job = convert(data, JobConfig, source)
+    job = make_job(data, source)
     check_sbatch_table(job)
     clusters.check_fits(job, cluster)
     return job

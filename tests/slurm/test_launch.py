@@ -69,7 +69,7 @@ def test_bare_prints_the_day_and_submits_nothing(capsys: pytest.CaptureFixture[s
             ["--walltime", "24:00"],
             "sft.yaml: walltime=24:00: 24:00: a walltime is written [D-]HH:MM:SS, for example 24:00:00 or 2-00:00:00",
         ),
-        (["--launcher", "mpi"], "sft.yaml: launcher=mpi: valid here: srun, torchrun, fork"),
+        (["--launcher", "mpi"], "sft.yaml: launcher=mpi: valid here: srun, torchrun, deepspeed, fork"),
         (
             ["--gpus", "5"],
             "train.global_batch_size=48 does not divide by 5 ranks (48 / 5 = 9.60): take 4 ranks, or train.global_batch_size=50",

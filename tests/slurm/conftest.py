@@ -29,7 +29,8 @@ def start(run: RunDir) -> Iterator[Start]:
     """Start a supervisor over ranks that run a piece of Python; it and its ranks are gone at the end."""
     started = []
 
-    def go(program: str, **job: object) -> subprocess.Popen[str]:
+    def go(program: str, theirs: Path | None = None, **job: object) -> subprocess.Popen[str]:
+        """`theirs`: a folder of the user's, on PYTHONPATH and the working folder."""
         run.path.mkdir(exist_ok=True)
         (run.path / "program.py").write_text(textwrap.dedent(program))
         command = [sys.executable, "-S", str(run.path / "program.py")]
@@ -37,7 +38,8 @@ def start(run: RunDir) -> Iterator[Start]:
         settings = JobConfig(**{**defaults, **job})  # type: ignore[arg-type]
         (run.path / "job.yaml").write_text(dump_yaml(to_plain(settings)))
         argv = [sys.executable, "-P", "-m", "slurm.supervisor", str(run.path)]
-        process = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+        env = {**os.environ, "PYTHONPATH": f"{ROOT}:{theirs}" if theirs else str(ROOT)}  # as the job's script sets it
+        process = subprocess.Popen(argv, env=env, cwd=theirs, stdout=subprocess.PIPE, text=True)
         started.append(process)
         return process
 

@@ -25,16 +25,9 @@ DEVICES = "CUDA_VISIBLE_DEVICES"  # set by Slurm for a job with GPUs, else by th
 
 # An outer job's variables would silently pin or resize an inner one; SLURM_CONF says which Slurm to talk to.
 _INHERITED = (
-    "SLURM_",
-    "SLURMD_",
-    "SBATCH_",
-    "SRUN_",
-    "SALLOC_",
-    "SUBMITIT_",
-    "PMI",
-    "OMPI_",
-    "TORCHELASTIC_",
-    "OUTLAST_",
+    *("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SUBMITIT_", "OUTLAST_"),
+    *("PMI", "OMPI_", "TORCHELASTIC_"),  # other launchers' words to their ranks
+    *("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_"),  # a user's habits, which would change what these answer us
 )
 _RANK_NAMES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),

@@ -35,6 +35,7 @@ AGREED = (0, 75, 76, 77)  # done, continue me, fenced, ended by the user's word
 CONFIG = 78
 RENDEZVOUS_SECONDS = 600.0
 TICK_SECONDS = 1.0
+ORPHAN_SECONDS = 10.0
 
 
 @dataclass
@@ -186,18 +187,25 @@ class Shim:
     # --- until the end ---
 
     def watch(self) -> None:
-        while self.alive() or self.shims_below():
-            info = signal.sigtimedwait(WAITED, TICK_SECONDS)
-            self.reap()
-            if os.getppid() != self.parent:  # our launcher was killed: nobody would end these ranks
-                send(signal.SIGKILL, (child.pid for child in self.alive()))
-            elif info is None:
-                self.tick()
-            elif info.si_signo in STOP_SIGNALS:
-                self.pass_on(info.si_signo)
+        while self.alive():
+            self.wait()
+        end = time.monotonic() + ORPHAN_SECONDS
+        while self.shims_below() and time.monotonic() < end:  # their agent was lost: they end their ranks and say so
+            self.wait()
+
+    def wait(self) -> None:
+        """Until something happens, and do what it asks for."""
+        info = signal.sigtimedwait(WAITED, TICK_SECONDS)
+        self.reap()
+        if os.getppid() != self.parent:  # our launcher was killed: nobody would end these ranks
+            send(signal.SIGKILL, (child.pid for child in self.alive()))
+        elif info is None:
+            self.tick()
+        elif info.si_signo in STOP_SIGNALS:
+            self.pass_on(info.si_signo)
 
     def shims_below(self) -> list[int]:
-        """Shims below what stands in between; a lost agent's are here still, until they have ended their ranks."""
+        """Shims below what stands in between, also those that have lost it."""
         between = any(child.rank is None for child in self.children)
         return below.shims_below(os.getpid()) if between else []
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from settings import Struct, convert, read_yaml
+from settings import ConfigError, Struct, convert, read_yaml
+from slurm.environment import is_secret
 from slurm.walltime import Walltime
 
 Count = Annotated[int, Meta(ge=1)]
@@ -41,8 +45,18 @@ class JobConfig(Struct, frozen=True):
     """Shell lines that run before Python on the batch host (module loads); one that fails ends the job."""
     environment: dict[str, str] = {}
     """Variables of the ranks. No secrets: this file is readable by whoever reads the run folder."""
-    launcher: Literal["srun", "torchrun", "fork"] = "srun"
-    """srun: one task a rank. torchrun: one agent a node. fork: one process a node imports once and forks its ranks."""
+    launcher: Literal["srun", "torchrun", "deepspeed", "fork"] = "srun"
+    """srun: one task a rank. torchrun, deepspeed: their own agent on each node. fork: one process a node imports once
+    and forks its ranks."""
+    rank_command: list[str] = []
+    """Words before the ranks' Python, where their software is not the host's: [apptainer, exec, --nv, --bind,
+    "{binds}", image.sif]. {run_dir} and {binds} (host:host,...) are filled in."""
+    rank_python: str | None = None
+    """The ranks' Python, 3.11 or newer; None: this one, and with a rank command `python3`."""
+    binds: list[str] = []
+    """Folders besides the run's that the ranks need, for {binds} in the rank command."""
+    srun_args: list[str] = []
+    """More words for srun (pyxis: --container-image=...; then give rank_python as well)."""
     continue_by: Literal["auto", "chain", "requeue", "none"] = "auto"
     """chain (auto): a successor job waits in the queue. requeue: the same job id again."""
     max_attempts: Count | None = None
@@ -71,6 +85,11 @@ class JobConfig(Struct, frozen=True):
         return self.continue_by in ("auto", "chain")
 
     @property
+    def python(self) -> str:
+        """The Python where the ranks are."""
+        return self.rank_python or ("python3" if self.rank_command else sys.executable)
+
+    @property
     def layout(self) -> str:
         return layout(self.nodes, self.gpus_per_node)
 
@@ -97,6 +116,29 @@ def layout(nodes: int, gpus: int) -> str:
 
 def counted(count: int, word: str) -> str:
     return f"{count} {word}{'s' * (count != 1)}"
+
+
+def make_job(data: Mapping[str, Any], source: str) -> JobConfig:
+    """A user's words as a checked job. Raises ConfigError."""
+    job = convert(data, JobConfig, source)
+    refuse_secrets(job, source)
+    for path in job.binds if "{binds}" in " ".join(job.rank_command) else []:
+        if re.search(r"[:,]", path):
+            raise ConfigError(f"{source}: binds: {path}: a folder with a colon or a comma cannot be bound: rename it")
+    return job
+
+
+def refuse_secrets(job: JobConfig, source: str) -> None:
+    """What the job is told is written to job.yaml and submission.sh; the submitting shell's variables are not."""
+    # In a set-up line a name may get what a command or another variable holds: that value is in no file of ours.
+    assigned = re.findall(r"(?:^|[;&]|\bexport)\s*([A-Za-z_]\w*)=(?![\"']?[$`])", "\n".join(job.setup), re.MULTILINE)
+    exported = re.findall(r"([A-Za-z_]\w*)=", " ".join([str(job.sbatch.get("export", "")), *job.srun_args]))
+    for where, names in (("environment", job.environment), ("setup", assigned), ("export", exported)):
+        for name in filter(is_secret, names):
+            raise ConfigError(
+                f"{source}: {where}: {name} is a secret and would be written to files: type `export {name}=...` in"
+                " your shell before launch.py, and the ranks get it from there"
+            )
 
 
 def read_job(run_dir: Path) -> JobConfig:

@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import Any
 
 from durable import write_atomic
-from settings import ConfigError, convert, dump_yaml, merge, read_yaml, to_plain
+from settings import ConfigError, dump_yaml, merge, read_yaml, to_plain
 from slurm import cluster as clusters
 from slurm import commands, environment, launches, snapshot
-from slurm.config import JobConfig
+from slurm.config import make_job
 from slurm.environment import without_job
 from slurm.logs import follow
 from slurm.rundir import RunDir
@@ -107,7 +107,7 @@ def reopen(run: RunDir, changes: Mapping[str, Any], cluster: str, dry_run: bool 
     saved = read_yaml(job_file)
     where = clusters.find(saved["cluster"] if cluster == "auto" else cluster, dry_run)
     fixed = {"name": run.name, "cluster": where.profile.name, "command": saved.get("command")}
-    job = convert({**merge(saved, changes), **fixed}, JobConfig, str(job_file))
+    job = make_job({**merge(saved, changes), **fixed}, str(job_file))
     clusters.check_fits(job, where)
     return Submission(job, where, run, None)
 

@@ -64,7 +64,7 @@ class Slurm:
         return facts.end_time if facts else None
 
     def step_argv(self, step: Step) -> list[str]:
-        return srun_argv(step, self.job.cpus_per_gpu)
+        return srun_argv(step, self.job.cpus_per_gpu, self.job.srun_args)
 
     def successor(self) -> str | None:
         """The job of this run that waits behind ours, noted or not: we may have been killed after an sbatch."""
@@ -133,9 +133,8 @@ class Local:
         return self._start + self.job.walltime.total_seconds() if self.job.walltime else None
 
     def step_argv(self, step: Step) -> list[str]:
-        """There is no srun, and only a Python module can be forked: other commands are spawned, a process a rank."""
-        spawned = step.launcher == "srun" or (step.launcher == "fork" and "-m" not in step.argv)
-        return shim_argv(replace(step, launcher="spawn") if spawned else step)
+        """There is no srun: one shim spawns all ranks."""
+        return shim_argv(replace(step, launcher="spawn") if step.launcher == "srun" else step)
 
     def queue_successor(self) -> str | None:
         return None

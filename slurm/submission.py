@@ -19,11 +19,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from durable import write_atomic
-from settings import ConfigError, convert, dump_yaml, merge, override, to_plain
+from settings import ConfigError, dump_yaml, merge, override, to_plain
 from slurm import cluster as clusters
 from slurm import commands, environment, launches, refusals, snapshot
 from slurm.cluster import Cluster
-from slurm.config import JobConfig
+from slurm.config import JobConfig, make_job
 from slurm.errors import CommandFailed, ControllerAway
 from slurm.launches import Launch
 from slurm.rundir import RunDir
@@ -66,7 +66,7 @@ def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) 
     if "gpus_per_node" not in data:
         data["gpus_per_node"] = clusters.full_node(data.get("partition"), cluster)
     check_name(str(data.get("name")))
-    job = convert(data, JobConfig, source)
+    job = make_job(data, source)
     check_sbatch_table(job)
     if job.time_min and job.walltime and job.time_min > job.walltime:
         raise ConfigError(

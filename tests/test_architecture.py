@@ -73,7 +73,7 @@ def test_arrows_run_one_way() -> None:
 
 
 def test_the_shim_needs_the_standard_library_only() -> None:
-    modules = ("shim", "forked", "step", "rundir", "environment", "rendezvous", "errors")
+    modules = ("shim", "forked", "step", "agents", "below", "hostfile", "rundir", "environment", "rendezvous", "errors")
     for module in modules:
         allowed = {"durable", *(f"slurm.{other}" for other in modules)}
         assert not outside(ROOT / "slurm" / f"{module}.py", allowed), module

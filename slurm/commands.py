@@ -110,6 +110,8 @@ class JobFacts:
     preempt_time: float | None
     """Unix seconds at which a preemption of this run of the job began."""
     nodes: int = 1
+    cpus: int = 1
+    """Of all its nodes."""
     gpus_per_node: int | None = None
     """As the job asked for them; None: it asked for none."""
 
@@ -127,6 +129,7 @@ def parse_job(text: str) -> JobFacts:
         end_time=_unix(facts.get("EndTime", "")),
         preempt_time=_unix(facts.get("PreemptTime", "")),
         nodes=int(facts.get("NumNodes", "1").partition("-")[0]),
+        cpus=int(facts.get("NumCPUs", "1").partition("-")[0]),
         gpus_per_node=int(gpus[1]) if gpus else None,
     )
 

@@ -81,7 +81,8 @@ def fit_allocation(job: dict[str, Any]) -> dict[str, Any]:
     job_id = environment.allocation().job_id
     facts = commands.show_job(job_id) if job_id else None
     if facts is None:
-        raise ConfigError("--here: this shell is in no allocation: take one first: salloc --nodes 2 --gpus-per-node 8")
+        take = "salloc --nodes 2 --ntasks-per-node 8 --gpus-per-node 8"
+        raise ConfigError(f"--here: this shell is in no allocation: take one first: {take}")
     if "walltime" in job:
         raise ConfigError(f"--walltime {job['walltime']}: with --here the allocation has its own time limit")
     has = {"nodes": facts.nodes, **({"gpus_per_node": facts.gpus_per_node} if facts.gpus_per_node else {})}
@@ -90,7 +91,14 @@ def fit_allocation(job: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(
                 f"{flag} {job[field]}: the allocation {job_id} has {has[field]}: take {flag} {has[field]}"
             )
-    return {**has, **job}
+    found = {**has, **job}
+    ranks = found.get("gpus_per_node", 1)
+    if facts.cpus < facts.nodes * ranks:  # srun would refuse its step
+        raise ConfigError(
+            f"--here: the allocation {job_id} has {facts.cpus} CPUs for {facts.nodes * ranks} ranks: take one with "
+            f"salloc --nodes {facts.nodes} --ntasks-per-node {ranks} --gpus-per-node {ranks}"
+        )
+    return found
 
 
 def reopen(run: RunDir, changes: Mapping[str, Any], cluster: str, dry_run: bool = False) -> Submission:

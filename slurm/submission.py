@@ -85,7 +85,7 @@ def check_name(name: str) -> None:
 
 def check_folder(path: Path) -> None:
     """Raises ConfigError for what a line of a batch script cannot hold."""
-    if any(not char.isprintable() for char in str(path)):
+    if any(not char.isprintable() or char == "\\" for char in str(path)):  # after a backslash sbatch reads no %j
         raise ConfigError(f"the folder {str(path)!r}: a batch script cannot name it: take another --runs-dir")
 
 

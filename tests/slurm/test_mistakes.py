@@ -37,7 +37,7 @@ WORDS = [
     ("short option", ["--sbatch", "t=3"], "--sbatch t: launch.py sets it: see its own flags in --help"),
     ("cluster", ["--cluster", "pockte"], "--cluster pockte: there is no such profile: did you mean pocket?"),
     ("another verb's flag", ["--update-code"], "submit takes no --update-code: see launch.py submit --help"),
-    ("no allocation", ["--here"], "--here: this shell is in no allocation: take one first: salloc --nodes 2 --gpus-per-node 8"),
+    ("no allocation", ["--here"], "--here: this shell is in no allocation: take one first: salloc --nodes 2 --ntasks-per-node 8 --gpus-per-node 8"),
     ("budget", ["--max-attempts", "0"], "sft.yaml: max_attempts=0: expected int >= 1"),
     # --- names and folders
     ("name with a space", ["--name", "my run"], "the name 'my run': letters, digits and . _ + - only, at most 100: take --name my-run"),
@@ -46,6 +46,7 @@ WORDS = [
     ("name with a folder", ["--name", "../x"], "the name '../x': letters, digits and . _ + - only, at most 100: take --name x"),
     ("name with a line break", ["--name", "a\nb"], "the name 'a\\nb': letters, digits and . _ + - only, at most 100: take --name a-b"),
     ("runs folder", ["--runs-dir", "a\nb"], "the folder '{here}/a\\nb/sft': a batch script cannot name it: take another --runs-dir"),
+    ("runs folder with a backslash", ["--runs-dir", "a\\b"], "the folder '{here}/a\\\\b/sft': a batch script cannot name it: take another --runs-dir"),
     # --- layout
     ("batch", ["--gpus", "5"], "train.global_batch_size=48 does not divide by 5 ranks (48 / 5 = 9.60): take 4 ranks, or train.global_batch_size=50"),
     ("micro batch", ["train.micro_batch_size=5"], "train.micro_batch_size=5 does not divide a rank's share of 24 sequences (48 / 2 ranks): take train.micro_batch_size=4"),

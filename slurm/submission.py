@@ -18,7 +18,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from durable import write_atomic
+from durable import fsync_path, write_atomic
 from settings import ConfigError, convert, dump_yaml, merge, override, to_plain
 from slurm import cluster as clusters
 from slurm import commands, environment, launches, refusals, snapshot
@@ -164,6 +164,7 @@ def write_run_dir(submission: Submission) -> None:
         fresh.mkdir(mode=0o750 if job.share else 0o700)
         _fill(submission, RunDir(fresh))
         fresh.rename(run.path)
+        fsync_path(run.path.parent)
     except OSError as error:  # also another submission of the same name
         raise _unwritable(run, error) from None
     finally:
@@ -251,7 +252,11 @@ def send(submission: Submission) -> str:
         job_id = _sbatch(submission)
     except (CommandFailed, OSError, KeyboardInterrupt) as error:
         return _look_for_job(submission, launch, error)
-    run.record_job(job_id, after=None)
+    try:
+        run.record_job(job_id, after=None)
+    except OSError as error:  # the submission stays unsettled: who asks next finds the job
+        told = f"job {job_id} is in the queue, but {run.path} takes no more files ({error.strerror})"
+        raise CommandFailed(f"{told}: make room, then look with launch.py status {run.name}") from None
     return job_id
 
 

@@ -178,6 +178,8 @@ def submit(args: argparse.Namespace, job: dict[str, Any], command: list[str] | N
     ready = resolve(args, job, command)
     if args.dry_run:
         return verbs.show(ready, args.json)
+    if not (args.no_submit or args.here):
+        submission.rehearse(ready)
     submission.write_run_dir(ready)
     try:
         if ready.config_text is not None:
@@ -206,6 +208,8 @@ def resume(args: argparse.Namespace, job: dict[str, Any]) -> int:
         ready = submission.with_config(ready, config.text, config.batch)
     if args.dry_run:
         return verbs.show(ready, args.json)
+    if not args.here:
+        submission.rehearse(ready)
     control.rewrite(ready, args.update_code)
     run.lift_end()
     print(f"{run.name} goes on from step {run.committed_step()}")

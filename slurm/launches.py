@@ -10,13 +10,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from durable import fsync_path, write_atomic
+from durable import fsync_path, nonce, write_atomic
 from settings import ConfigError
 from slurm import commands
 from slurm.commands import QueueLine
@@ -52,7 +51,7 @@ def begin(run: RunDir, number: int) -> Launch:
     """Written before sbatch is called. Raises CommandFailed when another launch.py has taken the number."""
     pid = os.getpid()
     launch = Launch(number, time.time(), os.uname().nodename, pid, _started(pid) or "", len(run.jobs()))
-    fresh = _folder(run) / f".{secrets.token_hex(4)}"
+    fresh = _folder(run) / f".{nonce()}"
     try:
         fresh.mkdir(parents=True)
         write_atomic(fresh / "launch.json", json.dumps(asdict(launch)) + "\n")

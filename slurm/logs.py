@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from slurm.exits import AGREED
 from slurm.rundir import RunDir
-from slurm.shim import AGREED
 from slurm.step import read_exits
 
 LAST_LINES = 40

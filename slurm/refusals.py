@@ -46,8 +46,8 @@ TABLE = (
 NO_SUCH_NODES = re.compile(r"(node|partition) configuration (is )?not available|nodes are busy|node not available")
 # Not the user's mistake: the same words may work later.
 NOT_NOW = re.compile(
-    r"submissions disabled|MaxJobCount|queue full|temporarily|internal error|I/O error|[Aa]uthentication|munge",
-    re.ASCII,
+    r"submissions disabled|MaxJobCount|queue full|temporarily|internal error|I/O error|authentication|munge",
+    re.IGNORECASE,
 )
 # What asks for something of a node, when no number tells which of it is too much.
 _SHAPE = ("constraint", "nodelist", "exclude", "mem", "cpus_per_gpu", "sbatch.gres", "gpus_per_node", "nodes")

@@ -9,13 +9,12 @@ import dataclasses
 import json
 import os
 import re
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from durable import append_line, read_lines, write_atomic
+from durable import append_line, nonce, read_lines, write_atomic
 
 _CHECKPOINT = re.compile(r"step-(\d{8})-e(\d{4,})")
 _CLAIM = re.compile(r"(\d{4,})\.json")
@@ -127,7 +126,7 @@ class RunDir:
             except FileExistsError:
                 continue
             with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump({**record.__dict__, "nonce": secrets.token_hex(8)}, file)
+                json.dump({**record.__dict__, "nonce": nonce()}, file)
                 file.flush()
                 os.fsync(file.fileno())
             return record

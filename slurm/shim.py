@@ -26,13 +26,12 @@ from pathlib import Path
 from durable import write_atomic
 from slurm import agents, below, environment, hostfile, rendezvous
 from slurm.errors import SlurmError
+from slurm.exits import AGREED, CONFIG
 from slurm.forked import become, open_log, preload, python_module, redirect, run_foreign, run_module
 from slurm.step import CODE, Step, read_exits, shim_argv
 
 STOP_SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT})
 WAITED = STOP_SIGNALS | {signal.SIGCHLD}
-AGREED = (0, 75, 76, 77)  # done, continue me, fenced, ended by the user's word
-CONFIG = 78
 RENDEZVOUS_SECONDS = 600.0
 TICK_SECONDS = 1.0
 ORPHAN_SECONDS = 10.0

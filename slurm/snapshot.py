@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import time
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from durable import write_atomic
+from durable import nonce, write_atomic
 from settings import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -195,7 +194,7 @@ def _copy(root: Path, files: Iterable[Path], target: Path) -> str:
 
     Modes are not copied: a checkout on a read-only path would make folders that cannot be written or removed.
     """
-    fresh = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    fresh = target.with_name(f".{target.name}-{nonce()}")
     digest = hashlib.sha256()
     fresh.mkdir()
     for file in files:

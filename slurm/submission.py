@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from durable import write_atomic
+from durable import fsync_path, nonce, write_atomic
 from settings import ConfigError, dump_yaml, merge, override, to_plain
 from slurm import cluster as clusters
 from slurm import commands, environment, launches, refusals, snapshot
@@ -158,12 +157,13 @@ def write_run_dir(submission: Submission) -> None:
         raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir")
     if job.share:
         os.umask(0o027)
-    fresh = run.path.with_name(f".{run.name}-{secrets.token_hex(4)}")
+    fresh = run.path.with_name(f".{run.name}-{nonce()}")
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir(mode=0o750 if job.share else 0o700)
         _fill(submission, RunDir(fresh))
         fresh.rename(run.path)
+        fsync_path(run.path.parent)
     except OSError as error:  # also another submission of the same name
         raise _unwritable(run, error) from None
     finally:
@@ -251,7 +251,11 @@ def send(submission: Submission) -> str:
         job_id = _sbatch(submission)
     except (CommandFailed, OSError, KeyboardInterrupt) as error:
         return _look_for_job(submission, launch, error)
-    run.record_job(job_id, after=None)
+    try:
+        run.record_job(job_id, after=None)
+    except OSError as error:  # the submission stays unsettled: who asks next finds the job
+        told = f"job {job_id} is in the queue, but {run.path} takes no more files ({error.strerror})"
+        raise CommandFailed(f"{told}: make room, then look with launch.py status {run.name}") from None
     return job_id
 
 

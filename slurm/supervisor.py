@@ -14,9 +14,10 @@ from pathlib import Path
 from settings import ConfigError
 from slurm import commands, environment
 from slurm.attempt import Attempt, describe
-from slurm.cause import CONFIG, Decision, Next, decide, predecessor_cause
+from slurm.cause import Decision, Next, decide, predecessor_cause
 from slurm.config import JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
+from slurm.exits import CONFIG
 from slurm.rundir import RunDir
 from slurm.scheduler import Here, Local, Scheduler, Slurm
 from slurm.shim import WAITED

@@ -12,7 +12,11 @@ import sys
 import time
 
 import launch
-import slurm.submit  # noqa: F401  (what a submission imports late)
+import slurm.submit
+import slurm.verbs
+import trainer.recipe
+
+LATE = (slurm.submit, slurm.verbs, trainer.recipe)  # what a submission imports when it needs it
 
 
 def main() -> int:

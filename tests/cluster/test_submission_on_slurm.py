@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -111,7 +112,7 @@ def test_no_double_submission_in_50_tries_with_random_kills(launchers: list[Laun
     seconds = max(timed(launcher, f"whole{index}") for index, launcher in enumerate(launchers))
 
     def tries(numbers: range, launcher: Launcher) -> list[int]:
-        return [one_try(f"t{number}", launcher, random.Random(number).uniform(0, seconds)) for number in numbers]
+        return [one_try(f"t{number}", launcher, random.Random(number).uniform(0, 1.2 * seconds)) for number in numbers]
 
     def one_try(name: str, launcher: Launcher, moment: float) -> int:
         """Killed at a random moment; then a user says it again."""
@@ -182,13 +183,18 @@ def test_a_stopped_controller_queues_the_job_later_and_resume_finds_it(
     assert "its place in the queue is given up" in say(capsys, "stop", "x")[1] and not queued(run)
 
 
+def python(pocket: Pocket, code: str) -> str:
+    """A shell's line that does this to the pocket `p`."""
+    opening = f"from envs.pocket import find, process; p = find({pocket.name!r}); l = p.layout"
+    return f'cd {ROOT} && {sys.executable} -c "{opening}; {code}"'
+
+
 def test_a_controller_that_dies_with_the_request_has_queued_nothing(
     site: Pocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped and then killed: sbatch hears what it hears when the job will be queued."""
+    """Stopped and then killed: sbatch hears what it may also hear when the job will be queued."""
     pid = controller(site)
-    restart = f"{sys.executable} -c 'from envs.pocket import find; find(\"{site.name}\").start_controller()'"
-    kill = f"(sleep 1; kill -9 {pid}; cd {ROOT}; exec {restart}) >/dev/null 2>&1 &"
+    kill = f"(sleep 1; kill -9 {pid}; {python(site, 'p.start_controller()')}) >/dev/null 2>&1 &"
     instead_of_sbatch(tmp_path, monkeypatch, f'kill -STOP {pid}\n{kill}\nexec $REAL "$@"')
     code, said = say(capsys, *submit_words("x"))
     run = RunDir(tmp_path / "runs" / "x")
@@ -200,9 +206,10 @@ def test_a_controller_that_is_down_for_a_while_is_waited_for(
     site: Pocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It refuses the connection, so nothing can have been queued: the same sbatch is sent again."""
-    restart = f"{sys.executable} -c 'from envs.pocket import find; find(\"{site.name}\").start_controller()'"
-    stop = f'kill -9 {controller(site)}\n$REAL "$@"; code=$?\n(cd {ROOT}; {restart})\nexit $code'
-    instead_of_sbatch(tmp_path, monkeypatch, stop)
+    silent = "not process.listens((str(l.controller_address), l.controller_port))"
+    kill = python(site, f"p.stop_controller(crash=True); process.wait_until(lambda: {silent}, str, 20)")
+    start = python(site, "p.start_controller()")
+    instead_of_sbatch(tmp_path, monkeypatch, f'({kill})\n$REAL "$@"; code=$?\n({start})\nexit $code')
     assert say(capsys, *submit_words("x"))[0] == 0
     run = RunDir(tmp_path / "runs" / "x")
     assert [job.job_id for job in queued(run)] == [job_of(run)]
@@ -230,6 +237,21 @@ def test_an_sbatch_that_is_killed(
         assert code == 0 and f"job {job_of(run)} is in the queue" in said and len(queued(run)) == 1
     else:
         assert code == 1 and "nothing was queued" in said and not run.path.exists()
+
+
+def test_a_disk_that_fills_up_just_now(
+    site: Pocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*words: object, **more: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "record_job", full)
+        code, said = say(capsys, *submit_words("x"))
+    run = RunDir(tmp_path / "runs" / "x")
+    job = queued(run)[0].job_id
+    assert code == 1 and f"job {job} is in the queue, but {run.path} takes no more files (Disk quota exceeded)" in said
+    assert f"job {job} waits" in say(capsys, "status", "x")[1] and [job] == [record["job"] for record in run.jobs()]
 
 
 # --- others who send --------------------------------------------------------------------------------------

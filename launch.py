@@ -205,7 +205,7 @@ def resume(args: argparse.Namespace, job: dict[str, Any]) -> int:
     ready = control.reopen(run, {**in_allocation(job, args), **spoken}, args.cluster, args.dry_run)
     if ready.job.command is None:
         config = recipes.changed(run.path, training, ready.job.world_size)
-        ready = submission.with_config(ready, config.text, config.batch)
+        ready = submission.with_config(ready, config.text, config.batch, config.folders)
     if args.dry_run:
         return verbs.show(ready, args.json)
     if not args.here:
@@ -242,7 +242,7 @@ def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | 
     tree = {**recipes.overridden(tree, training), "name": run.name, **fork}
     config = recipes.checked(tree, settings.world_size, source)
     ready = submission.Submission(settings, where, run, None, fork=checkpoint)
-    return submission.with_config(ready, config.text, config.batch)
+    return submission.with_config(ready, config.text, config.batch, config.folders)
 
 
 def the_recipe(
@@ -354,7 +354,9 @@ def dispatch(words: list[str], command: list[str] | None) -> int:
 
 def use_pocket() -> None:
     """A running pocket cluster is this machine's Slurm, unless SLURM_CONF says otherwise."""
-    if "SLURM_CONF" in os.environ:
+    from envs.pocket.roots import stands
+
+    if "SLURM_CONF" in os.environ or not stands():
         return
     from envs.pocket import find
 

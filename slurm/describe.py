@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from settings import to_plain
+from slurm import environment
+from slurm.environment import Layout
 from slurm.submission import Submission
 from slurm.walltime import Walltime
 
@@ -19,7 +21,13 @@ def account(ready: Submission) -> list[str]:
     lines += [ready.batch] if ready.batch else []
     lines += [f"code: {len(ready.code.files)} files of {ready.code.root} are copied and run"] if ready.code else []
     lines += [f"starts from {ready.fork}"] if ready.fork else []
-    return [*lines, continuation(ready), cost(ready), f"run folder: {os.path.relpath(ready.run.path)}"]
+    lines += [continuation(ready), *cost(ready), f"run folder: {os.path.relpath(ready.run.path)}", "every rank gets:"]
+    return lines + [f"  {name:<20} {value}" for name, value in variables(ready)]
+
+
+def variables(ready: Submission) -> list[tuple[str, str]]:
+    job = ready.job
+    return environment.promised(Layout(job.nodes, job.gpus_per_node), ready.run.path, job.environment)
 
 
 def continuation(ready: Submission) -> str:
@@ -32,18 +40,19 @@ def continuation(ready: Submission) -> str:
     return f"goes on {how['chain' if job.chained else job.continue_by]}"
 
 
-def cost(ready: Submission) -> str:
+def cost(ready: Submission) -> list[str]:
     """The worst case: every attempt takes its whole time limit."""
     job, limit = ready.job, ready.job.walltime or ready.cluster.default_walltime(ready.job.partition)
-    gpus = job.world_size
     if limit is None:
-        return f"cost: {gpus} GPUs as long as it runs: no time limit is known here"
-    each = Cost(job.nodes, gpus, limit)
+        return [f"cost: {job.world_size} GPUs as long as it runs: no time limit is known here"]
+    each = Cost(job.nodes, job.world_size, limit)
     if job.max_gpu_hours is not None:
-        return f"cost: {each}; at most {job.max_gpu_hours:g} GPU-hours in all (--max-gpu-hours)"
-    if job.max_attempts is not None:
-        return f"cost: {each}; at most {each.gpu_hours * job.max_attempts:,.1f} in {job.max_attempts} attempts"
-    return f"cost: {each}; as many jobs as it takes (limits: --max-attempts, --max-gpu-hours)"
+        bound = f"at most {job.max_gpu_hours:g} GPU-hours in all (--max-gpu-hours)"
+    elif job.max_attempts is not None:
+        bound = f"at most {each.gpu_hours * job.max_attempts:,.1f} in {job.max_attempts} attempts"
+    else:
+        bound = "as many jobs as it takes (limits: --max-attempts, --max-gpu-hours)"
+    return [f"cost: {each}", f"      {bound}"]
 
 
 @dataclass(frozen=True)
@@ -69,5 +78,6 @@ def as_json(ready: Submission) -> dict[str, object]:
         "batch": ready.batch,
         "run_dir": str(ready.run.path),
         "account": account(ready),
+        "variables": dict(variables(ready)),
         "script": ready.script,
     }

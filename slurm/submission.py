@@ -115,9 +115,12 @@ def command_name(command: list[str]) -> str:
     return Path([*scripts, *module, *command, "run"][0]).stem
 
 
-def with_config(submission: Submission, text: str, batch: str) -> Submission:
-    """With the trainer's config, as the trainer's half has checked it."""
-    return dataclasses.replace(submission, config_text=text, batch=batch)
+def with_config(submission: Submission, text: str, batch: str, folders: list[str]) -> Submission:
+    """With the trainer's config, as the trainer's half has checked it, and the folders that its ranks must see."""
+    job = submission.job
+    if job.rank_command:
+        job = replace(job, binds=list(dict.fromkeys([*job.binds, *folders])))
+    return dataclasses.replace(submission, job=job, config_text=text, batch=batch)
 
 
 def with_code(submission: Submission, cwd: Path) -> Submission:

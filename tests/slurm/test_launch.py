@@ -87,6 +87,7 @@ def test_a_dry_run_prints_the_script_alone_and_says_what_it_costs(here: Path, ca
     script, said = dry(capsys, "--nodes", "2", "--gpus", "8", "sft.yaml", "-t", "12:00:00", "--time-min", "02:00:00")
     assert script.startswith("#!/bin/bash\n") and "#SBATCH --time=12:00:00\n#SBATCH --time-min=02:00:00\n" in script
     assert "2 nodes x 8 GPUs = 16 ranks" in said and "192.0 GPU-hours a job (16 GPUs x 12:00:00)" in said
+    assert max(map(len, said.replace(str(here), "").splitlines())) <= 100
     assert "global batch 48 = 3 micro x 1 accumulation x 16 ranks" in said
     assert not Path("runs").exists()
     assert launch.main(["--dry-run", "--json", "--cluster", "generic", "sft.yaml", "--max-attempts", "3"]) == 0

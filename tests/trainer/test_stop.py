@@ -146,9 +146,11 @@ def test_a_kill_between_the_last_save_and_done_is_finished(new_run: NewRun) -> N
 
 def test_lead_time_is_measured() -> None:
     steps = [{"event": "step", "seconds": 1.0}] * 95 + [{"event": "step", "seconds": 9.0}] * 5
-    first = LeadTime([], checkpoint_bytes=2_000_000_000)
+    first = LeadTime([])
+    first.expect_checkpoint(2_000_000_000)
     assert first.seconds() == pytest.approx(12)  # estimated from the size
-    later = LeadTime([*steps, {"event": "save", "seconds": 4.0}], checkpoint_bytes=2_000_000_000)
+    later = LeadTime([*steps, {"event": "save", "seconds": 4.0}])
+    later.expect_checkpoint(2_000_000_000)
     assert later.seconds() == pytest.approx(2 * 9 + 4 + 2)
     assert percentile_95([]) == 0
 

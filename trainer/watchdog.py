@@ -54,6 +54,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self._settings.factor:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._arm_last_resort(self.limit())
             self._thread.start()
         return self
 
@@ -84,7 +85,11 @@ class Watchdog:
             if silent > limit or silent > SUSPECT * self._settings.step_seconds and word.exists():
                 self._found.set()
                 self._leave(word, limit, silent)
-            faulthandler.dump_traceback_later(limit + LAST_RESORT, exit=True)
+            self._arm_last_resort(limit)
+
+    def _arm_last_resort(self, limit: float) -> None:
+        """A thread of C that writes the stacks to this rank's log and ends it, unless it is armed anew before."""
+        faulthandler.dump_traceback_later(limit + LAST_RESORT, exit=True)
 
     def _leave(self, word: Path, limit: float, silent: float) -> None:
         what = f"no sign of life for {silent:.0f} s in the phase {self.phase} (limit {limit:.0f} s)"

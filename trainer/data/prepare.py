@@ -116,11 +116,19 @@ def _build(
         done = _begin(folder, temporary)
         if done.rows:
             say(f"the preparation goes on after row {done.rows:,}")
-        dtype = _write(data, paths, tokenizer_folder, temporary, done, between)
-        manifest = _write_manifest(data, temporary, folder.name, dtype, done)
+
+        def kept_between() -> None:
+            try:
+                between()
+            except BaseException:
+                (temporary / _DONE).write_bytes(msgspec.json.encode(done))
+                raise
+
+        dtype = _write(data, paths, tokenizer_folder, temporary, done, kept_between)
         # Files that grow while they are read would stand under a wrong name for every later run.
-        if _fingerprint(data, paths, tokenizer_folder, between) != folder.name:
+        if _fingerprint(data, paths, tokenizer_folder, kept_between) != folder.name:
             raise ConfigError(f"{', '.join(paths)}: changed while being read: start again when complete")
+        manifest = _write_manifest(data, temporary, folder.name, dtype, done)
         _publish(temporary, folder)
     finally:
         _put_aside(temporary, folder)
@@ -169,11 +177,7 @@ def _write(
     with ExitStack() as stack:
         files = {name: stack.enter_context(_open(folder / name)) for name in _FILES}
         for batch in batched(read_rows(paths, data.format, data.column or COLUMNS[data.format])):
-            try:
-                between()
-            except BaseException:
-                (folder / _DONE).write_bytes(msgspec.json.encode(done))
-                raise
+            between()
             _write_rows(batch[done.rows - seen :], encode, dtype, files, done)  # empty for what was done before
             seen += len(batch)
     return dtype

@@ -18,6 +18,7 @@ LAYOUT = Meta(extra={"change": "layout"})
 
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Seconds = Annotated[float, Meta(gt=0)]
 
 
 class Model(Struct, frozen=True):
@@ -110,6 +111,24 @@ class Checkpoint(Struct, frozen=True):
     """Checkpoints kept; the newest verified one always stays."""
 
 
+class Watchdog(Struct, frozen=True):
+    factor: Annotated[float, Meta(ge=0)] = 20.0
+    """A step that takes so many times the run's p95 is a hang: stacks are dumped, exit 86. 0: nothing is watched."""
+    step_seconds: Seconds = 300.0
+    """A step is no hang before that, however fast the others were."""
+    evaluation_seconds: Seconds = 1800.0
+    """Longest for one batch of an evaluation."""
+    save_seconds: Seconds = 3600.0
+    """Longest for a checkpoint."""
+    start_seconds: Seconds = 3600.0
+    """Longest for anything else: the model's build, the load, the first step with its compilation, a wait for data,
+    the export."""
+
+    @property
+    def longest(self) -> float:
+        return max(self.step_seconds, self.evaluation_seconds, self.save_seconds, self.start_seconds)
+
+
 class TrainConfig(Struct, frozen=True):
     """The resolved recipe: RUN_DIR/config.yaml holds it complete, every default written out."""
 
@@ -121,6 +140,7 @@ class TrainConfig(Struct, frozen=True):
     engine: Annotated[Ddp | Fsdp, LAYOUT] = Ddp()
     evaluation: Annotated[Evaluation, LAYOUT] = Evaluation()
     checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
+    watchdog: Annotated[Watchdog, LAYOUT] = Watchdog()
     tensorboard: Annotated[bool, LAYOUT] = True
     export: Annotated[bool, LAYOUT] = True
     """Write a Hugging Face folder `export/` when the last step is saved."""

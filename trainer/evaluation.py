@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from trainer.data.batches import MicroBatch, evaluation_batches
+from trainer.data.feed import Feed
 from trainer.data.prepared import Prepared
 from trainer.engines.engine import Engine
 from trainer.plan import BatchLayout
 from trainer.runtime import Runtime
-from trainer.stop import Agreement, Stop
+from trainer.stop import Stop
+from trainer.votes import Agreement
 
 
 def evaluate(
@@ -19,15 +21,14 @@ def evaluate(
     engine.module.eval()
     total, tokens = 0.0, 0
     try:
-        with torch.no_grad():
-            for batch in evaluation_batches(prepared, layout, runtime.rank, batches):
-                agreement = stop.cast(batch).read()
-                if agreement.reason is not None:
-                    return agreement
+        with torch.no_grad(), Feed(evaluation_batches(prepared, layout, runtime.rank, batches)) as feed:
+            while (agreement := stop.agree(feed)).reason is None and (batch := feed.take()) is not None:
                 total += sum(engine.loss(to_device(micro, runtime)).item() for micro in batch.micro_batches)
                 tokens += agreement.valid_tokens
     finally:
         engine.module.train()
+    if agreement.reason is not None:
+        return agreement
     return runtime.sum(total) / max(1, tokens)
 
 

@@ -3,10 +3,12 @@
 DONE = 0
 CRASHED = 1
 CONTINUE = 75
-"""Saved; start me again."""
+"""Saved, as far as there was something to save; start me again."""
 FENCED = 76
 """Another attempt owns the run."""
 STOPPED = 77
 """Ended by the user's word."""
 CONFIG = 78
 """Configuration error: starting again cannot help."""
+HANG = 86
+"""No sign of life for too long: the stacks of all ranks are in the attempt's logs."""

@@ -1,4 +1,4 @@
-"""How long before the deadline the stop begins: measured over all attempts of the run, not guessed."""
+"""How long things take in this run: measured over all its attempts, not guessed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,37 @@ _RECENT = 200
 
 
 class LeadTime:
-    """p95 of two steps and a save, plus a margin: a vote is read up to a step after it was cast."""
+    """How long before the deadline the stop begins: p95 of two steps and a save, plus a margin.
 
-    def __init__(self, events: list[dict[str, Any]], checkpoint_bytes: int) -> None:
+    Two steps, since a vote is cast before a step and read after it: what comes right after a vote is heard by the next.
+    """
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
         self._steps = [e["seconds"] for e in events if e.get("event") == "step"][-_RECENT:]
         self._saves = [e["seconds"] for e in events if e.get("event") == "save"][-_RECENT:]
-        self._first_save = checkpoint_bytes / FIRST_SAVE_RATE
+        self._first_save = 0.0
+
+    def expect_checkpoint(self, size: int) -> None:
+        """A checkpoint will have so many bytes: an estimate until one was measured."""
+        self._first_save = size / FIRST_SAVE_RATE
 
     def saw_step(self, seconds: float) -> None:
-        self._steps = [*self._steps[-_RECENT:], seconds]
+        self._steps = [*self._steps[1 - _RECENT :], seconds]
 
     def saw_save(self, seconds: float) -> None:
-        self._saves = [*self._saves[-_RECENT:], seconds]
+        self._saves = [*self._saves[1 - _RECENT :], seconds]
 
     def seconds(self) -> float:
         save = percentile_95(self._saves) if self._saves else self._first_save
-        return 2 * percentile_95(self._steps) + save + MARGIN
+        return 2 * self.step_seconds() + save + MARGIN
+
+    def step_seconds(self) -> float:
+        """p95; 0 before the first step."""
+        return percentile_95(self._steps)
+
+    def fastest_save(self) -> float:
+        """Seconds; 0 before the first save."""
+        return min(self._saves, default=0.0)
 
 
 def percentile_95(values: list[float]) -> float:

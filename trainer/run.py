@@ -7,41 +7,39 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from durable import write_atomic
-from settings import ConfigError, to_plain
-from trainer import claims, config, events, exits
+from trainer import claims, config, exits
+from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import folder_name
-from trainer.checkpoint.format import Manifest
+from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.load import Resumed, load_fork, load_newest
 from trainer.checkpoint.rng import derive_rng, restore_rng
-from trainer.checkpoint.save import Content, Fenced, SaveFailed, Saver, remove_leftovers
+from trainer.checkpoint.save import Content, Fenced, SaveFailed, Saver
 from trainer.claims import Point
 from trainer.config import TrainConfig, differences
 from trainer.data.batches import Batches, RankBatch
+from trainer.data.feed import Feed
 from trainer.data.prepare import cache_folder, prepare
 from trainer.data.prepared import Prepared
 from trainer.engines import make_engine
 from trainer.engines.engine import KINDS
 from trainer.evaluation import evaluate, to_device
-from trainer.events import Events
 from trainer.export import export
-from trainer.lead import LeadTime
+from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.model import build
-from trainer.model_config import check_vocabulary, folder_config
+from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
-from trainer.runtime import Runtime, start
+from trainer.runtime import start
 from trainer.schedule import learning_rate
-from trainer.stop import Agreement, Stop
-
-T = TypeVar("T")
+from trainer.stop import Stopped
+from trainer.votes import NOTHING_DONE, Agreement, Ballot, Share
 
 
 class Diverged(Exception):
@@ -59,6 +57,20 @@ class Progress:
     """Step after which the last evaluation was made."""
 
 
+@dataclass(frozen=True)
+class StepDone:
+    """A step whose loss is not known yet: this rank's share of it travels with the next vote, while the next step
+    computes."""
+
+    step: int
+    lr: float
+    norm: float
+    valid_tokens: int
+    hash: int
+    seconds: float
+    share: Share
+
+
 def run(config_path: Path) -> int:
     """One rank of one attempt. Returns its exit code. Raises ConfigError."""
     run_dir = Path(os.environ.get("OUTLAST_RUN_DIR") or config_path.parent).resolve()
@@ -68,77 +80,88 @@ def run(config_path: Path) -> int:
     if settings.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    runtime = start(run_dir)
-    training = Training(settings, runtime)
-    try:
-        code = training.train()
-    except Fenced as error:
-        training.say(str(error))
-        code = exits.FENCED
-    except (Diverged, SaveFailed) as error:
-        print(f"outlast: {error}", file=sys.stderr)
-        return exits.CRASHED
-    # The ranks leave together, and with one code: the commit is behind them.
-    code = runtime.max(code)
-    runtime.barrier()
-    if code == exits.DONE and runtime.leads:  # the others are free: an export may take longer than they would wait
-        training.finish()
+    runtime = start(run_dir, settings.watchdog.longest)
+    attempt = Attempt(settings, runtime)
+    training = Training(settings, attempt)
+    with attempt.watchdog:
+        try:
+            training.set_up()
+            code = training.train()
+        except Stopped as stopped:
+            code = training.leave(stopped.agreement)
+        except Fenced as error:
+            attempt.say(str(error))
+            code = exits.FENCED
+        except (Diverged, SaveFailed) as error:
+            print(f"outlast: {error}", file=sys.stderr)
+            return exits.CRASHED
+        # The ranks leave together, and with one code: the commit is behind them.
+        attempt.watchdog.enter("leave")
+        code = runtime.max(code)
+        runtime.barrier()
+        if code == exits.DONE and runtime.leads:  # the others are free: an export may take longer than they would wait
+            code = training.finish()
     return code
 
 
 class Training:
-    def __init__(self, settings: TrainConfig, runtime: Runtime) -> None:
-        self.settings, self.runtime = settings, runtime
-        self.exact = together(runtime, self.exact_now)
+    def __init__(self, settings: TrainConfig, attempt: Attempt) -> None:
+        self.settings, self.attempt, self.runtime = settings, attempt, attempt.runtime
+        self.stop, self.watchdog, self.say = attempt.stop, attempt.watchdog, attempt.say
+        self.progress = Progress()
+        self.safe: Progress | None = None  # what the newest checkpoint holds
+        self.committed: Point | None = None  # the newest checkpoint
+        self.unsettled: StepDone | None = None
+        self.travelling: StepDone | None = None
+
+    # --- before the first step ---
+
+    def set_up(self) -> None:
+        """Raises Stopped when a stop was asked for before there was anything to save."""
+        runtime, settings, together = self.runtime, self.settings, self.attempt.together
         # 1. Data: one rank prepares what is not there yet, all open it.
+        self.watchdog.enter("preparation")
+        self.exact = together(lambda: exact_part(settings))
         self.layout = batch_layout(settings.train, runtime.world_size)
         self.data = self.prepared("train")
         self.held_out = self.prepared("evaluation") if settings.evaluation.every else None
         self.total = total_steps(settings.train, self.data.sequences)
         self.batches = Batches(self.data, self.layout, settings.train.seed, runtime.rank)
         # 2. The model, the same on every rank, and the engine that spreads it.
-        model = together(runtime, lambda: self.build_model())
+        self.watchdog.enter("model")
+        model = together(self.build_model)
+        self.attempt.lead.expect_checkpoint(4 * len(KINDS) * sum(p.numel() for p in model.parameters()))
         self.engine = make_engine(settings, model, runtime)
         self.engine.module.train()
         # 3. What happened before, and where it goes on.
-        self.progress = Progress()
-        self.safe: Progress | None = None  # what the newest checkpoint holds
+        self.watchdog.enter("resume")
         self.saver = Saver(runtime, self.engine, settings.checkpoint.keep)
-        self.lead = LeadTime(
-            events.read(runtime.run_dir) if runtime.leads else [],
-            4 * len(KINDS) * sum(p.numel() for p in model.parameters()),
-        )
-        self.events = Events(runtime.run_dir, runtime.epoch, runtime.leads)
-        self.committed = self.resume()
-        self.stop = Stop(runtime, self.lead)
-
-    # --- before the first step ---
+        self.resume()
 
     def prepared(self, split: Any) -> Prepared:
-        cache = cache_folder(self.settings.data, self.runtime.run_dir)
-        tokenizer = self.settings.model.tokenizer_folder
+        settings, leads = self.settings, self.runtime.leads
+        cache, tokenizer = cache_folder(settings.data, self.runtime.run_dir), settings.model.tokenizer_folder
+        still_working, together = self.stop.still_working, self.attempt.together
 
         def make() -> Path | None:
-            return prepare(self.settings.data, tokenizer, cache, split, self.say).folder if self.runtime.leads else None
+            return prepare(settings.data, tokenizer, cache, split, self.say, still_working).folder if leads else None
 
-        folder = self.runtime.from_leader(together(self.runtime, make))
-        return together(self.runtime, lambda: Prepared.open(folder))
+        folder = self.runtime.from_leader(together(make))
+        return together(lambda: Prepared.open(folder))
 
     def build_model(self) -> torch.nn.Module:
         model = build(self.settings.model, self.settings.train.seed)
         check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator, union-attr, arg-type]
         return model
 
-    def resume(self) -> Point | None:
-        """Load the newest checkpoint of the run's line, say so, and note it in our claim. Returns it."""
+    def resume(self) -> None:
+        """Load the newest checkpoint of the run's line, say so, and note it in our claim."""
         runtime, seed = self.runtime, self.settings.train.seed
-        if runtime.leads:
-            self.saver.folder.mkdir(exist_ok=True)
-            remove_leftovers(self.saver.folder, runtime.epoch)
-        runtime.barrier()
-        own = load_newest(runtime, self.engine.shards, self.check_same_run)
+        own = load_newest(
+            runtime, self.engine.shards, lambda manifest: check_same_run(manifest, self.exact, self.data.fingerprint)
+        )
+        self.committed = own.point if own else None
         resumed = own or self.forked()
-        point = own.point if own else None
         if resumed:
             self.progress = Progress(resumed.point.step, **resumed.manifest.state)
             for broken in resumed.passed_over:
@@ -149,16 +172,16 @@ class Training:
             restore_rng(resumed.rng)
         else:
             derive_rng(seed, self.progress.step, runtime.rank)
-        if own and (changes := differences(own.manifest.layout, self.layout_now())):
+        if own and (changes := differences(own.manifest.layout, layout_part(self.settings, self.layout))):
             what = ", ".join(f"{key} {was} -> {now}" for key, was, now in changes)
             self.say(f"another layout ({what}): same weights, moments and batches, not bit-identical from here on")
         if runtime.leads:
-            claims.note_resume(runtime.run_dir, runtime.epoch, point or Point(0, 0))
-        source = folder_name(point) if point else self.settings.fork if resumed else None
-        self.events.write("resume", step=self.progress.step, **{"from": source}, world_size=runtime.world_size)
+            claims.note_resume(runtime.run_dir, runtime.epoch, self.committed or Point(0, 0))
+        self.clean_up()
+        source = folder_name(self.committed) if self.committed else self.settings.fork
         how = f"resumed from {source}" if source else "starts"
-        self.say(f"{how} at step {self.progress.step} of {self.total}; {self.layout}")
-        return point
+        text = f"{how} at step {self.progress.step} of {self.total}; {self.layout}"
+        self.attempt.tell("resume", self.progress.step, text, **{"from": source}, world_size=runtime.world_size)
 
     def forked(self) -> Resumed | None:
         """Another run's checkpoint that this one starts from, as long as it has none of its own."""
@@ -168,118 +191,109 @@ class Training:
         for key, was, now in differences(resumed.manifest.config, self.exact):
             self.say(f"other than in the run that this one starts from: {key} {was} -> {now}")
         if resumed.manifest.data != self.data.fingerprint:
-            self.say(
-                f"other data than in the run that this one starts from: batches go on from step {resumed.point.step}"
-            )
+            self.say(f"other data than in the run that this one starts from: batches from step {resumed.point.step} on")
         return resumed
-
-    def exact_now(self) -> dict[str, Any]:
-        """What makes the run what it is. Where the model's folder lies may change, what it computes may not."""
-        exact = config.exact_part(self.settings)
-        if self.settings.model.path is not None:
-            exact["model"]["config"] = folder_config(self.settings.model.path)
-        return dict(json.loads(json.dumps(exact)))
-
-    def layout_now(self) -> dict[str, Any]:
-        """What decides the order of sums and the random numbers, besides the exact config."""
-        engine = to_plain(self.settings.engine)["kind"]
-        return {
-            "world_size": self.runtime.world_size,
-            "engine": engine,
-            "micro_batch_size": self.layout.micro_batch_size,
-        }
-
-    def check_same_run(self, manifest: Manifest) -> None:
-        """An exact field may not differ from what the checkpoint was trained with. Raises ConfigError."""
-        for key, was, value in differences(manifest.config, self.exact):
-            raise ConfigError(
-                f"{key} was {was} and is {value} now: this would be another run: undo it, or start a new run"
-            )
-        if manifest.data != self.data.fingerprint:
-            was, now = manifest.data, self.data.fingerprint
-            raise ConfigError(f"the data has changed since {was} (now {now}): restore it, or start a new run")
 
     # --- the loop ---
 
     def train(self) -> int:
-        progress = self.progress
-        board = Board(
-            self.runtime.run_dir / "tensorboard", progress.step + 1, self.runtime.leads and self.settings.tensorboard
-        )
-        with board:
-            batch = self.batch()
-            ballot = self.stop.cast(batch)
+        progress, first = self.progress, self.progress.step
+        wanted = self.runtime.leads and self.settings.tensorboard
+        self.board = Board(self.runtime.run_dir / "tensorboard", first + 1, wanted)
+        with self.board, Feed(self.batches.get(step) for step in range(first, self.total)) as self.feed:
+            ballot = self.cast()
             while True:
-                # 1. An evaluation that is due. It is broken off by a stop, and then made after the resume.
-                if self.evaluation_due() and (broken_off := self.evaluate(board)):
-                    return self.leave(broken_off)
-                # 2. A save that is due. It comes after the evaluation, and so no resume from it makes that again.
-                if self.save_due():
-                    self.save()
-                if progress.step == self.total:
-                    self.save_if_new()
-                    return exits.DONE
-                # 3. What all ranks agreed on while the step before ran: go on, the batch's tokens, its samples.
-                agreement = ballot.read()
+                # 1. What all ranks agreed on while the last step ran: go on, the next batch's tokens, its samples.
+                agreement = self.hear(ballot)
+                if agreement.reason is None and self.pause_due():
+                    # The last step is settled before anything builds on it.
+                    self.hear(self.cast())
+                    # 2. An evaluation that is due. It is broken off by a stop, and then made after the resume.
+                    if self.evaluation_due() and (broken_off := self.evaluate()):
+                        return self.leave(broken_off)
+                    # 3. A save that is due, after the evaluation: no resume from it makes that again.
+                    if self.save_due() and self.save():
+                        self.clean_up()
+                    if progress.step == self.total:
+                        return self.end()
+                    # A stop that came meanwhile is heard before another step.
+                    agreement = self.hear(self.cast())
+                if agreement.waiting:
+                    self.watchdog.enter("data")
+                    agreement = self.stop.agree(self.feed)
                 if agreement.reason is not None:
                     return self.leave(agreement)
                 # 4. The next vote is cast with its batch in hand, and travels while this step computes.
-                following = self.batch(1)
-                ballot = self.stop.cast(following)
+                self.watchdog.enter("step" if progress.step > first else "first step")
+                batch = self.feed.take()
+                ballot = self.cast()
                 # 5. The step.
-                self.step(batch, agreement, board)
-                batch = following
+                self.step(batch, agreement)
 
-    def batch(self, ahead: int = 0) -> RankBatch | None:
-        step = self.progress.step + ahead
-        return self.batches.get(step) if step < self.total else None
+    def cast(self) -> Ballot:
+        """The vote for the step after the next, with our share of the last one."""
+        self.travelling, self.unsettled = self.unsettled, None
+        return self.stop.cast(self.feed, self.travelling.share if self.travelling else NOTHING_DONE)
 
-    def step(self, batch: RankBatch | None, agreement: Agreement, board: Board) -> None:
-        """Forward, backward and optimizer step of one global batch, and its line in the events."""
+    def hear(self, ballot: Ballot) -> Agreement:
+        agreement = ballot.read()
+        if self.travelling is not None:
+            self.settle(self.travelling, agreement.loss / max(1, self.travelling.valid_tokens))
+            self.attempt.saw_step(self.travelling.step, ballot.seconds)
+        return agreement
+
+    def step(self, batch: RankBatch | None, agreement: Agreement) -> None:
+        """Forward, backward and optimizer step of one global batch."""
         assert batch is not None  # the loop ends before a step without a batch
         began = time.monotonic()
-        progress = self.progress
+        progress, tokens = self.progress, agreement.valid_tokens
         lr = learning_rate(progress.step, self.total, self.settings.optim)
         last = len(batch.micro_batches) - 1
-        total = sum(
-            self.engine.backward(to_device(micro, self.runtime), agreement.valid_tokens, last=index == last).double()
+        self.engine.stopwatch.read()  # an evaluation's forward passes are not this step's
+        loss = sum(
+            self.engine.backward(to_device(micro, self.runtime), tokens, last=index == last).double()
             for index, micro in enumerate(batch.micro_batches)
         )
         norm = float(self.engine.step(lr))
-        loss = self.runtime.sum(float(total)) / max(1, agreement.valid_tokens)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"step {progress.step + 1}: loss {loss}, gradient norm {norm}: lower optim.lr, or look at the data"
-            )
-        progress.step += 1
-        progress.tokens_seen += agreement.valid_tokens
         seconds = time.monotonic() - began
-        self.lead.saw_step(seconds)
-        rate = self.settings.train.global_batch_size * self.settings.data.seq_len / seconds
-        values = {"loss": loss, "lr": lr, "grad_norm": norm}
-        self.events.write(
-            "step", step=progress.step, **values, tokens=agreement.valid_tokens, hash=agreement.hash, seconds=seconds
-        )
-        board.add(progress.step, **values, tokens_per_second=rate)
-        done = f"step {progress.step:>6} of {self.total}"
-        self.say(f"{done}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  {rate:,.0f} tokens/s")
+        self.attempt.lead.saw_step(seconds)
+        progress.step += 1
+        progress.tokens_seen += tokens
+        share = Share(float(loss), self.engine.stopwatch.read())
+        self.unsettled = StepDone(progress.step, lr, norm, tokens, agreement.hash, seconds, share)
+
+    def settle(self, done: StepDone, loss: float) -> None:
+        """A step whose loss has arrived: check it, tell it. Raises Diverged."""
+        if not (math.isfinite(loss) and math.isfinite(done.norm)):
+            raise Diverged(
+                f"step {done.step}: loss {loss}, gradient norm {done.norm}: lower optim.lr, or look at the data"
+            )
+        rate = self.settings.train.global_batch_size * self.settings.data.seq_len / done.seconds
+        where = f"step {done.step:>6} of {self.total}"
+        text = f"{where}  loss {loss:.4f}  lr {done.lr:.2e}  norm {done.norm:.2f}  {rate:,.0f} tokens/s"
+        values = {"loss": loss, "lr": done.lr, "grad_norm": done.norm}
+        sample = {"tokens": done.valid_tokens, "hash": done.hash}
+        self.attempt.tell("step", done.step, text, **values, **sample, seconds=done.seconds)
+        self.board.add(done.step, **values, tokens_per_second=rate)
+
+    def pause_due(self) -> bool:
+        return self.evaluation_due() or self.save_due() or self.progress.step == self.total
 
     def evaluation_due(self) -> bool:
         every, step = self.settings.evaluation.every, self.progress.step
         return bool(every) and self.progress.evaluated != step > 0 and (step % every == 0 or step == self.total)
 
-    def evaluate(self, board: Board) -> Agreement | None:
+    def evaluate(self) -> Agreement | None:
         """The held-out loss; or the agreement to stop that broke it off."""
         assert self.held_out is not None
-        result = evaluate(
-            self.engine, self.held_out, self.layout, self.settings.evaluation.batches, self.runtime, self.stop
-        )
+        self.watchdog.enter("evaluation")
+        batches = self.settings.evaluation.batches
+        result = evaluate(self.engine, self.held_out, self.layout, batches, self.runtime, self.stop)
         if isinstance(result, Agreement):
             return result
-        self.progress.evaluated = self.progress.step
-        self.events.write("evaluation", step=self.progress.step, loss=result)
-        board.add(self.progress.step, evaluation_loss=result)
-        self.say(f"held-out loss {result:.4f} after step {self.progress.step}")
+        step = self.progress.evaluated = self.progress.step
+        self.attempt.tell("evaluation", step, f"held-out loss {result:.4f} after step {step}", loss=result)
+        self.board.add(step, evaluation_loss=result)
         return None
 
     # --- saving and leaving ---
@@ -290,24 +304,28 @@ class Training:
 
     def save(self) -> bool:
         """A checkpoint of the steps that are done. A failure leaves the last one standing, and is said."""
+        self.watchdog.enter("save")
         try:
             saved = self.saver.save(self.progress.step, self.content())
         except SaveFailed as error:
-            self.events.write("save_failed", step=self.progress.step, error=str(error))
-            self.say(f"this checkpoint could not be saved, the last one stands: {error}")
+            text = f"this checkpoint could not be saved, the last one stands: {error}"
+            self.attempt.tell("save_failed", self.progress.step, text, error=str(error))
             return False
         self.committed, self.safe = saved.point, replace(self.progress)
-        self.lead.saw_save(saved.seconds)
-        self.events.write("save", step=self.progress.step, seconds=saved.seconds, bytes=saved.size)
-        try:
-            self.saver.clean_up()
-        except OSError as error:
-            self.say(f"old checkpoints could not be removed: {error}")
+        self.attempt.lead.saw_save(saved.seconds)
+        self.attempt.tell("save", self.progress.step, seconds=saved.seconds, bytes=saved.size)
         return True
 
     def content(self) -> Content:
         state = {"tokens_seen": self.progress.tokens_seen, "evaluated": self.progress.evaluated}
-        return Content(layout=self.layout_now(), config=self.exact, data=self.data.fingerprint, state=state)
+        layout = layout_part(self.settings, self.layout)
+        return Content(layout=layout, config=self.exact, data=self.data.fingerprint, state=state)
+
+    def clean_up(self) -> None:
+        try:
+            self.saver.clean_up()
+        except OSError as error:
+            self.say(f"old checkpoints could not be removed: {error}")
 
     def save_if_new(self) -> None:
         """Raises SaveFailed when the state of now is not safe."""
@@ -315,37 +333,43 @@ class Training:
             raise SaveFailed(f"step {self.progress.step} is not saved")
 
     def leave(self, agreement: Agreement) -> int:
-        """All ranks are here, at the same step."""
-        self.events.write("stop", step=self.progress.step, reason=self.stop.text(agreement))
-        self.say(f"all ranks stop after step {self.progress.step}: {self.stop.text(agreement)}")
-        if self.progress.step:
+        """All ranks are here, at the same step. What is old stays until the next attempt: now only the save counts."""
+        if self.unsettled is not None:
+            self.hear(self.cast())
+        reason, phase = self.stop.text(agreement), self.watchdog.phase
+        step = self.progress.step or max((point.step for point in checkpoints_in_line(self.runtime.run_dir)), default=0)
+        self.attempt.tell("stop", step, f"all ranks stop after step {step}: {reason}", reason=reason, phase=phase)
+        unsaved = self.progress.step and self.safe != self.progress
+        if unsaved and agreement.may_save and not self.too_late():
             self.save_if_new()
         return agreement.code
 
-    def finish(self) -> None:
-        """By rank 0: the last step is saved; export it, and only then say DONE."""
+    def too_late(self) -> bool:
+        """A save that cannot end before Slurm's kill is not begun: the last one counts. Rank 0 knows."""
+        left, needed = self.stop.seconds_left(), self.attempt.lead.fastest_save()
+        late: bool = self.runtime.from_leader(left is not None and needed > left)
+        if late and self.runtime.leads:
+            text = f"no save: it takes {needed:.1f} s and {left:.1f} s are left; what was saved before counts"
+            self.attempt.tell("save_skipped", self.progress.step, text, seconds_left=left, seconds_needed=needed)
+        return late
+
+    def end(self) -> int:
+        self.save_if_new()
+        self.clean_up()
+        return exits.DONE
+
+    def finish(self) -> int:
+        """By rank 0: the last step is saved; export it, and only then say DONE. A stop that comes now waits for it."""
         assert self.committed is not None
+        self.watchdog.enter("export")
+        if claims.fenced(self.runtime.run_dir, self.runtime.epoch):
+            return exits.FENCED
+        self.saver.end_clean_up()
         run_dir, checkpoint = self.runtime.run_dir, self.saver.folder / folder_name(self.committed)
         done: dict[str, Any] = {"step": self.progress.step, "tokens_seen": self.progress.tokens_seen}
         if self.settings.export:
             done["sha256"] = export(self.settings, checkpoint, run_dir / "export")
-        self.events.write("done", step=self.progress.step)
+        self.attempt.tell("done", self.progress.step)
         write_atomic(run_dir / "DONE", json.dumps({**done, "time": time.time()}) + "\n")
         self.say(f"done: {self.progress.step} steps")
-
-    def say(self, text: str) -> None:
-        if self.runtime.leads:
-            print(text, flush=True)
-
-
-def together(runtime: Runtime, work: Callable[[], T]) -> T:
-    """Do `work` on every rank; one rank's ConfigError is raised on all, so that none waits for it."""
-    value, error = None, None
-    try:
-        value = work()
-    except ConfigError as mistake:
-        error = str(mistake)
-    errors = [text for text in runtime.gather(error) if text]
-    if errors:
-        raise ConfigError(errors[0])
-    return value  # type: ignore[return-value]
+        return exits.DONE

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from settings import ConfigError
 from trainer import claims
 
-# A peer that has crashed closes its connections at once; this bounds only what hangs.
-TIMEOUT = timedelta(minutes=30)
+# A peer that has crashed closes its connections at once. What hangs is the watchdog's: its limits come first.
+BEYOND_THE_WATCHDOG = 600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -30,20 +29,16 @@ class Runtime:
     """This attempt's number: its claim."""
     deadline: float | None
     """Unix seconds at which the allocation ended when this attempt started."""
+    leader_host: str
+    """Where rank 0 is, as the others reach it."""
     control: dist.ProcessGroup = field(repr=False)
-    """Gloo, apart from the engine's group: votes overlap the step's own collectives."""
+    """Gloo, apart from the engine's group."""
 
     @property
     def leads(self) -> bool:
         return self.rank == 0
 
     # --- collectives of the control group: the same calls in the same order on every rank ---
-
-    def sum_async(self, values: Tensor) -> dist.Work:
-        """Start the sum of a CPU tensor over all ranks, in place."""
-        work = dist.all_reduce(values, group=self.control, async_op=True)
-        assert work is not None
-        return work
 
     def sum(self, value: float) -> float:
         """Sum over all ranks in float64, in an order that depends on the world size only."""
@@ -72,25 +67,30 @@ class Runtime:
         dist.barrier(group=self.control)
 
 
-def start(run_dir: Path) -> Runtime:
-    """Join the peers that torch's variables name; without them this process is alone."""
+def start(run_dir: Path, patience: float) -> Runtime:
+    """Join the peers that torch's variables name; without them this process is alone.
+
+    `patience`: the longest that a rank may rightly wait for another one (seconds).
+    """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size > 1 and "MASTER_ADDR" not in os.environ:
         raise ConfigError(f"WORLD_SIZE={world_size} without MASTER_ADDR: start the ranks with torchrun or launch.py")
-    if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
-    control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    deadline = float(os.environ["OUTLAST_DEADLINE"]) if "OUTLAST_DEADLINE" in os.environ else None
-    runtime = Runtime(rank, world_size, device, run_dir, 0, deadline, control)
-    check_devices(runtime.gather((os.uname().nodename, _identity(device))))
     given = os.environ.get("OUTLAST_ATTEMPT")
+    record_collectives(run_dir / "logs" / (f"attempt-{int(given):04d}" if given else ""))
+    timeout = timedelta(seconds=patience + BEYOND_THE_WATCHDOG)
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    deadline = float(os.environ["OUTLAST_DEADLINE"]) if "OUTLAST_DEADLINE" in os.environ else None
+    runtime = Runtime(rank, world_size, device, run_dir, 0, deadline, os.environ.get("MASTER_ADDR", ""), control)
+    check_devices(runtime.gather((os.uname().nodename, _identity(device))))
     epoch = int(given) if given else runtime.from_leader(claims.claim(run_dir) if rank == 0 else None)
-    return Runtime(rank, world_size, device, run_dir, epoch, deadline, control)
+    return replace(runtime, epoch=epoch)
 
 
 def _device(local_rank: int) -> torch.device:
@@ -121,3 +121,12 @@ def check_devices(devices: Sequence[tuple[str, str | None]]) -> None:
         other = first.setdefault((host, gpu), rank)
         if gpu is not None and other != rank:
             raise ConfigError(f"ranks {other} and {rank} on {host} have the same GPU {gpu}: {advice}")
+
+
+def record_collectives(folder: Path) -> None:
+    """NCCL's own watchdog writes what torch's flight recorder holds to this folder, unless the user has set it up."""
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # the older names of both still count
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    if "TORCH_NCCL_DEBUG_INFO_TEMP_FILE" not in os.environ:
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", f"{folder}/nccl-rank-")

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from trainer import config
+from trainer.attempt import Attempt
 from trainer.run import Training
 from trainer.runtime import start
 
@@ -32,7 +33,9 @@ def assemble(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def main(config_path: Path, checkpoint: Path) -> None:
-    training = Training(config.read(config_path), start(config_path.parent))
+    settings = config.read(config_path)
+    training = Training(settings, Attempt(settings, start(config_path.parent, patience=60)))
+    training.set_up()
     expected = assemble(checkpoint)
     held = 0
     for shard in training.engine.shards():

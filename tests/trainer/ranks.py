@@ -86,6 +86,19 @@ class Run:
             module = argv or ["trainer", str(self.path / "config.yaml")]
             self.pids.append(self.zygote.fork(module, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log))
 
+    def start_with_fault(self, world: int, point: str, rank: int | str, fault: str, **variables: str) -> None:
+        """With a fault of `tests.trainer.with_a_fault`."""
+        for file in ("reached", "go"):
+            (self.path / file).unlink(missing_ok=True)
+        module = ["tests.trainer.with_a_fault", point, str(rank), fault, str(self.path / "config.yaml")]
+        self.start(world, module, **variables)
+
+    def reaches_fault(self) -> None:
+        wait_until((self.path / "reached").exists, f"the fault\n{self.log()}")
+
+    def go_on(self) -> None:
+        (self.path / "go").touch()
+
     def wait(self) -> list[int]:
         return [self.zygote.wait(pid) for pid in self.pids]
 

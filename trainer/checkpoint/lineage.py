@@ -1,10 +1,18 @@
-"""Which checkpoints belong to the run's one line of history. Pure: no clocks, no `latest` file."""
+"""Which checkpoints belong to the run's one line of history. No clocks decide, and no `latest` file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from trainer import claims
+from trainer.checkpoint import committed
 from trainer.claims import Point
+
+
+def checkpoints_in_line(run_dir: Path) -> list[Point]:
+    """The run's checkpoints that count, newest first."""
+    return in_lineage(committed(run_dir / "checkpoints"), claims.resume_points(run_dir))
 
 
 def in_lineage(points: Iterable[Point], resumed: Mapping[int, Point]) -> list[Point]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from settings import ConfigError
 from trainer import claims
-from trainer.checkpoint import CheckpointBroken, committed, folder_name
+from trainer.checkpoint import CheckpointBroken, folder_name
 from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, read_manifest
-from trainer.checkpoint.lineage import in_lineage
+from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.claims import Point
 from trainer.engines.engine import Shard
 from trainer.runtime import Runtime
@@ -104,7 +104,7 @@ def load_newest(
     and none verifies, and what `check` (of the manifest, on every rank) raises.
     """
     folder = runtime.run_dir / "checkpoints"
-    candidates = in_lineage(committed(folder), claims.resume_points(runtime.run_dir))
+    candidates = checkpoints_in_line(runtime.run_dir)
     passed_over: list[str] = []
     for point in runtime.from_leader(candidates):
         path = folder / folder_name(point)

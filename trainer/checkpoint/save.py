@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from durable import fsync_path
 from trainer import claims
-from trainer.checkpoint import committed, folder_name
+from trainer.checkpoint import folder_name
 from trainer.checkpoint.format import BLOCK, VERSION, File, Manifest, Parameter, write_file, write_manifest
-from trainer.checkpoint.lineage import in_lineage
+from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.rng import rng_state
 from trainer.claims import Point
 from trainer.engines.engine import Engine, Shard
@@ -52,6 +53,7 @@ class Saver:
     def __init__(self, runtime: Runtime, engine: Engine, keep: int) -> None:
         self._runtime, self._engine, self._keep = runtime, engine, keep
         self.folder = runtime.run_dir / "checkpoints"
+        self._deletion: Thread | None = None
 
     def save(self, step: int, content: Content) -> Saved:
         """Collective. Raises SaveFailed or Fenced, on every rank alike."""
@@ -121,13 +123,21 @@ class Saver:
     def clean_up(self) -> None:
         """By rank 0 after a commit: what is not kept any more goes, by a rename first, so that a kill in the middle of
         a deletion leaves nothing that looks like a checkpoint. Only the run's line is counted: a zombie's checkpoint of
-        a later step would push out ours, and nothing could be resumed."""
-        if self._runtime.leads and not claims.fenced(self._runtime.run_dir, self._runtime.epoch):
-            line = in_lineage(committed(self.folder), claims.resume_points(self._runtime.run_dir))
-            for point in line[self._keep :]:
-                trash = self.folder / f".trash-{folder_name(point)}-{secrets.token_hex(4)}"
-                (self.folder / folder_name(point)).rename(trash)
-            remove_leftovers(self.folder, self._runtime.epoch)
+        a later step would push out ours, and nothing could be resumed. The deletion itself goes on beside the next
+        steps: the other ranks would wait for it."""
+        run_dir, epoch = self._runtime.run_dir, self._runtime.epoch
+        if not self._runtime.leads or claims.fenced(run_dir, epoch) or self._deletion and self._deletion.is_alive():
+            return
+        for point in checkpoints_in_line(run_dir)[self._keep :]:
+            trash = self.folder / f".trash-{folder_name(point)}-{secrets.token_hex(4)}"
+            (self.folder / folder_name(point)).rename(trash)
+        self._deletion = Thread(target=remove_leftovers, args=(self.folder, epoch), name="deletion", daemon=True)
+        self._deletion.start()
+
+    def end_clean_up(self) -> None:
+        """Wait until all that is not kept is gone."""
+        if self._deletion is not None:
+            self._deletion.join()
 
 
 def remove_leftovers(folder: Path, epoch: int) -> None:

@@ -36,8 +36,6 @@ class RankBatch:
     micro_batches: list[MicroBatch]
     valid_tokens: int
     """Targets that count; their sum over the ranks normalizes the loss."""
-    tokens: int
-    """Input tokens."""
     hash: int
     """Wrapping int64 sum of the `sequence_hash` of each sequence: its sum over the ranks (all-reduce SUM) is
     the same number at any world size."""
@@ -77,7 +75,6 @@ def _rank_batch(prepared: Prepared, indices: npt.NDArray[np.int64], layout: Batc
     return RankBatch(
         micro_batches,
         valid_tokens=sum(int((m.labels != IGNORED).sum()) for m in micro_batches),
-        tokens=sum(m.input_ids.numel() for m in micro_batches),
         hash=int(np.concatenate([hashes for _, hashes in read]).sum()),  # int64: the sum wraps
     )
 
@@ -86,11 +83,10 @@ def _read(prepared: Prepared, indices: npt.NDArray[np.int64]) -> tuple[MicroBatc
     """Sequences `indices` (B,), and the hash of each: of the documents read here, along with the tokens."""
     length = prepared.seq_len
     firsts = indices * length
-    # Row by row: a slice of a memory map is one contiguous read, an index array would be one a token.
-    tokens = np.stack([prepared.tokens[i : i + length + 1] for i in firsts]).astype(np.int64)
-    counts = np.stack([prepared.loss[i + 1 : i + length + 1] for i in firsts])
-    documents = np.stack([prepared.documents[i : i + length] for i in firsts])
-    offsets = firsts - prepared.starts[documents[:, 0]]
+    tokens = np.stack([prepared.read("tokens", i, length + 1) for i in firsts]).astype(np.int64)
+    counts = np.stack([prepared.read("loss", i + 1, length) for i in firsts])
+    documents = np.stack([prepared.read("documents", i, length) for i in firsts])
+    offsets = firsts - np.concatenate([prepared.read("starts", document, 1) for document in documents[:, 0]])
     labels = np.where(counts == 1, tokens[:, 1:], IGNORED)
     hashes = [sequence_hash(row, offset) for row, offset in zip(documents, offsets, strict=True)]
     arrays = (tokens[:, :-1], labels, positions(documents))

@@ -6,9 +6,8 @@ import os
 import shutil
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -19,15 +18,17 @@ import xxhash
 from durable import fsync_path
 from settings import ConfigError
 from trainer.config import Data
-from trainer.data.encode import encoder
+from trainer.data.encode import Encode, encoder
 from trainer.data.prepared import Manifest, Prepared
-from trainer.data.rows import COLUMNS, batched, read_rows
+from trainer.data.rows import COLUMNS, Row, batched, read_rows
 
 __all__ = ["Prepared", "cache_folder", "prepare"]
 
 FORMAT = 1
 """Rises when the same sources give other files."""
 
+_FILES = ("tokens.bin", "documents.bin", "loss.bin", "starts.bin", "rejects.jsonl")
+_DONE = "done.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -42,17 +43,20 @@ def prepare(
     cache: Path,
     split: Literal["train", "evaluation"],
     say: Callable[[str], Any] = print,
+    between: Callable[[], Any] = lambda: None,
 ) -> Prepared:
     """The prepared data of a split: found in `cache`, or made there. Many processes may call it at once.
 
+    `between` is called every few seconds of work; what it raises breaks off, and the next call goes on there.
     Raises ConfigError when a file is missing, too many rows cannot be used, or no sequence comes out.
     """
     paths = data.train if split == "train" else data.evaluation
     if not paths:
         raise ConfigError(f"data.{split}: no file is given")
-    folder = cache / _fingerprint(data, paths, tokenizer_folder)
+    fingerprint = _fingerprint(data, paths, tokenizer_folder, between)
+    folder = cache / fingerprint
     if not folder.is_dir():
-        _build(data, paths, tokenizer_folder, folder, say)
+        _build(data, paths, tokenizer_folder, folder, say, between)
     prepared = Prepared.open(folder)
     # After the rename: the rejects stay for the user to read, and another max_rejects tokenizes nothing.
     _check(prepared, data, split)
@@ -62,23 +66,24 @@ def prepare(
 # --- fingerprint ----------------------------------------------------------------------------------------
 
 
-def _fingerprint(data: Data, paths: list[str], tokenizer_folder: str) -> str:
+def _fingerprint(data: Data, paths: list[str], tokenizer_folder: str, between: Callable[[], Any]) -> str:
     files = (Path(tokenizer_folder, name) for name in _TOKENIZER_FILES)
     parts = {
         "format": FORMAT,
-        "sources": [_content_hash(Path(path)) for path in paths],
-        "tokenizer": {file.name: _content_hash(file) for file in files if file.is_file()},
+        "sources": [_content_hash(Path(path), between) for path in paths],
+        "tokenizer": {file.name: _content_hash(file, between) for file in files if file.is_file()},
         "settings": [data.format, data.column or COLUMNS[data.format], data.seq_len],
     }
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(parts))
 
 
-def _content_hash(path: Path) -> str:
+def _content_hash(path: Path, between: Callable[[], Any]) -> str:
     digest = xxhash.xxh3_128()
     try:
         with path.open("rb") as handle:
             while block := handle.read(1 << 22):
                 digest.update(block)
+                between()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()
@@ -87,76 +92,138 @@ def _content_hash(path: Path) -> str:
 # --- building -------------------------------------------------------------------------------------------
 
 
-def _build(data: Data, paths: list[str], tokenizer_folder: str, folder: Path, say: Callable[[str], Any]) -> None:
+class _Done(msgspec.Struct):
+    """What is written so far; stands in a file of its own when the writing was broken off."""
+
+    rows: int = 0
+    documents: int = 0
+    tokens: int = 0
+    rejects: dict[str, int] = {}
+
+
+def _build(
+    data: Data,
+    paths: list[str],
+    tokenizer_folder: str,
+    folder: Path,
+    say: Callable[[str], Any],
+    between: Callable[[], Any],
+) -> None:
     """Writes beside and renames once: a folder of prepared data is whole or is not there."""
     began = time.monotonic()
     temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary.mkdir(mode=0o755)
     try:
-        manifest = _write(data, paths, tokenizer_folder, temporary, folder.name)
+        done = _begin(folder, temporary)
+        if done.rows:
+            say(f"the preparation goes on after row {done.rows:,}")
+
+        def kept_between() -> None:
+            try:
+                between()
+            except BaseException:
+                (temporary / _DONE).write_bytes(msgspec.json.encode(done))
+                raise
+
+        dtype = _write(data, paths, tokenizer_folder, temporary, done, kept_between)
         # Files that grow while they are read would stand under a wrong name for every later run.
-        if _fingerprint(data, paths, tokenizer_folder) != folder.name:
+        if _fingerprint(data, paths, tokenizer_folder, kept_between) != folder.name:
             raise ConfigError(f"{', '.join(paths)}: changed while being read: start again when complete")
+        manifest = _write_manifest(data, temporary, folder.name, dtype, done)
         _publish(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _put_aside(temporary, folder)
     say(
         f"prepared {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
         f"{manifest.sequences:,} sequences of {manifest.seq_len}: {time.monotonic() - began:.1f} s, {folder}"
     )
 
 
-def _write(data: Data, paths: list[str], tokenizer_folder: str, folder: Path, fingerprint: str) -> Manifest:
+def _begin(folder: Path, temporary: Path) -> _Done:
+    """What an earlier call left when it was broken off, which one process alone takes over; or a new folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _part(folder).rename(temporary)
+    except FileNotFoundError:
+        temporary.mkdir(mode=0o755)
+        return _Done()
+    done = msgspec.json.decode((temporary / _DONE).read_bytes(), type=_Done)
+    (temporary / _DONE).unlink()
+    return done
+
+
+def _put_aside(temporary: Path, folder: Path) -> None:
+    """What was broken off is kept, unless another process has kept its own; everything else unfinished goes."""
+    if (temporary / _DONE).is_file():
+        with suppress(OSError):
+            temporary.rename(_part(folder))
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(f".part-{folder.name}")
+
+
+def _write(
+    data: Data,
+    paths: list[str],
+    tokenizer_folder: str,
+    folder: Path,
+    done: _Done,
+    between: Callable[[], Any],
+) -> str:
+    """Every row that is not done yet. Returns the dtype of the tokens."""
     encode, dtype = encoder(Path(tokenizer_folder), data.format)
-    rows = documents = written = 0
-    rejects: Counter[str] = Counter()
-    with (
-        _new_file(folder / "tokens.bin") as tokens,
-        _new_file(folder / "documents.bin") as owners,
-        _new_file(folder / "loss.bin") as loss,
-        _new_file(folder / "starts.bin") as starts,
-        _new_file(folder / "rejects.jsonl") as rejected,
-    ):
+    seen = 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(_open(folder / name)) for name in _FILES}
         for batch in batched(read_rows(paths, data.format, data.column or COLUMNS[data.format])):
-            rows += len(batch)
-            encoded = iter(encode([row.value for row in batch if row.reason is None]))
-            for row in batch:
-                result = row.reason or next(encoded)
-                if isinstance(result, str):
-                    rejects[result] += 1
-                    line = {"file": row.file, "line": row.line, "reason": result}
-                    rejected.write(msgspec.json.encode(line) + b"\n")
-                    continue
-                tokens.write(np.array(result.ids, dtype).tobytes())
-                owners.write(np.full(len(result.ids), documents, np.int32).tobytes())
-                loss.write(result.loss.tobytes())
-                starts.write(np.int64(written).tobytes())
-                documents += 1
-                written += len(result.ids)
-    sequences = max(0, written - 1) // data.seq_len
-    left_out = written - sequences * data.seq_len - 1 if sequences else written
+            between()
+            _write_rows(batch[done.rows - seen :], encode, dtype, files, done)  # empty for what was done before
+            seen += len(batch)
+    return dtype
+
+
+def _write_rows(batch: list[Row], encode: Encode, dtype: str, files: dict[str, BinaryIO], done: _Done) -> None:
+    encoded = iter(encode([row.value for row in batch if row.reason is None]))
+    for row in batch:
+        result = row.reason or next(encoded)
+        if isinstance(result, str):
+            done.rejects[result] = done.rejects.get(result, 0) + 1
+            line = {"file": row.file, "line": row.line, "reason": result}
+            files["rejects.jsonl"].write(msgspec.json.encode(line) + b"\n")
+            continue
+        files["tokens.bin"].write(np.array(result.ids, dtype).tobytes())
+        files["documents.bin"].write(np.full(len(result.ids), done.documents, np.int32).tobytes())
+        files["loss.bin"].write(result.loss.tobytes())
+        files["starts.bin"].write(np.int64(done.tokens).tobytes())
+        done.documents += 1
+        done.tokens += len(result.ids)
+    done.rows += len(batch)
+
+
+def _write_manifest(data: Data, folder: Path, fingerprint: str, dtype: str, done: _Done) -> Manifest:
+    sequences = max(0, done.tokens - 1) // data.seq_len
     manifest = Manifest(
         fingerprint=fingerprint,
         format=FORMAT,
         seq_len=data.seq_len,
         dtype=dtype,
-        rows=rows,
-        documents=documents,
-        tokens=written,
+        rows=done.rows,
+        documents=done.documents,
+        tokens=done.tokens,
         sequences=sequences,
-        left_out=left_out,
-        rejects=dict(rejects.most_common()),
+        left_out=done.tokens - sequences * data.seq_len - 1 if sequences else done.tokens,
+        rejects=dict(sorted(done.rejects.items(), key=lambda item: -item[1])),
     )
-    with _new_file(folder / "manifest.json") as handle:
+    with _open(folder / "manifest.json") as handle:
         handle.write(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return manifest
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file, on the disk when the block ends; never writable by others, whatever the umask."""
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as handle:
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """A file to append to, on the disk when the block ends; never writable by others, whatever the umask."""
+    with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o644)) as handle:
         yield handle
         handle.flush()
         os.fsync(handle.fileno())

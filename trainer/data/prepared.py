@@ -14,6 +14,8 @@ the last T as targets, so that each token is a target at most once.
 
 from __future__ import annotations
 
+import os
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +51,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A folder of prepared data; its arrays are read-only memory maps."""
+    """A folder of prepared data. As a whole an array is a read-only memory map."""
 
     folder: Path
     fingerprint: str
@@ -69,32 +71,48 @@ class Prepared:
         return prepared
 
     def _check_sizes(self) -> None:
-        documents, tokens = self.manifest.documents, self.manifest.tokens
-        width = np.dtype(self.manifest.dtype).itemsize
-        wanted = {"tokens": tokens * width, "documents": tokens * 4, "loss": tokens, "starts": documents * 8}
-        for name, size in wanted.items():
+        for name, kind in self._types.items():
+            size = kind.itemsize * (self.manifest.documents if name == "starts" else self.manifest.tokens)
             found = (self.folder / f"{name}.bin").stat().st_size
             if found != size:
                 raise ValueError(f"{name}.bin has {found:,} bytes, not {size:,}")
 
+    def read(self, name: str, first: int, count: int) -> npt.NDArray[Any]:
+        """Elements of one array, by pread: other threads run while a file system takes its time. The page fault of a
+        memory map may hold up all of them, and with them this rank's vote."""
+        width = self._types[name].itemsize
+        return np.frombuffer(os.pread(self._files[name], count * width, first * width), self._types[name])
+
+    @cached_property
+    def _types(self) -> dict[str, np.dtype[Any]]:
+        names = {"tokens": self.manifest.dtype, "documents": "int32", "loss": "uint8", "starts": "int64"}
+        return {name: np.dtype(kind) for name, kind in names.items()}
+
+    @cached_property
+    def _files(self) -> dict[str, int]:
+        files = {name: os.open(self.folder / f"{name}.bin", os.O_RDONLY) for name in self._types}
+        for fd in files.values():
+            weakref.finalize(self, os.close, fd)
+        return files
+
     @cached_property
     def tokens(self) -> npt.NDArray[Any]:
-        return self._map("tokens", self.manifest.dtype)
+        return self._map("tokens")
 
     @cached_property
     def documents(self) -> npt.NDArray[np.int32]:
-        return self._map("documents", "int32")
+        return self._map("documents")
 
     @cached_property
     def loss(self) -> npt.NDArray[np.uint8]:
-        return self._map("loss", "uint8")
+        return self._map("loss")
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
-        return self._map("starts", "int64")
+        return self._map("starts")
 
-    def _map(self, name: str, dtype: str) -> npt.NDArray[Any]:
-        return np.asarray(np.memmap(self.folder / f"{name}.bin", dtype, "r"))  # plain arrays slice faster
+    def _map(self, name: str) -> npt.NDArray[Any]:
+        return np.asarray(np.memmap(self.folder / f"{name}.bin", self._types[name], "r"))  # plain arrays slice faster
 
 
 def sequence_hash(documents_row: npt.NDArray[np.int32], start_offset: int) -> int:

@@ -13,6 +13,7 @@ from trainer.config import TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines.engine import Shard
 from trainer.engines.optimizer import Optimizer
+from trainer.engines.stopwatch import Stopwatch
 from trainer.model import loss_sum
 from trainer.runtime import Runtime
 
@@ -24,6 +25,7 @@ class DdpEngine:
         self._runtime = runtime
         self._bf16 = config.train.precision == "bf16"
         self.optimizer = Optimizer(model, config.optim)
+        self.stopwatch = Stopwatch(model, runtime.device)
         self.module = model
         if runtime.world_size > 1:
             # find_unused_parameters keeps the gradient buckets as they are. Without it they are rebuilt after the

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.batches import MicroBatch
+from trainer.engines.stopwatch import Stopwatch
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
 """What a checkpoint keeps of every parameter: the fp32 master and AdamW's two moments."""
@@ -39,6 +40,9 @@ class Engine(Protocol):
     module: torch.nn.Module
     replicas: tuple[int, int]
     """This rank's index among the ranks that hold the same shards, and their number: they share the writing."""
+
+    stopwatch: Stopwatch
+    """Of this rank's own computing."""
 
     def loss(self, batch: MicroBatch) -> Tensor:
         """Sum of the cross-entropy over a micro batch's valid targets, in the run's precision. Collective."""

@@ -17,6 +17,7 @@ from trainer.config import Fsdp, TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines.engine import Shard
 from trainer.engines.optimizer import Optimizer
+from trainer.engines.stopwatch import Stopwatch
 from trainer.model import loss_sum
 from trainer.runtime import Runtime
 
@@ -26,6 +27,7 @@ class FsdpEngine:
 
     def __init__(self, config: TrainConfig, engine: Fsdp, model: torch.nn.Module, runtime: Runtime) -> None:
         self._runtime = runtime
+        self.stopwatch = Stopwatch(model, runtime.device)
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         bf16 = config.train.precision == "bf16"
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()

@@ -1,0 +1,163 @@
+"""What the agreement of every step costs, with real ranks that fill the cores.
+
+Steps without it, with it, and with gloo's all_reduce of the same size take turns in the same processes. The figure is
+the CPU time of all ranks beside their computing, all threads counted, over the cores they share: so much longer takes a
+step that fills them. The wall clock says it too, but only on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+CORES = 2
+STEP_SECONDS = 0.05
+BLOCK = 10  # steps between two changes of the arm
+GOALS = {2: 1.0, 4: 2.0}  # percent of a step, by the number of ranks
+NONE, OURS, GLOO = "none", "votes", "all_reduce"
+
+
+def measure(quick: bool) -> list[dict[str, Any]]:
+    """Rows for 2 and 4 ranks on two cores."""
+    rounds = 5 if quick else 30
+    rows = []
+    for world, goal in GOALS.items():
+        found = _ranks(world, rounds)
+        for clock in ("cpu", "wall"):
+            base = found[NONE][clock]
+            ours, gloo = (100 * (found[arm][clock] - base) / STEP_SECONDS for arm in (OURS, GLOO))
+            rows.append(
+                {
+                    "name": f"agreement at {world} ranks on {CORES} cores, {clock}",
+                    "unit": "% of a 50 ms step",
+                    "outlast": round(ours, 2),
+                    "peer_name": "gloo all_reduce",
+                    "peer": round(gloo, 2),
+                    "limit": None,
+                    "ratio": round(gloo / ours, 1) if ours > 0 else None,
+                    "goal": f"under {goal:g}" if clock == "cpu" else "",
+                    "met": ours < goal if clock == "cpu" else None,
+                }
+            )
+    return rows
+
+
+def _ranks(world: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of a step in each arm, by both clocks."""
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        common |= {"OMP_NUM_THREADS": "1", "OUTLAST_ATTEMPT": "1"}
+        argv = [sys.executable, "-m", "benchmarks.agreement", folder, str(rounds)]
+        cores = sorted(os.sched_getaffinity(0))[:CORES]
+        ranks = [
+            subprocess.Popen(
+                argv,
+                env={**os.environ, **common, "RANK": str(rank)},
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            )
+            for rank in range(world)
+        ]
+        outputs = [rank.communicate()[0] for rank in ranks]
+        assert not any(rank.returncode for rank in ranks), f"ranks ended with {[rank.returncode for rank in ranks]}"
+        return dict(json.loads(outputs[0]))
+
+
+# --- a rank -------------------------------------------------------------------------------------------------
+
+
+def main(folder: Path, rounds: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from trainer.data.batches import RankBatch
+    from trainer.data.feed import Feed
+    from trainer.lead import LeadTime
+    from trainer.runtime import start
+    from trainer.star import Star
+    from trainer.stop import Stop
+
+    runtime = start(folder, patience=60)
+    stop = Stop(runtime, Star(runtime, 60), LeadTime([]), lambda: None)
+    matrix, gradient = torch.randn(192, 192), torch.zeros(100_000)
+    vector = torch.zeros(13, dtype=torch.float64)
+
+    def multiply(seconds: float) -> int:
+        """How many products a rank does in so much CPU time."""
+        began, count = time.process_time(), 0
+        while time.process_time() - began < seconds:
+            torch.mm(matrix, matrix)
+            count += 1
+        return count
+
+    def endless() -> Iterator[RankBatch]:
+        while True:
+            yield RankBatch([], valid_tokens=1000, hash=1)
+
+    products = min(runtime.gather(multiply(STEP_SECONDS * min(1.0, CORES / runtime.world_size))))
+
+    def steps(arm: str) -> float:
+        """Seconds of CPU in which it computed."""
+        computing = 0.0
+        with Feed(endless()) as feed:
+            ballot = stop.cast(feed) if arm == OURS else None
+            work = dist.all_reduce(vector, group=runtime.control, async_op=True) if arm == GLOO else None
+            for _ in range(BLOCK):
+                if ballot is not None:
+                    ballot.read()
+                    feed.take()
+                    ballot = stop.cast(feed)
+                if work is not None:
+                    work.wait()
+                    work = dist.all_reduce(vector, group=runtime.control, async_op=True)
+                began = time.thread_time()
+                for _ in range(products):
+                    torch.mm(matrix, matrix)
+                computing += time.thread_time() - began
+                dist.all_reduce(gradient)
+            if ballot is not None:
+                ballot.read()
+            if work is not None:
+                work.wait()
+        return computing
+
+    times: dict[str, list[tuple[float, float]]] = {NONE: [], OURS: [], GLOO: []}
+    for arm in times:
+        steps(arm)  # warm
+    for _ in range(rounds):
+        for arm, found in times.items():
+            found.append(_timed(lambda arm=arm: steps(arm), runtime.barrier))
+    medians = {
+        arm: [statistics.median(column) / BLOCK for column in zip(*found, strict=True)] for arm, found in times.items()
+    }
+    shares = runtime.gather(medians)
+    if runtime.leads:
+        cpu = {arm: sum(share[arm][0] for share in shares) / CORES for arm in times}
+        print(json.dumps({arm: {"cpu": cpu[arm], "wall": medians[arm][1]} for arm in times}), flush=True)
+    os._exit(0)
+
+
+def _timed(work: Callable[[], float], barrier: Callable[[], None]) -> tuple[float, float]:
+    """Seconds of CPU beside the computing, and of the wall clock."""
+    barrier()
+    cpu, wall = time.process_time(), time.perf_counter()
+    computing = work()
+    return time.process_time() - cpu - computing, time.perf_counter() - wall
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

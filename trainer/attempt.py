@@ -1,0 +1,61 @@
+"""What every phase of an attempt needs: its peers, the agreed stop, the watchdog, and a voice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from settings import ConfigError
+from trainer import events
+from trainer.config import TrainConfig
+from trainer.events import Events
+from trainer.lead import LeadTime
+from trainer.runtime import Runtime
+from trainer.star import Star
+from trainer.stop import Stop
+from trainer.stragglers import Stragglers
+from trainer.watchdog import Watchdog
+
+T = TypeVar("T")
+
+
+class Attempt:
+    def __init__(self, settings: TrainConfig, runtime: Runtime) -> None:
+        """Collective."""
+        self.runtime = runtime
+        self._events = Events(runtime.run_dir, runtime.epoch, runtime.leads)
+        self.lead = LeadTime(events.read(runtime.run_dir) if runtime.leads else [])
+        self.watchdog = Watchdog(settings.watchdog, runtime, self.lead.step_seconds)
+        self.stop = Stop(runtime, Star(runtime, settings.watchdog.longest), self.lead, self.watchdog.alive)
+        self._stragglers = Stragglers(runtime.gather(os.uname().nodename))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do `work` on every rank, and wait for all. One rank's ConfigError is raised on all, so that none waits for
+        it; so is Stopped."""
+        value, error = None, None
+        try:
+            value = work()
+        except ConfigError as mistake:
+            error = str(mistake)
+        self.stop.wait_for_all()
+        errors = [text for text in self.runtime.gather(error) if text]
+        if errors:
+            raise ConfigError(errors[0])
+        return value  # type: ignore[return-value]
+
+    def tell(self, event: str, step: int, text: str = "", **values: Any) -> None:
+        """By rank 0: a line in the events, and one in the log."""
+        self._events.write(event, step=step, **values)
+        if text:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        if self.runtime.leads:
+            print(text, flush=True)
+
+    def saw_step(self, step: int, seconds: list[float]) -> None:
+        """Each rank's own seconds, which rank 0 knows."""
+        for rank, host, ratio in self._stragglers.saw_step(seconds) if self.runtime.leads else ():
+            text = f"rank {rank} on {host} is slow: its own share of a step takes {ratio:.2f} x the median"
+            self.tell("straggler", step, text, rank=rank, host=host, ratio=ratio)

@@ -1,0 +1,47 @@
+"""Batches read ahead in a thread: a file system that takes its time holds up what needs the batch, and nothing else."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from types import TracebackType
+
+from trainer.data.batches import RankBatch
+
+_AHEAD = 2  # the batch that is asked for next was begun a step before: it is there when a fast disk holds it
+
+
+class Feed:
+    def __init__(self, batches: Iterator[RankBatch]) -> None:
+        self._batches = batches
+        self._reader = ThreadPoolExecutor(1, "feed")
+        self._ahead: deque[Future[RankBatch | None]] = deque(self._read() for _ in range(_AHEAD))
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._reader.shutdown(wait=False, cancel_futures=True)  # a read that hangs must not keep the process
+
+    def _read(self) -> Future[RankBatch | None]:
+        return self._reader.submit(next, self._batches, None)
+
+    def ready(self, patience: float) -> bool:
+        """Whether the next batch is there, within so many seconds. Raises what the reading raised."""
+        try:
+            self._ahead[0].result(patience)
+        except NotYet:
+            return False
+        return True
+
+    @property
+    def next(self) -> RankBatch | None:
+        """The next batch, which is ready; None: there are no more."""
+        return self._ahead[0].result()
+
+    def take(self) -> RankBatch | None:
+        """The next batch, which is ready; the one after the next is begun."""
+        self._ahead.append(self._read())
+        return self._ahead.popleft().result()

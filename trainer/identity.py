@@ -1,0 +1,39 @@
+"""What makes a run what it is: a resume refuses anything else, and says what changes its last bits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from settings import ConfigError, to_plain
+from trainer import config
+from trainer.checkpoint.format import Manifest
+from trainer.config import TrainConfig, differences
+from trainer.model_config import folder_config
+from trainer.plan import BatchLayout
+
+
+def exact_part(settings: TrainConfig) -> dict[str, Any]:
+    """What a resume must find again. Where the model's folder lies may change, what it computes may not."""
+    exact = config.exact_part(settings)
+    if settings.model.path is not None:
+        exact["model"]["config"] = folder_config(settings.model.path)
+    return dict(json.loads(json.dumps(exact)))
+
+
+def layout_part(settings: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
+    """What decides the order of sums and the random numbers, besides the exact part."""
+    engine = to_plain(settings.engine)["kind"]
+    return {
+        "world_size": layout.data_parallel_size,
+        "engine": engine,
+        "micro_batch_size": layout.micro_batch_size,
+    }
+
+
+def check_same_run(manifest: Manifest, exact: dict[str, Any], data: str) -> None:
+    """An exact field, or the data, may not differ from what the checkpoint was trained with. Raises ConfigError."""
+    for key, was, value in differences(manifest.config, exact):
+        raise ConfigError(f"{key} was {was} and is {value} now: this would be another run: undo it, or start a new run")
+    if manifest.data != data:
+        raise ConfigError(f"the data has changed since {manifest.data} (now {data}): restore it, or start a new run")

@@ -1,0 +1,105 @@
+"""What the ranks say to each other at every step, and what they all know after it.
+
+What a step needs from all ranks travels with the vote: the batch's count of valid tokens and its sample hash, the loss
+and the own time of the last step that was done.
+"""
+
+from __future__ import annotations
+
+import signal
+import struct
+from typing import NamedTuple
+
+from trainer import exits
+from trainer.star import Star
+
+# What may be voted for; the first one with a vote wins. A fenced attempt may not save, whatever else is asked of it;
+# after that the user's word counts first.
+FENCED, USER, CTRL_C, SUPERVISOR, DEADLINE = "fenced", "stop file", "Ctrl-C", "supervisor", "deadline"
+_SIGNALS = tuple(f"signal {s.name}" for s in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM))
+REASONS = (FENCED, USER, CTRL_C, SUPERVISOR, DEADLINE, *_SIGNALS, None)  # the last one: go on
+_CODES: dict[str | None, int] = {FENCED: exits.FENCED, USER: exits.STOPPED, CTRL_C: exits.STOPPED}
+
+_VOTE = struct.Struct("<bbqqdd")
+_AGREEMENT = struct.Struct("<biqqd")
+
+
+class Share(NamedTuple):
+    """What one rank adds to a step that is done."""
+
+    loss: float = 0.0
+    """Sum over its valid tokens."""
+    seconds: float = 0.0
+    """In which it computed and waited for nobody."""
+
+
+NOTHING_DONE = Share()
+
+
+class Vote(NamedTuple):
+    reason: int
+    """Index of REASONS; the last one: go on."""
+    waiting: bool
+    valid_tokens: int
+    hash: int
+    loss: float
+    seconds: float
+
+
+class Agreement(NamedTuple):
+    """What all ranks know alike after a vote."""
+
+    index: int
+    waiting: int
+    """Ranks that are not ready; the next two count only when there are none."""
+    valid_tokens: int
+    """Of the global batch that the vote came with."""
+    hash: int
+    """Of its samples."""
+    loss: float
+    """Sum over the valid tokens of the last step that was done."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why to stop; None: go on."""
+        return REASONS[self.index]
+
+    @property
+    def may_save(self) -> bool:
+        return self.reason != FENCED
+
+    @property
+    def code(self) -> int:
+        return _CODES.get(self.reason, exits.CONTINUE)
+
+
+def count(votes: list[Vote]) -> Agreement:
+    """In the order of the ranks: the same sums in every run."""
+    samples = sum(vote.hash for vote in votes)
+    return Agreement(
+        min(vote.reason for vote in votes),
+        sum(vote.waiting for vote in votes),
+        sum(vote.valid_tokens for vote in votes),
+        (samples + 2**63) % 2**64 - 2**63,  # wraps, as the sum in a batch does
+        sum(vote.loss for vote in votes),
+    )
+
+
+class Ballot:
+    """A vote under way."""
+
+    def __init__(self, star: Star, mine: Vote, leads: bool) -> None:
+        self._star, self._mine, self._leads = star, mine, leads
+        if not leads:
+            star.send(_VOTE.pack(*mine))
+        self.seconds: list[float] = []
+        """Each rank's own, when rank 0 has read the vote."""
+
+    def read(self) -> Agreement:
+        if not self._leads:
+            return Agreement(*_AGREEMENT.unpack(self._star.receive(_AGREEMENT.size)[0]))
+        votes = [self._mine, *(Vote(*_VOTE.unpack(message)) for message in self._star.receive(_VOTE.size))]
+        agreement = count(votes)
+        self._star.send(_AGREEMENT.pack(*agreement))
+        self.seconds = [vote.seconds for vote in votes]
+        return agreement

@@ -62,6 +62,8 @@ class Flag(NamedTuple):
     verbs: tuple[str, ...]
 
 
+TYPED = "command line"
+"""What errors call it, where they else name a file."""
 _START = ("submit", "resume")
 _EVERY = tuple(VERBS)
 
@@ -232,8 +234,9 @@ def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | 
     tree, source = the_recipe(args, command, checkpoint)
     spoken, training = submission.job_words([word for word in args.words if "=" in word])
     where = clusters.find(args.cluster, dry_run=args.dry_run)
-    layers = [{"name": tree["name"]}, tree.pop("job"), in_allocation(job, args), spoken]
-    settings = submission.resolve_job([*layers, {"command": command} if command else {}], where, source)
+    layers = [({"name": tree["name"]}, source), (tree.pop("job"), source), (in_allocation(job, args), TYPED)]
+    layers += [(spoken, TYPED), ({"command": command} if command else {}, TYPED)]
+    settings = submission.resolve_job(layers, where)
     settings = submission.name_run(settings, Path(args.runs_dir), named="name" in job)
     run = RunDir((Path(args.runs_dir) / settings.name).resolve())
     if command:
@@ -263,7 +266,7 @@ def the_recipe(
     if not named and command:
         from slurm.submission import command_name
 
-        return {"name": command_name(command), "job": {}}, "command line"
+        return {"name": command_name(command), "job": {}}, TYPED
     if not named and checkpoint:
         return recipes.forked(checkpoint), str(checkpoint.parent.parent / "config.yaml")
     path = named[0] if named else default_recipe()
@@ -277,8 +280,8 @@ def default_recipe() -> Path:
     from pathlib import Path
 
     here, shipped = Path("recipe.yaml"), Path(__file__).parent / "recipes" / "demo.yaml"
-    chosen = here if here.exists() else shipped
-    print(f"no recipe given: taking {os.path.relpath(chosen)}", file=sys.stderr)
+    chosen = Path(os.path.relpath(here if here.exists() else shipped))
+    print(f"no recipe given: taking {chosen}", file=sys.stderr)
     return chosen
 
 

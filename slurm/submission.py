@@ -53,13 +53,14 @@ class Submission:
         return submission_text(self.job, self.run.path, Path(sys.executable), workdir)
 
 
-def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) -> JobConfig:
-    """The job of defaults < profile < recipe < flags < key=value. Raises ConfigError."""
+def resolve_job(layers: list[tuple[Mapping[str, Any], str]], cluster: Cluster) -> JobConfig:
+    """The job of defaults < profile < recipe < flags < key=value, each with its source. Raises ConfigError."""
     account = environment.account()
     data: dict[str, Any] = {"account": account} if account else {}
-    for layer in (cluster.profile.job, *layers):
+    for layer, source in ((cluster.profile.job, f"profile {cluster.profile.name}"), *layers):
         if not isinstance(layer, Mapping):
             raise ConfigError(f"{source}: job={layer}: a mapping of job settings is expected, as nodes: 2")
+        make_job({"name": "x", **layer}, source)  # alone, so that a mistake is told with its own source
         data = merge(data, layer)
     data["cluster"] = cluster.profile.name
     if "gpus_per_node" not in data:

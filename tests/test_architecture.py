@@ -150,12 +150,13 @@ def test_kind_is_the_word_of_unions_alone() -> None:
 
 
 def test_both_halves_mean_the_same_by_an_exit_code() -> None:
-    assert (cause.DONE, cause.CONTINUE, cause.FENCED, cause.STOPPED, cause.CONFIG) == (
+    assert (cause.DONE, cause.CONTINUE, cause.FENCED, cause.STOPPED, cause.CONFIG, cause.HANG) == (
         exits.DONE,
         exits.CONTINUE,
         exits.FENCED,
         exits.STOPPED,
         exits.CONFIG,
+        exits.HANG,
     )
     assert AGREED == cause.CLEAN
 

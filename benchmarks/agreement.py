@@ -91,8 +91,8 @@ def main(folder: Path, rounds: int) -> None:
     from trainer.star import Star
     from trainer.stop import Stop
 
-    runtime = start(folder, patience=60)
-    stop = Stop(runtime, Star(runtime, 60), LeadTime([]), lambda: None)
+    runtime = start(folder, longest_wait=60)
+    stop = Stop(runtime, Star(runtime), LeadTime([]), lambda: None)
     matrix, gradient = torch.randn(192, 192), torch.zeros(100_000)
     vector = torch.zeros(13, dtype=torch.float64)
 

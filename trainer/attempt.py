@@ -27,7 +27,7 @@ class Attempt:
         self._events = Events(runtime.run_dir, runtime.epoch, runtime.leads)
         self.lead = LeadTime(events.read(runtime.run_dir) if runtime.leads else [])
         self.watchdog = Watchdog(settings.watchdog, runtime, self.lead.step_seconds)
-        self.stop = Stop(runtime, Star(runtime, settings.watchdog.longest), self.lead, self.watchdog.alive)
+        self.stop = Stop(runtime, Star(runtime), self.lead, self.watchdog.alive)
         self._stragglers = Stragglers(runtime.gather(os.uname().nodename))
 
     def together(self, work: Callable[[], T]) -> T:

@@ -151,7 +151,7 @@ class Training:
 
     def build_model(self) -> torch.nn.Module:
         model = build(self.settings.model, self.settings.train.seed)
-        check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator, union-attr, arg-type]
+        check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator]
         return model
 
     def resume(self) -> None:

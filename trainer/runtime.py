@@ -31,6 +31,8 @@ class Runtime:
     """Unix seconds at which the allocation ended when this attempt started."""
     leader_host: str
     """Where rank 0 is, as the others reach it."""
+    patience: float
+    """Seconds after which a peer that says nothing is an error."""
     control: dist.ProcessGroup = field(repr=False)
     """Gloo, apart from the engine's group."""
 
@@ -67,10 +69,10 @@ class Runtime:
         dist.barrier(group=self.control)
 
 
-def start(run_dir: Path, patience: float) -> Runtime:
+def start(run_dir: Path, longest_wait: float) -> Runtime:
     """Join the peers that torch's variables name; without them this process is alone.
 
-    `patience`: the longest that a rank may rightly wait for another one (seconds).
+    `longest_wait`: seconds that a rank may rightly wait for another one.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
@@ -80,14 +82,16 @@ def start(run_dir: Path, patience: float) -> Runtime:
         raise ConfigError(f"WORLD_SIZE={world_size} without MASTER_ADDR: start the ranks with torchrun or launch.py")
     given = os.environ.get("OUTLAST_ATTEMPT")
     record_collectives(run_dir / "logs" / (f"attempt-{int(given):04d}" if given else ""))
-    timeout = timedelta(seconds=patience + BEYOND_THE_WATCHDOG)
+    patience = longest_wait + BEYOND_THE_WATCHDOG
+    timeout = timedelta(seconds=patience)
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     deadline = float(os.environ["OUTLAST_DEADLINE"]) if "OUTLAST_DEADLINE" in os.environ else None
-    runtime = Runtime(rank, world_size, device, run_dir, 0, deadline, os.environ.get("MASTER_ADDR", ""), control)
+    host = os.environ.get("MASTER_ADDR", "")
+    runtime = Runtime(rank, world_size, device, run_dir, 0, deadline, host, patience, control)
     check_devices(runtime.gather((os.uname().nodename, _identity(device))))
     epoch = int(given) if given else runtime.from_leader(claims.claim(run_dir) if rank == 0 else None)
     return replace(runtime, epoch=epoch)

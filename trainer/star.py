@@ -19,21 +19,21 @@ _HELLO_SECONDS = 10.0  # for a stranger who has found the port
 
 
 class Star:
-    def __init__(self, runtime: Runtime, patience: float) -> None:
-        """Collective. `patience`: seconds after which a silent peer is an error."""
+    def __init__(self, runtime: Runtime) -> None:
+        """Collective."""
         secret = secrets.token_bytes(16)
         listener = _listen() if runtime.leads else None
         port, secret = runtime.from_leader(listener and (listener.getsockname()[1], secret))
         self._peers: list[socket.socket] = []
         if listener is not None:
             with listener:
-                self._peers = _accept(listener, secret, runtime.world_size - 1, patience)
+                self._peers = _accept(listener, secret, runtime.world_size - 1, runtime.patience)
         else:
-            wire = socket.create_connection((runtime.leader_host, port), patience)
+            wire = socket.create_connection((runtime.leader_host, port), runtime.patience)
             wire.sendall(_HELLO.pack(secret, runtime.rank))
             self._peers = [wire]
         for peer in self._peers:
-            peer.settimeout(patience)
+            peer.settimeout(runtime.patience)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, message: bytes) -> None:
@@ -47,9 +47,10 @@ class Star:
 
 
 def _listen() -> socket.socket:
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    return socket.create_server(("", 0), family=family, backlog=1024, dualstack_ipv6=both)
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # IPv6 may be switched off all the same
+            return socket.create_server(("", 0), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+    return socket.create_server(("", 0), backlog=1024)
 
 
 def _accept(listener: socket.socket, secret: bytes, count: int, patience: float) -> list[socket.socket]:
@@ -63,6 +64,8 @@ def _accept(listener: socket.socket, secret: bytes, count: int, patience: float)
             said, rank = _HELLO.unpack(_receive(peer, _HELLO.size))
             if secrets.compare_digest(said, secret):
                 found[rank] = peer
+                continue
+        peer.close()
     return [found[rank] for rank in sorted(found)]
 
 

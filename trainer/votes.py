@@ -49,7 +49,8 @@ class Vote(NamedTuple):
 class Agreement(NamedTuple):
     """What all ranks know alike after a vote."""
 
-    index: int
+    choice: int
+    """Index of REASONS."""
     waiting: int
     """Ranks that are not ready; the next two count only when there are none."""
     valid_tokens: int
@@ -62,7 +63,7 @@ class Agreement(NamedTuple):
     @property
     def reason(self) -> str | None:
         """Why to stop; None: go on."""
-        return REASONS[self.index]
+        return REASONS[self.choice]
 
     @property
     def may_save(self) -> bool:

@@ -34,7 +34,7 @@ def assemble(checkpoint: Path) -> dict[str, np.ndarray]:
 
 def main(config_path: Path, checkpoint: Path) -> None:
     settings = config.read(config_path)
-    training = Training(settings, Attempt(settings, start(config_path.parent, patience=60)))
+    training = Training(settings, Attempt(settings, start(config_path.parent, longest_wait=60)))
     training.set_up()
     expected = assemble(checkpoint)
     held = 0

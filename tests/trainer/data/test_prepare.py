@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,7 @@ def test_other_tokenizer_is_other_data(tmp_path: Path, tokenizer: str) -> None:
 
 RACE = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from trainer.config import Data
 from trainer.data.prepare import prepare
@@ -221,3 +224,57 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path, token
 def test_no_file_is_writable_by_others(tmp_path: Path) -> None:
     prepared = prepare_texts(tmp_path)
     assert all(not entry.stat().st_mode & 0o022 for entry in [prepared.folder, *prepared.folder.iterdir()])
+
+
+# --- breaking off ---------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(call: int) -> Callable[[], None]:
+    calls = itertools.count(1)
+
+    def between() -> None:
+        if next(calls) == call:
+            raise Stopped
+
+    return between
+
+
+def test_what_was_broken_off_is_continued_and_comes_out_the_same(tmp_path: Path) -> None:
+    rows: list[Any] = [*texts(2500), b"not json\n"[:-1], *texts(700)]
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    data = Data(train=[write_rows(tmp_path / "train.jsonl", rows)], seq_len=16, max_rejects=0.5)
+    whole = prepare(data, tokenizer, tmp_path / "whole", "train", say=lambda _: None)
+    said: list[str] = []
+    stops = 0
+    for call in range(1, 40):
+        try:
+            cut = prepare(data, tokenizer, tmp_path / "cut", "train", said.append, stop_at(call))
+        except Stopped:
+            stops += 1
+            continue
+        break
+    assert stops > 8 and any("goes on after row 2,048" in text for text in said)
+    assert any("goes on after row 3,201" in text for text in said)  # broken off while the sources were read again
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [whole.folder.name]
+    assert {file.name: file.read_bytes() for file in cut.folder.iterdir()} == {
+        file.name: file.read_bytes() for file in whole.folder.iterdir()
+    }
+
+
+def test_a_mistake_leaves_nothing_to_continue(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    source = tmp_path / "train.jsonl"
+    data = Data(train=[write_rows(source, texts(1500))], seq_len=16)
+    calls = itertools.count(1)
+
+    def grow() -> None:
+        if next(calls) == 5:  # before the second chunk
+            write_rows(source, texts(1600))
+
+    with pytest.raises(ConfigError, match="changed while being read"):
+        prepare(data, tokenizer, tmp_path / "cache", "train", lambda _: None, grow)
+    assert list((tmp_path / "cache").iterdir()) == []

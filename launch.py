@@ -243,7 +243,7 @@ def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | 
         return submission.with_code(submission.Submission(settings, where, run, None), Path.cwd())
     fork = {"fork": str(submission.fork_copy(run, checkpoint))} if checkpoint else {}
     tree = {**recipes.overridden(tree, training), "name": run.name, **fork}
-    config = recipes.checked(tree, settings.world_size, source)
+    config = recipes.checked(tree, run.path, settings.world_size, source)
     ready = submission.Submission(settings, where, run, None, fork=checkpoint)
     return submission.with_config(ready, config.text, config.batch, config.folders)
 

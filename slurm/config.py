@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,10 +123,23 @@ def make_job(data: Mapping[str, Any], source: str) -> JobConfig:
     """A user's words as a checked job. Raises ConfigError."""
     job = convert(data, JobConfig, source)
     refuse_secrets(job, source)
-    for path in job.binds if "{binds}" in " ".join(job.rank_command) else []:
-        if re.search(r"[:,]", path):
-            raise ConfigError(f"{source}: binds: {path}: a folder with a colon or a comma cannot be bound: rename it")
+    check_binds(job)
     return job
+
+
+def check_binds(job: JobConfig) -> None:
+    """Folders go to the rank command as host:host,... Raises ConfigError."""
+    bound = job.binds if "{binds}" in " ".join(job.rank_command) else []
+    for path in (path for path in bound if re.search(r"[:,]", path)):
+        raise ConfigError(f"{path}: a folder with a colon or a comma cannot be bound by a rank command: rename it")
+
+
+def check_launcher(job: JobConfig) -> None:
+    """For a job that starts from here: an agent's package must be in this Python, if it is the ranks'. Raises
+    ConfigError."""
+    package = {"torchrun": "torch", "deepspeed": "deepspeed"}.get(job.launcher)
+    if package and job.python == sys.executable and not job.srun_args and find_spec(package) is None:
+        raise ConfigError(f"--launcher {job.launcher}: {sys.executable} has no {package}: install it, or take another")
 
 
 def refuse_secrets(job: JobConfig, source: str) -> None:

@@ -13,7 +13,7 @@ from durable import write_atomic
 from settings import ConfigError, dump_yaml, merge, read_yaml, to_plain
 from slurm import cluster as clusters
 from slurm import commands, environment, launches, snapshot
-from slurm.config import make_job
+from slurm.config import check_launcher, make_job
 from slurm.environment import without_job
 from slurm.logs import follow
 from slurm.rundir import RunDir
@@ -113,8 +113,9 @@ def reopen(run: RunDir, changes: Mapping[str, Any], cluster: str, dry_run: bool 
 
 
 def rewrite(submission: Submission, update_code: bool) -> None:
-    """The run's files as it goes on with them."""
+    """The run's files as it goes on with them. Raises ConfigError."""
     run = submission.run
+    check_launcher(submission.job)
     if update_code:
         snapshot.copy_ours(run.path)
     if submission.config_text is not None:

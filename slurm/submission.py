@@ -22,7 +22,7 @@ from settings import ConfigError, dump_yaml, merge, override, to_plain
 from slurm import cluster as clusters
 from slurm import commands, environment, launches, refusals, snapshot
 from slurm.cluster import Cluster
-from slurm.config import JobConfig, make_job
+from slurm.config import JobConfig, check_binds, check_launcher, make_job
 from slurm.errors import CommandFailed, ControllerAway
 from slurm.launches import Launch
 from slurm.rundir import RunDir
@@ -120,7 +120,10 @@ def with_config(submission: Submission, text: str, batch: str, folders: list[str
     """With the trainer's config, as the trainer's half has checked it, and the folders that its ranks must see."""
     job = submission.job
     if job.rank_command:
-        job = replace(job, binds=list(dict.fromkeys([*job.binds, *folders])))
+        # Also another run's checkpoint: what this run keeps of it may be a link.
+        fork = [str(submission.fork)] if submission.fork else []
+        job = replace(job, binds=list(dict.fromkeys([*job.binds, *folders, *fork])))
+        check_binds(job)
     return dataclasses.replace(submission, job=job, config_text=text, batch=batch)
 
 
@@ -157,6 +160,7 @@ def write_run_dir(submission: Submission) -> None:
     """Everything that the run is, in its folder, before anything is queued: whole, or not there. Raises ConfigError."""
     run, job = submission.run, submission.job
     check_folder(run.path)
+    check_launcher(job)
     if run.path.exists():  # also an empty one: a refused submission removes its folder again
         raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir")
     if job.share:

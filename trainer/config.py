@@ -166,6 +166,11 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
     return config
 
 
+def cache_folder(data: Data, run_dir: Path) -> Path:
+    """Where a run's prepared data lies: runs share it, since its folders are named by content."""
+    return Path(data.cache) if data.cache else run_dir.parent / ".prepared"
+
+
 def check_files(config: TrainConfig, source: str) -> None:
     """Every file and folder that the config names exists. Raises ConfigError."""
     for key, paths in (("data.train", config.data.train), ("data.evaluation", config.data.evaluation)):

@@ -12,7 +12,7 @@ from settings import ConfigError, dump_yaml, merge, override, read_yaml, to_plai
 from trainer import claims, config
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, cache_folder
 from trainer.plan import batch_layout
 
 
@@ -25,7 +25,7 @@ class Ready:
     batch: str
     """How the ranks share a global batch, as an equation."""
     folders: list[str]
-    """Folders that the ranks must see: of the data, the model, the tokenizer."""
+    """Folders that the ranks must see: of the data, the model, the tokenizer, and where links in there lead."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -41,12 +41,12 @@ def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
     return merge(tree, config.absolute_paths(spoken, Path.cwd()))
 
 
-def checked(tree: dict[str, Any], world_size: int, source: str) -> Ready:
-    """The complete config of a tree. Raises ConfigError with one line for the first mistake."""
+def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str) -> Ready:
+    """The complete config of a run's tree. Raises ConfigError with one line for the first mistake."""
     settings = config.resolve(tree, source)
     config.check_files(settings, source)
     layout = batch_layout(settings.train, world_size)
-    return Ready(dump_yaml(to_plain(settings)), str(layout), _folders(settings))
+    return Ready(dump_yaml(to_plain(settings)), str(layout), _folders(settings, run_dir))
 
 
 def changed(run_dir: Path, assignments: Iterable[str], world_size: int) -> Ready:
@@ -60,7 +60,7 @@ def changed(run_dir: Path, assignments: Iterable[str], world_size: int) -> Ready
             f"{key} was {before} and would be {after}: that is another run: start it with --fork {run_dir.name} "
             f"{key}={after}"
         )
-    return checked({**new, "name": old["name"]}, world_size, str(path))
+    return checked({**new, "name": old["name"]}, run_dir, world_size, str(path))
 
 
 def checkpoint_to_fork(run_dir: Path, step: int | None) -> Path:
@@ -78,11 +78,13 @@ def checkpoint_to_fork(run_dir: Path, step: int | None) -> Path:
     return path
 
 
-def _folders(settings: TrainConfig) -> list[str]:
-    files = [*settings.data.train, *settings.data.evaluation]
-    others = [settings.model.path, settings.model.tokenizer, settings.data.cache, settings.fork]
-    found = {str(Path(file).parent) for file in files} | {folder for folder in others if folder}
-    return sorted(found)
+def _folders(settings: TrainConfig, run_dir: Path) -> list[str]:
+    models = [Path(folder) for folder in (settings.model.path, settings.model.tokenizer) if folder]
+    files = [Path(file) for file in (*settings.data.train, *settings.data.evaluation)]
+    files += [file for folder in models for file in folder.iterdir()]  # in a Hugging Face cache these are links
+    found = {parent for file in files for parent in (file.parent, file.resolve().parent)}
+    found |= {*models, cache_folder(settings.data, run_dir), *([Path(settings.fork)] if settings.fork else [])}
+    return sorted(map(str, found))
 
 
 def forked(checkpoint: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from slurm.rundir import RunDir
 from slurm.step import read_exits
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
 from tests.cluster.training import end_soon, history, reaches, sha256, write_recipe
+from tests.launchers import AGENTS, DEEPSPEED, LAUNCHERS
 from tests.waiting import wait_until
 
 STEPS = "train.steps=200"  # at least 12 s at four ranks, so that a time limit 7 s away cuts
@@ -60,7 +61,7 @@ def usr1_to_the_ranks(pocket: Pocket, run: RunDir) -> None:
     [
         ("srun", time_limit, "timeout"),
         ("torchrun", users_stop, "stop"),
-        ("deepspeed", term_to_the_supervisor, "signal"),
+        pytest.param("deepspeed", term_to_the_supervisor, "signal", marks=DEEPSPEED.marks),
         ("fork", usr1_to_the_ranks, "signal"),
     ],
 )
@@ -98,7 +99,7 @@ if attempt == "1":
 """
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", AGENTS)
 def test_an_agents_ranks_hear_and_their_ends_are_told(launch: Launch, pocket: Pocket, launcher: str) -> None:
     """TERM to the supervisor; kill -9 of a rank; the stop file: each ends an attempt of its own run."""
     words = ["--nodes", "2", "--gpus", "2", "--launcher", launcher]
@@ -146,7 +147,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("launcher", ["srun", "torchrun", "deepspeed", "fork"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_plain_ddp_script(launch: Launch, tmp_path: Path, launcher: str) -> None:
     (tmp_path / "ddp.py").write_text(DDP)
     words = ["--nodes", "2", "--gpus", "2", "--launcher", launcher]
@@ -158,7 +159,7 @@ def test_a_plain_ddp_script(launch: Launch, tmp_path: Path, launcher: str) -> No
     assert len(said) == 1 and said.pop().startswith("weights") and logs[0].endswith(" sum 2\n"), logs
 
 
-@pytest.mark.parametrize("launcher", ["srun", "torchrun", "deepspeed", "fork"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_bash_script(launch: Launch, tmp_path: Path, launcher: str) -> None:
     script = 'set -u\necho "rank $RANK of $WORLD_SIZE on $(uname -n): $1"\n[[ $OUTLAST_ATTEMPT == 2 ]] || exit 75\n'
     (tmp_path / "run.sh").write_text(script)

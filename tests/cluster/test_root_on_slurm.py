@@ -83,8 +83,7 @@ def test_a_command_in_another_root(launch: Launch, tmp_path: Path, rank_command:
 def test_a_training_in_another_root(launch: Launch, pocket: Pocket, tmp_path: Path, rank_command: list[str]) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir()
-    binds = f"job.binds=[{folder}, {tmp_path / 'runs' / '.prepared'}]"
-    words = ["--nodes", "2", "--gpus", "2", "--launcher", "fork", "--continue-by", "requeue", *rank_command, binds]
+    words = ["--nodes", "2", "--gpus", "2", "--launcher", "fork", "--continue-by", "requeue", *rank_command]
     run = launch(*words, str(write_recipe(folder)), "train.steps=200")
     reaches(run, 1, 3)
     end_soon(pocket, job_of(run), 7)

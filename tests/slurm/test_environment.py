@@ -108,5 +108,5 @@ def test_what_only_looks_like_a_secret_is_taken() -> None:
 
 def test_a_folder_that_no_runtime_could_bind() -> None:
     make_job({"name": "x", "binds": ["/a:b"]}, "sft.yaml")
-    with pytest.raises(ConfigError, match="binds: /a:b: a folder with a colon or a comma cannot be bound"):
+    with pytest.raises(ConfigError, match="^/a:b: a folder with a colon or a comma cannot be bound"):
         make_job({"name": "x", "binds": ["/a:b"], "rank_command": ["run", "--bind={binds}"]}, "sft.yaml")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from slurm.rundir import RunDir
+from tests.launchers import LAUNCHERS
 from tests.slurm.conftest import ROOT, Start, causes
 
-LAUNCHERS = ("srun", "torchrun", "deepspeed", "fork")
 OURS = ("slurm", "settings", "durable", "trainer", "launch", "envs")
 
 # A user's program whose modules are called as ours. Which files does it get?

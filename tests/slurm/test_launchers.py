@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from slurm import agents, below, hostfile
+from settings import ConfigError
+from slurm import agents, below, config, hostfile
+from slurm.config import JobConfig
 from slurm.rendezvous import Rendezvous
 from slurm.rundir import RunDir
-from slurm.step import enter, read_exits
+from slurm.step import Step, enter, read_exits, srun_argv
+from tests.launchers import AGENTS
 from tests.slurm.conftest import Start, causes, gone
 from tests.waiting import wait_until
 
@@ -29,7 +35,6 @@ while not heard:
     time.sleep(0.05)
 sys.exit(75)
 """
-AGENTS = ("torchrun", "deepspeed")
 # A wrapper that does not exec: bash stays, and would die of a signal without passing it on.
 WRAPPER = ["bash", "-c", '"$@"; exit $?', "wrapper"]
 
@@ -138,3 +143,23 @@ def test_deepspeeds_launcher_shows_its_ranks_the_devices_of_the_node(
         agents.base64.urlsafe_b64decode(argv[argv.index("deepspeed.launcher.launch") + 2].partition("=")[2])
     )
     assert world == {"n1": [0, 1], "n2": ids}
+
+
+def test_where_the_shims_start() -> None:
+    """Above a rank command on the Python of the host; without one where the ranks are, as under pyxis."""
+    step = Step("/run", 1, "srun", 2, 4, ("train",), python="/opt/python3")
+    argv = srun_argv(step, 8, ["--container-image=my.sif"])
+    assert argv[argv.index("--container-image=my.sif") + 1] == "/opt/python3"
+    assert {"--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=8", "--gpu-bind=none"} <= set(argv)
+    argv = srun_argv(replace(step, launcher="deepspeed", prefix=("enter", "it")), 8)
+    assert argv[argv.index("--export=ALL") + 1 :][:2] == ["--cpus-per-task=32", sys.executable]
+
+
+@pytest.mark.parametrize(("launcher", "package"), [("torchrun", "torch"), ("deepspeed", "deepspeed")])
+def test_an_agent_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, launcher: str, package: str) -> None:
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    job: Any = {"name": "x", "launcher": launcher}
+    with pytest.raises(ConfigError, match=f"--launcher {launcher}: {sys.executable} has no {package}: install it"):
+        config.check_launcher(JobConfig(**job))
+    for elsewhere in ({"rank_python": "/opt/python3"}, {"rank_command": ["enter"]}, {"srun_args": ["--x"]}):
+        config.check_launcher(JobConfig(**job, **elsewhere))  # nobody can look there from here

@@ -205,16 +205,16 @@ class Training:
             while True:
                 # 1. What all ranks agreed on while the last step ran: go on, the next batch's tokens, its samples.
                 agreement = self.hear(ballot)
-                if agreement.reason is None and self.pause_due():
-                    # The last step is settled before anything builds on it.
-                    self.hear(self.cast())
+                at_end = progress.step == self.total  # a stop that comes now has nothing left to stop
+                if at_end or agreement.reason is None and (self.evaluation_due() or self.save_due()):
+                    self.hear(self.cast())  # the last step is settled before anything builds on it
                     # 2. An evaluation that is due. It is broken off by a stop, and then made after the resume.
                     if self.evaluation_due() and (broken_off := self.evaluate()):
                         return self.leave(broken_off)
                     # 3. A save that is due, after the evaluation: no resume from it makes that again.
                     if self.save_due() and self.save():
                         self.clean_up()
-                    if progress.step == self.total:
+                    if at_end:
                         return self.end()
                     # A stop that came meanwhile is heard before another step.
                     agreement = self.hear(self.cast())
@@ -275,9 +275,6 @@ class Training:
         sample = {"tokens": done.valid_tokens, "hash": done.hash}
         self.attempt.tell("step", done.step, text, **values, **sample, seconds=done.seconds)
         self.board.add(done.step, **values, tokens_per_second=rate)
-
-    def pause_due(self) -> bool:
-        return self.evaluation_due() or self.save_due() or self.progress.step == self.total
 
     def evaluation_due(self) -> bool:
         every, step = self.settings.evaluation.every, self.progress.step

@@ -12,6 +12,7 @@ import pytest
 
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
+from trainer.runtime import record_collectives
 from trainer.stragglers import WINDOW, Stragglers
 from trainer.watchdog import ranks_behind
 
@@ -106,11 +107,27 @@ def test_who_is_behind() -> None:
     assert ranks_behind({0: {"default": 7}, 1: {"default": 7}}) == []
 
 
+def test_nccls_own_watchdog_writes_into_the_attempts_logs_unless_the_user_said_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("TORCH_NCCL_", "TORCH_FR_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "10")
+    record_collectives(tmp_path)
+    assert os.environ.pop("TORCH_FR_DUMP_TEMP_FILE") == f"{tmp_path}/nccl-rank-"
+    assert os.environ["TORCH_FR_BUFFER_SIZE"] == "10" and os.environ.pop("TORCH_NCCL_DUMP_ON_TIMEOUT") == "1"
+    monkeypatch.setenv("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "/mine")
+    record_collectives(tmp_path)
+    assert "TORCH_FR_DUMP_TEMP_FILE" not in os.environ
+    del os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"]
+
+
 # --- slow ranks -----------------------------------------------------------------------------------------
 
 
-def test_a_slow_rank_is_named_with_its_node(new_run: NewRun) -> None:
-    run = new_run("run", **SHAPE)
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_slow_rank_is_named_with_its_node(new_run: NewRun, engine: str) -> None:
+    run = new_run("run", **SHAPE, engine={"kind": engine})
     run.start_with_fault(3, "attention", 1, "0.01")  # twice a step
     wait_until(lambda: run.events("straggler"), run.log(), seconds=180)
     run.signal(signal.SIGTERM)

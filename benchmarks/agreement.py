@@ -17,7 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+
+from benchmarks.rows import Row
 
 ROOT = Path(__file__).parent.parent
 CORES = 2
@@ -27,7 +28,7 @@ GOALS = {2: 1.0, 4: 2.0}  # percent of a step, by the number of ranks
 NONE, OURS, GLOO = "none", "votes", "all_reduce"
 
 
-def measure(quick: bool) -> list[dict[str, Any]]:
+def measure(quick: bool) -> list[Row]:
     """Rows for 2 and 4 ranks on two cores."""
     rounds = 5 if quick else 30
     rows = []
@@ -37,17 +38,16 @@ def measure(quick: bool) -> list[dict[str, Any]]:
             base = found[NONE][clock]
             ours, gloo = (100 * (found[arm][clock] - base) / STEP_SECONDS for arm in (OURS, GLOO))
             rows.append(
-                {
-                    "name": f"agreement at {world} ranks on {CORES} cores, {clock}",
-                    "unit": "% of a 50 ms step",
-                    "outlast": round(ours, 2),
-                    "peer_name": "gloo all_reduce",
-                    "peer": round(gloo, 2),
-                    "limit": None,
-                    "ratio": round(gloo / ours, 1) if ours > 0 else None,
-                    "goal": f"under {goal:g}" if clock == "cpu" else "",
-                    "met": ours < goal if clock == "cpu" else None,
-                }
+                Row(
+                    f"agreement at {world} ranks on {CORES} cores, {clock}",
+                    "% of a 50 ms step",
+                    ours,
+                    "gloo all_reduce",
+                    gloo,
+                    ratio=gloo / ours if ours > 0 else None,
+                    goal=f"under {goal:g}" if clock == "cpu" else "",
+                    met=ours < goal if clock == "cpu" else None,
+                )
             )
     return rows
 

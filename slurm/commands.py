@@ -197,8 +197,9 @@ def requeue(job_id: str) -> None:
     run(["scontrol", "requeue", job_id])
 
 
-def rename(job_id: str, name: str) -> None:
-    run(["scontrol", "update", f"JobId={job_id}", f"JobName={name}"])
+def update(job_id: str, **fields: str) -> None:
+    """Change a job that waits or runs; what its owner may change differs from site to site."""
+    run(["scontrol", "update", f"JobId={job_id}", *(f"{key}={value}" for key, value in fields.items())])
 
 
 @dataclass(frozen=True)

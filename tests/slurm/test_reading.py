@@ -24,7 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     run.path.mkdir(parents=True)
     (run.path / "job.yaml").touch()
     run.record_job("812", None)
-    run.claim("812", 0)
+    run.claim("812", 0, after=0)
     run.attempt_dir(1).mkdir(parents=True)
     for rank, code, signal, time in ((0, None, 9, 2.0), (1, 1, None, 3.0), (2, 1, None, 4.0)):
         logs.rank_log(run, 1, rank).write_text(f"words of rank {rank}\n")
@@ -49,7 +49,7 @@ def test_logs_are_followed_over_attempts_until_the_run_is_over(run: RunDir) -> N
         file.write("whole\ntorn")
     run.attempt_dir(2).mkdir()
     logs.rank_log(run, 2, 0).write_text("second\n")
-    run.claim("813", 0)
+    run.claim("813", 0, after=1)
     run.write_done("test")
     follower.join(30)
     assert seen == ["words of rank 0", "whole", "torn", "== attempt 2", "second"]

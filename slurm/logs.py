@@ -13,10 +13,31 @@ from slurm.rundir import RunDir
 from slurm.step import read_exits
 
 LAST_LINES = 40
+LAST_WORDS = 12  # lines of a rank that a message carries
 
 
 def rank_log(run: RunDir, epoch: int, rank: int) -> Path:
     return run.attempt_dir(epoch) / f"rank-{rank:04d}.log"
+
+
+def job_log(run: RunDir, job_id: str | None) -> Path:
+    """The supervisor's and srun's words."""
+    return run.logs / f"job-{job_id}.log"
+
+
+def srun_words(log: Path, start: int) -> str:
+    """Why srun could not start a step: its first error in a job's log after byte `start`."""
+    with suppress(OSError), open(log, errors="replace") as file:
+        file.seek(start)
+        return next(
+            (line.removeprefix("srun: error: ").strip() for line in file if line.startswith("srun: error:")), ""
+        )
+    return ""
+
+
+def last_words(run: RunDir, epoch: int) -> list[str]:
+    """The last lines of the rank that failed first, each cut to a length that a terminal bears."""
+    return [line[:300] for line in (as_json(run, attempt=epoch)["lines"] or [])[-LAST_WORDS:]]
 
 
 def first_failure(run: RunDir, epoch: int) -> int:

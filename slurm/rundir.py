@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,9 @@ class RunDir:
         """For a foreign command; the trainer writes its own DONE."""
         write_atomic(self.path / "DONE", json.dumps({"reason": reason, "time": time.time()}) + "\n")
 
-    def cancel(self, cause: str, reason: str) -> None:
-        record = {"cause": cause, "reason": reason, "time": time.time()}
+    def cancel(self, cause: str, reason: str, lines: Sequence[str] = ()) -> None:
+        """`lines`: of a log, that tell more than the reason."""
+        record = {"cause": cause, "reason": reason, "time": time.time(), "lines": list(lines)}
         write_atomic(self.path / "CANCELLED", json.dumps(record) + "\n")
 
     # --- who owns it ---
@@ -188,9 +190,12 @@ class RunDir:
     def record_attempt(self, record: dict[str, Any]) -> None:
         append_line(self.path / "attempts.jsonl", record, sync=True)
 
-    def note_fallback(self, words: str) -> None:
-        """The run could not go on in the way that was asked for: what was done instead, for `status`."""
-        write_atomic(self.path / "fallback", words + "\n")
+    def note_fallback(self, words: str | None) -> None:
+        """What was done where the run could not go on in the way that was asked for, for `status`; None: it could."""
+        if words is None:
+            (self.path / "fallback").unlink(missing_ok=True)
+        else:
+            write_atomic(self.path / "fallback", words + "\n")
 
     def fallback(self) -> str | None:
         try:

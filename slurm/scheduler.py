@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from slurm import commands, nodelist
+from slurm.cause import bad_nodes
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
 from slurm.environment import Allocation
@@ -51,7 +52,7 @@ class Slurm:
         self.restart_count = allocation.restart_count
         self._id = allocation.job_id
         self._hosts = nodelist.expand(allocation.nodelist)
-        self._queued = False
+        self._successor: str | None = None
 
     def hosts(self) -> list[str]:
         return self._hosts
@@ -76,18 +77,19 @@ class Slurm:
         return next((job.job_id for job in jobs if job.after == self._id and job.state == "PENDING"), None)
 
     def queue_successor(self) -> str | None:
-        return self._queue_successor() if self.job.chained and not self._queued else None
+        return self._queue_successor() if self.job.chained and self._successor is None else None
 
     def _queue_successor(self) -> str:
         waiting = self.successor()
         job_id = waiting or commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
-        self._queued = True
+        self._successor = job_id
         if all(record["job"] != job_id for record in self.run.jobs()):
             self.run.record_job(job_id, after=self._id)
         # Until here Slurm's own requeue would have gone on after the loss of our node. From here on it would only make
         # the successor wait; where a site forbids this, it does.
         with suppress(CommandFailed):
             commands.update(self._id, Requeue="0")
+        self.avoid_bad_nodes(job_id)
         return f"job {job_id} waits to go on after this one{' already' if waiting else ''}"
 
     def take_name(self, facts: JobFacts | None) -> None:
@@ -107,16 +109,19 @@ class Slurm:
             return "nobody goes on (--continue-by none)"
         ways = [self._by_successor, self._by_requeue] if self.job.chained else [self._by_requeue, self._by_successor]
         try:
-            return ways[0]()
+            said, fallback = ways[0](), None
         except CommandFailed as error:
-            refused = str(error)
-        said = f"{ways[1]()}, since it could not be done as asked for: {refused}"
-        self.run.note_fallback(said)
+            asked = "a successor" if self.job.chained else "the requeue"
+            said = fallback = f"{ways[1]()}, since {asked} was refused: {error}"
+        self.run.note_fallback(fallback)
         return said
 
     def _by_successor(self) -> str:
         """One queued at the very end hears from Slurm whether its user cancelled us: it never revives a run."""
-        return "the successor goes on" if self._queued else self._queue_successor()
+        if self._successor is None:
+            return self._queue_successor()
+        self.avoid_bad_nodes(self._successor)
+        return f"job {self._successor} goes on"
 
     def _by_requeue(self) -> str:
         """It revives even a job that its user has cancelled: only one that surely was not is sent back."""
@@ -128,7 +133,21 @@ class Slurm:
         if facts.state != "RUNNING" and facts.reason != "TimeLimit":
             raise CommandFailed(f"job {self._id} is {facts.state} already")
         commands.requeue(self._id)
+        self.avoid_bad_nodes(self._id)  # Slurm ends us soon, but not at once
         return "this job starts again"
+
+    def avoid_bad_nodes(self, job_id: str) -> None:
+        """Of a job that waits. Where too few nodes would be left, or the site refuses, it starts wherever it can."""
+        bad = bad_nodes(self.run.attempts(), time.time()) if self.job.exclude_bad_nodes else []
+        if not bad:
+            return
+        nodes = ",".join(filter(None, [self.job.exclude, *bad]))
+        try:
+            commands.check_fits_without(self.run.script, nodes)
+            commands.update(job_id, ExcNodeList=nodes)
+            print(f"outlast: job {job_id} keeps away from {nodes}: attempts failed there", flush=True)
+        except CommandFailed as error:
+            print(f"outlast: job {job_id} cannot keep away from {nodes}: {error}", flush=True)
 
 
 class Here(Slurm):

@@ -10,17 +10,20 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from durable import write_atomic
 from settings import ConfigError
 from slurm import commands, environment
 from slurm.attempt import Attempt, describe
-from slurm.cause import Decision, Next, decide, predecessor_cause
+from slurm.cause import Decision, Next, decide, predecessor_cause, scheduler_cause
 from slurm.config import JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
-from slurm.exits import CONFIG, STOPPED
+from slurm.exits import CONFIG, NO_PROGRESS, STOPPED
+from slurm.logs import last_words
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Here, Local, Scheduler, Slurm
-from slurm.shim import WAITED
+from slurm.shim import STOP_SIGNALS, WAITED
 
 # Ranks that start anew in what is left of an allocation need time to load and to train.
 WORTH_A_RESTART = 30.0  # seconds
@@ -44,7 +47,8 @@ class Supervisor:
             self.queue_successor()
             step, launcher = self.run.committed_step(), self.job.launcher
             say(f"attempt {claim.epoch} starts at step {step}: {self.job.layout}, {launcher}")
-            attempt = Attempt(self.run, self.job, self.scheduler, claim, self.cancel_run, self.queue_successor)
+            seen = self.cancel_run, self.queue_successor
+            attempt = Attempt(self.run, self.job, self.scheduler, claim, *seen, self.budget_ends())
             record = attempt.execute()
             self.run.record_attempt(record)
             say(describe(record))
@@ -52,7 +56,7 @@ class Supervisor:
             if code is not None:
                 return code
             claim = None if self.user_ended() else self.claim()
-        return 0
+        return STOPPED if self.run.cancelled else 0
 
     def claim(self) -> Claim | None:
         """The attempt after the one that we know, so that nobody's claim between the two is overrun."""
@@ -150,7 +154,9 @@ class Supervisor:
                 lost = {"attempt": epoch, "job_id": claim.job_id, "restart_count": claim.restart_count}
                 times = {"start": claim.time, "end": max(claim.time, self.last_sign(epoch)), "exits": {}, "hosts": []}
                 steps = {"first_step": resumed, "committed_step": self.run.committed_step()}
-                self.run.record_attempt({**lost, **times, **steps, "cause": cause, "reason": "its batch host was lost"})
+                end = {"cause": cause, "reason": "its batch host was lost"}
+                host = claim.host if cause == "node_failure" else None
+                self.run.record_attempt({**lost, **times, **steps, **end, "failed_on": host})
 
     def last_sign(self, epoch: int) -> float:
         """Unix time at which an attempt last wrote into its logs."""
@@ -176,10 +182,24 @@ class Supervisor:
             case Next.FINISH | Next.STOP:
                 self.end(decision)
                 return decision.code
-            case Next.HERE if deadline is None or deadline - time.time() > WORTH_A_RESTART:
-                say("new ranks start in this allocation")
-                return None
+            case Next.HERE if deadline is None or deadline - time.time() > WORTH_A_RESTART + decision.delay:
+                if not self.lost_while_waiting(decision.delay):
+                    return None
         return self.hand_over()
+
+    def lost_while_waiting(self, seconds: float) -> bool:
+        """Whether Slurm takes the nodes before new ranks start on them. A signal ends the wait."""
+        say(f"new ranks start in this allocation{f' in {seconds:.0f} s' * (seconds > 0)}")
+        info = signal.sigtimedwait(STOP_SIGNALS, seconds)
+        if info is None:
+            return False
+        if info.si_signo == signal.SIGINT:
+            write_atomic(self.run.stop_file, "Ctrl-C\n")
+            return False
+        cause = scheduler_cause(self.scheduler.facts(), self.scheduler.restart_count)
+        if cause == "cancel":
+            self.cancel_run("scancel")
+        return cause not in (None, "cancel")
 
     def hand_over(self) -> int | None:
         """Our last act in Slurm. Returns the batch job's exit code, or None: it is this process that goes on."""
@@ -196,12 +216,24 @@ class Supervisor:
         return 1
 
     def decide(self) -> Decision:
-        """By the attempts since the run was last resumed by its user, but for those that have fenced us."""
+        foreign = self.job.command is not None
+        limits = self.job.max_attempts, self.gpu_hours(), self.job.max_gpu_hours
+        return decide(self.attempts(), *limits, steps_known=not foreign)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Those since the run was last resumed by its user, but for those that have fenced us."""
         known = range(self.run.resumed_after() + 1, self.epoch + 1)
-        attempts = [record for record in self.run.attempts() if record["attempt"] in known]
-        seconds: float = sum(record["end"] - record["start"] for record in attempts)
-        hours, foreign = seconds / 3600 * self.job.world_size, self.job.command is not None
-        return decide(attempts, self.job.max_attempts, hours, self.job.max_gpu_hours, steps_known=not foreign)
+        return [record for record in self.run.attempts() if record["attempt"] in known]
+
+    def gpu_hours(self) -> float:
+        seconds: float = sum(record["end"] - record["start"] for record in self.attempts())
+        return seconds / 3600 * self.job.world_size
+
+    def budget_ends(self) -> float | None:
+        """Unix seconds at which the user's GPU-hours are used up, when ranks start now."""
+        if self.job.max_gpu_hours is None:
+            return None
+        return time.time() + (self.job.max_gpu_hours - self.gpu_hours()) * 3600 / self.job.world_size
 
     def end(self, decision: Decision) -> None:
         """The run is done, or ends unfinished: `resume` lifts that."""
@@ -210,9 +242,11 @@ class Supervisor:
                 self.run.write_done("the command ended with exit code 0")
             said = "done"
         else:
+            lines = last_words(self.run, self.epoch) if decision.code == NO_PROGRESS else []
             if not self.run.over:
-                self.run.cancel(decision.cause or self.run.attempts()[-1]["cause"], decision.reason)
-            said = f"the run ends unfinished at step {self.run.committed_step()}: {decision.reason}"
+                self.run.cancel(decision.cause or self.run.attempts()[-1]["cause"], decision.reason, lines)
+            ends = f"the run ends unfinished at step {self.run.committed_step()}: {decision.reason}"
+            said = "\n".join([ends, *lines])
         self.cancel_successor()
         self.run.stop_file.unlink(missing_ok=True)
         say(said)

@@ -70,7 +70,7 @@ class StopFile:
 
 
 def _fresh() -> dict[str, Any]:
-    return {"claims": {}, "attempts": [], "jobs": [], "commits": []}
+    return {"claims": {}, "attempts": [], "jobs": [], "commits": [], "fallbacks": 0}
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class MemoryRun(RunDir):
     def cancel(self, cause: str, reason: str, lines: Any = ()) -> None:
         self._write(lambda: self.memory.update(cancelled={"cause": cause, "reason": reason}))
 
-    def note_fallback(self, words: str) -> None:
-        self._write(lambda: self.memory.update(fallback=words))
+    def note_fallback(self, words: str | None) -> None:
+        self.memory["fallbacks"] += words is not None
 
     def claim(self, job_id: str | None, restart_count: int, after: int) -> Claim | None:
         self.sim.moment()
@@ -388,6 +388,8 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> Callable[[Simulation], None]:
     monkeypatch.setattr(supervisor, "Attempt", SimulatedAttempt)
     monkeypatch.setattr(supervisor, "say", lambda text: None)
     monkeypatch.setattr(supervisor.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(supervisor.signal, "sigtimedwait", lambda signals, seconds: None)
+    monkeypatch.setattr(supervisor, "last_words", lambda run, epoch: [])
 
     def put(sim: Simulation) -> None:
         for name in ("show_job", "jobs_of", "submit", "cancel", "requeue", "update"):

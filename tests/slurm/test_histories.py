@@ -24,9 +24,8 @@ def test_no_run_is_lost_run_twice_or_revived(continue_by: str, outside: Callable
         sim.live()
         seen["done" if sim.run.done else str((sim.run.cancelled or {"cause": "cancelled, unnoted"})["cause"])] += 1
         seen.update(event for event in ("dies", "zombie", "resumes") if any(event in line for line in sim.log))
-        seen["fallback"] += "fallback" in sim.run.memory
-    print(dict(seen))
+        seen["fallback"] += sim.run.memory["fallbacks"] > 0
     # The histories were eventful: the properties were tried, not only never met.
     wanted = ("done", "cancel", "stop", "no progress", "dies", "zombie", "fallback")
-    assert min(seen[what] for what in wanted) > HISTORIES / 250, seen
+    assert min(seen[what] for what in wanted) > HISTORIES / 500, seen
     assert seen["resumes"] < HISTORIES / 4, seen  # of those that died, a supervisor alone or too early

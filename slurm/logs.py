@@ -26,13 +26,14 @@ def job_log(run: RunDir, job_id: str | None) -> Path:
 
 
 def srun_words(log: Path, start: int) -> str:
-    """Why srun could not start a step: its first error in a job's log after byte `start`."""
-    with suppress(OSError), open(log, errors="replace") as file:
-        file.seek(start)
-        return next(
-            (line.removeprefix("srun: error: ").strip() for line in file if line.startswith("srun: error:")), ""
-        )
-    return ""
+    """Why srun could not start a step: its first error, or else its first line, in a job's log after byte `start`."""
+    try:
+        said = log.read_bytes()[start:].decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    words = [line.removeprefix("srun: ") for line in said if line.startswith("srun: ")]
+    errors = [line.removeprefix("error: ") for line in words if line.startswith("error: ")]
+    return [*errors, *words, ""][0]
 
 
 def last_words(run: RunDir, epoch: int) -> list[str]:

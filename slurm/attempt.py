@@ -107,6 +107,7 @@ class Attempt:
             self.cancel_run("scancel")
         elif not (silent and signum == signal.SIGTERM):  # Slurm ends the job then, and the ranks hear it themselves
             self.tell_ranks(cause or f"signal {signum.name}", facts)
+            self.queue_successor()  # ranks that do not leave in time may take us along
 
     def poll(self) -> None:
         self.queue_successor()

@@ -53,16 +53,21 @@ class Slurm:
         self._id = allocation.job_id
         self._hosts = nodelist.expand(allocation.nodelist)
         self._successor: str | None = None
+        self._ending = False
+        """Slurm ends this job for good: nothing but a successor can go on."""
 
     def hosts(self) -> list[str]:
         return self._hosts
 
     def facts(self) -> JobFacts | None:
         try:
-            return commands.show_job(self._id)
+            facts = commands.show_job(self._id)
         except CommandFailed as error:
             print(f"outlast: {error}", flush=True)
             return None
+        if facts is not None:
+            self._ending = facts.state == "COMPLETING" and facts.restarts == self.restart_count
+        return facts
 
     def deadline(self, facts: JobFacts | None) -> float | None:
         return facts.end_time if facts else None
@@ -77,7 +82,8 @@ class Slurm:
         return next((job.job_id for job in jobs if job.after == self._id and job.state == "PENDING"), None)
 
     def queue_successor(self) -> str | None:
-        return self._queue_successor() if self.job.chained and self._successor is None else None
+        wanted = self.job.chained or (self._ending and self.job.continue_by != "none")
+        return self._queue_successor() if wanted and self._successor is None else None
 
     def _queue_successor(self) -> str:
         waiting = self.successor()
@@ -107,11 +113,12 @@ class Slurm:
         """By the way that was asked for, and where that is refused by the other one."""
         if self.job.continue_by == "none":
             return "nobody goes on (--continue-by none)"
-        ways = [self._by_successor, self._by_requeue] if self.job.chained else [self._by_requeue, self._by_successor]
+        chained = self.job.chained or self._successor is not None
+        ways = [self._by_successor, self._by_requeue] if chained else [self._by_requeue, self._by_successor]
         try:
             said, fallback = ways[0](), None
         except CommandFailed as error:
-            asked = "a successor" if self.job.chained else "the requeue"
+            asked = "a successor" if chained else "the requeue"
             said = fallback = f"{ways[1]()}, since {asked} was refused: {error}"
         self.run.note_fallback(fallback)
         return said

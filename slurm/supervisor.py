@@ -34,6 +34,8 @@ class Supervisor:
     def __init__(self, run: RunDir, job: JobConfig, scheduler: Scheduler, after: str | None) -> None:
         self.run, self.job, self.scheduler, self.after = run, job, scheduler, after
         self.epoch = 0
+        self.refusal = ""
+        """Why no successor could be queued; it is tried again at every look, and said when it changes."""
 
     def supervise(self) -> int:
         """Attempts until the run is over, or another job takes it on. Returns the exit code of the batch job."""
@@ -154,7 +156,7 @@ class Supervisor:
                 lost = {"attempt": epoch, "job_id": claim.job_id, "restart_count": claim.restart_count}
                 times = {"start": claim.time, "end": max(claim.time, self.last_sign(epoch)), "exits": {}, "hosts": []}
                 steps = {"first_step": resumed, "committed_step": self.run.committed_step()}
-                end = {"cause": cause, "reason": "its batch host was lost"}
+                end = {"cause": cause, "reason": "its supervisor was killed"}
                 host = claim.host if cause == "node_failure" else None
                 self.run.record_attempt({**lost, **times, **steps, **end, "failed_on": host})
 
@@ -168,7 +170,9 @@ class Supervisor:
             if done:
                 say(done)
         except CommandFailed as error:
-            say(f"no successor could be queued: {error}")
+            if str(error) != self.refusal:
+                say(f"no successor could be queued: {error}")
+            self.refusal = str(error)
 
     # --- at the end of an attempt ---
 

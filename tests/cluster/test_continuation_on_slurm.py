@@ -100,9 +100,9 @@ def test_a_preemption(launch: Launch, pocket: Pocket, continue_by: str, partitio
     pocket.ask("sbatch", "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     over(run, 200)
     assert causes(run) == ["preemption", "done"], job_log(run)
-    told, until = run.stop_word(1).read_text().splitlines()
-    assert told == "preemption" and until.startswith("until ")
-    assert abs(float(until.split()[1]) - run.attempts()[0]["start"]) < 120
+    if deaf:  # others may be gone before the supervisor looks
+        told, until = run.stop_word(1).read_text().splitlines()
+        assert told == "preemption" and 0 < float(until.removeprefix("until ")) - run.attempts()[0]["start"] < 60
     wait_until(lambda: not pocket.jobs(), "nothing to be left in the queue")
 
 

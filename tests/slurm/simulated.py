@@ -304,6 +304,12 @@ class Simulation:
 
     def claimed(self, epoch: int) -> None:
         assert not self.users_word, f"attempt {epoch} begins after its user's word\n{self.story()}"
+        poisoned = decide(self.known(epoch)).next is Next.STOP
+        assert not poisoned, f"attempt {epoch} begins though the last ones were in vain\n{self.story()}"
+
+    def known(self, epoch: int) -> list[dict[str, Any]]:
+        """Ends of the attempts before this one, since the user last resumed the run."""
+        return [end for end in self.run.attempts() if self.run.resumed_after() < end["attempt"] < epoch]
 
     def commit(self, epoch: int) -> bool:
         """The trainer's: the claims are read again, then one rename. False: fenced."""
@@ -320,7 +326,7 @@ class Simulation:
         assert run.over or self.users_word, f"the run stopped though it could go on\n{story}"
         assert not run.done or run.committed_step() >= TOTAL, f"done too early\n{story}"
         if run.cancelled is not None and not run.done:
-            poisoned = decide([a for a in run.attempts() if a["attempt"] > run.resumed_after()]).next is Next.STOP
+            poisoned = decide(self.known(run.newest_epoch() + 1)).next is Next.STOP
             assert self.users_word or poisoned, f"ended by nobody's word\n{story}"
         assert not any(job.state in ("PENDING", "RUNNING") for job in self.jobs.values()), f"left behind\n{story}"
 

@@ -158,4 +158,4 @@ def test_a_run_whose_supervisor_was_killed_is_resumed(run: RunDir, start: Start)
     run.lift_end()
     again = subprocess.Popen(process.args, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     assert again.wait(30) == 0
-    assert causes(run) == ["crash", "done"] and run.attempts()[0]["reason"] == "its batch host was lost"
+    assert causes(run) == ["crash", "done"] and run.attempts()[0]["reason"] == "its supervisor was killed"

@@ -28,7 +28,7 @@ MOST_JOBS = 100
 DEEPEST = 2  # zombies at once
 
 # Of each moment of a supervisor's life.
-DEATH, STANDSTILL, SECOND_SBATCH, SILENCE = 0.01, 0.01, 0.005, 0.01
+DEATH, STANDSTILL, SECOND_SBATCH, SCANCEL, SILENCE = 0.01, 0.01, 0.005, 0.002, 0.01
 # Of each attempt, how it ends; "progress" is a time limit after a commit at least.
 ENDS = {
     "progress": 6.0,
@@ -56,6 +56,8 @@ class Job:
     reason: str = "None"
     restarts: int = 0
     preempted: bool = False
+    cancelled: bool = False
+    """By its user, which shows in its state only when it has ended."""
 
 
 @dataclass
@@ -215,8 +217,7 @@ class Simulation:
             job.state = end
             self.after_a_loss(job)
         elif job.state == "COMPLETING":
-            timeout, preempted = job.reason == "TimeLimit", "PREEMPTED" if job.preempted else "CANCELLED"
-            job.state = "TIMEOUT" if timeout else preempted
+            job.state = "CANCELLED" if job.cancelled else "PREEMPTED" if job.preempted else "TIMEOUT"
             if end != "COMPLETED":
                 self.after_a_loss(job)
         self.tell(f"job {job.id} is {job.state}")
@@ -230,7 +231,7 @@ class Simulation:
     def again(self, job: Job) -> None:
         job.state, job.restarts = "PENDING", job.restarts + 1
 
-    def moment(self) -> None:
+    def moment(self, scancel: bool = True) -> None:
         """Anything may happen to a supervisor between two of its acts."""
         dice = self.random.random()
         if dice < DEATH:
@@ -240,6 +241,13 @@ class Simulation:
             self.stand_still()
         elif dice < DEATH + STANDSTILL + SECOND_SBATCH and len(self.jobs) < 8 and not self.users_word:
             self.queue(None)  # `sbatch submission.sh` by hand, though the run goes on
+        elif dice > 1 - SCANCEL and scancel and self.running[-1].state == "RUNNING":
+            self.tell("  (is cancelled)")
+            self.scancel(self.running[-1])
+
+    def scancel(self, job: Job) -> None:
+        """The user's."""
+        job.state, job.cancelled, self.users_word = "COMPLETING", True, True
 
     def stand_still(self) -> None:
         """Our node is lost to Slurm: others go on with the run, and then we wake up as a zombie."""
@@ -255,8 +263,8 @@ class Simulation:
 
     # --- what the supervisor calls ---
 
-    def asked(self) -> None:
-        self.moment()
+    def asked(self, scancel: bool = True) -> None:
+        self.moment(scancel)
         if self.random.random() < SILENCE:
             raise ControllerAway("no answer")
 
@@ -284,11 +292,12 @@ class Simulation:
     def cancel(self, job_id: str) -> None:
         self.asked()
         job = self.jobs[int(job_id)]
-        if job.state in ("PENDING", "RUNNING"):
-            job.state = "CANCELLED" if job.state == "PENDING" else "COMPLETING"
+        assert job.state != "RUNNING", f"a job that runs is cancelled by another\n{self.story()}"
+        if job.state == "PENDING":
+            job.state = "CANCELLED"
 
     def requeue(self, job_id: str) -> None:
-        self.asked()
+        self.asked(scancel=False)  # between the last look and this it would be revived: some milliseconds
         job = self.jobs[int(job_id)]
         if not job.requeue:
             raise CommandFailed("Requested operation is presently disabled")
@@ -303,7 +312,9 @@ class Simulation:
     # --- what must hold ---
 
     def claimed(self, epoch: int) -> None:
-        assert not self.users_word, f"attempt {epoch} begins after its user's word\n{self.story()}"
+        # The supervisor of a cancelled job hears of it when its ranks have started.
+        heard = self.users_word and not self.running[-1].cancelled
+        assert not heard, f"attempt {epoch} begins after its user's word\n{self.story()}"
         poisoned = decide(self.known(epoch)).next is Next.STOP
         assert not poisoned, f"attempt {epoch} begins though the last ones were in vain\n{self.story()}"
 
@@ -363,12 +374,15 @@ class SimulatedAttempt:
     def end(self, cause: str) -> str:
         """What Slurm and its user do to the job; to a zombie's they have done it already."""
         job = self.sim.running[-1]
+        if job.cancelled:
+            self.cancel_run("scancel")
+            return "cancel"
         if job.state != "RUNNING":
             return cause if cause in ("crash", "signal") else "node_failure"
         late = self.sim.random.random() < 0.3  # the ranks were not quick enough
         match cause:
             case "cancel":
-                job.state, self.sim.users_word = "COMPLETING", True
+                self.sim.scancel(job)
                 self.cancel_run("scancel")
             case "stop":
                 self.sim.users_word = self.run.memory["stop"] = True

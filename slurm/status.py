@@ -115,7 +115,7 @@ def _notes(run: RunDir) -> list[str]:
         won = f"{steps} steps were committed meanwhile" if steps else "without a new committed step"
         notes.append(f"the last {free} attempts ended by preemption, node failure or requeue: {won}")
     if bad := bad_nodes(attempts, time.time()):
-        notes.append(f"attempts failed twice on {', '.join(bad)}: the next job keeps away from there for a day")
+        notes.append(f"attempts failed twice on {', '.join(bad)}: for a day the next job keeps away, where it can")
     if (fallback := run.fallback()) is not None:
         notes.append(fallback)
     return [*notes, *(run.cancelled or {}).get("lines", [])]

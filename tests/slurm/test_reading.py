@@ -12,6 +12,7 @@ import pytest
 from durable import append_line
 from settings import ConfigError
 from slurm import logs, runs
+from slurm.commands import QueueLine
 from slurm.rundir import RunDir
 from slurm.status import as_text, status
 from tests.waiting import wait_until
@@ -81,12 +82,31 @@ def test_status_tells_what_a_user_should_know(run: RunDir) -> None:
     told = "the last 10 attempts ended by preemption, node failure or requeue: without a new committed step"
     assert status([run])[0].notes == [told]
     run.record_attempt({**lost, "attempt": 11, "committed_step": 9, "cause": "crash", "failed_on": "n7"})
-    assert status([run])[0].notes == ["attempts failed twice on n7: the next job keeps away from there for a day"]
+    assert status([run])[0].notes == ["attempts failed twice on n7: for a day the next job keeps away, where it can"]
     run.note_fallback("this job starts again, since a successor was refused: AssocMaxSubmitJobLimit")
     assert "AssocMaxSubmitJobLimit" in as_text(status([run]))
     run.note_fallback(None)
     run.cancel("no progress", "3 attempts", ["Traceback", "ValueError: poison"])
     assert as_text(status([run])).endswith("\n  Traceback\n  ValueError: poison")
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "reason", "sent"),
+    [
+        ("812", "PENDING", "BeginTime", [("812", {"StartTime": "now"})]),
+        ("812", "PENDING", "Resources", []),
+        ("813", "PENDING", "BeginTime", []),  # it has not run yet: its user asked for --begin
+    ],
+)
+def test_status_cuts_the_wait_of_a_requeued_job(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, job: str, state: str, reason: str, sent: list[object]
+) -> None:
+    line = QueueLine(job, state, reason, "1:00", None, f"{run.logs}/job-%j.log")
+    asked: list[object] = []
+    monkeypatch.setattr("slurm.commands.queue", lambda ids: {job: line})
+    monkeypatch.setattr("slurm.commands.update", lambda job_id, **fields: asked.append((job_id, fields)))
+    status([run])
+    assert asked == sent
 
 
 def test_sruns_own_words_are_found_in_the_jobs_log(run: RunDir) -> None:

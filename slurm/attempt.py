@@ -12,10 +12,10 @@ from typing import Any
 
 from durable import read_lines, write_atomic
 from slurm import hostfile
-from slurm.cause import RankExit, attempt_cause, foreign_cause, scheduler_cause
+from slurm.cause import RankExit, attempt_cause, failed_node, foreign_cause, scheduler_cause
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
-from slurm.logs import first_failure, rank_log
+from slurm.logs import first_failure, job_log, rank_log, srun_words
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Scheduler
 from slurm.shim import WAITED
@@ -36,11 +36,15 @@ class Attempt:
     """Called at once when Slurm says that the user cancelled the job."""
     queue_successor: Callable[[], None]
     """Called at every look at Slurm: one that was refused at the start is tried again."""
+    budget_ends: float | None = None
+    """Unix seconds at which the user's GPU-hours are used up."""
 
     def __post_init__(self) -> None:
         self.deadline = self.scheduler.deadline(self.scheduler.facts())
         self.word: str | None = None
         self.first_step = self.run.committed_step()
+        log = job_log(self.run, self.scheduler.job_id)
+        self.log_start = log.stat().st_size if log.exists() else 0
 
     # --- its life ---
 
@@ -102,7 +106,8 @@ class Attempt:
         if cause == "cancel":
             self.cancel_run("scancel")
         elif not (silent and signum == signal.SIGTERM):  # Slurm ends the job then, and the ranks hear it themselves
-            self.tell_ranks(cause or f"signal {signum.name}")
+            self.tell_ranks(cause or f"signal {signum.name}", facts)
+            self.queue_successor()  # ranks that do not leave in time may take us along
 
     def poll(self) -> None:
         self.queue_successor()
@@ -113,21 +118,25 @@ class Attempt:
             self.write_deadline()
         cause = scheduler_cause(facts, self.scheduler.restart_count)
         if cause == "preemption":
-            self.tell_ranks(cause)
+            self.tell_ranks(cause, facts)
+        if self.budget_ends is not None and time.time() + self.job.poll_seconds > self.budget_ends:
+            self.tell_ranks("budget")
         foreign_late = self.job.command is not None and self.deadline is not None
         if foreign_late and time.time() > self.deadline - self.job.lead_seconds:  # type: ignore[operator]
             self.tell_ranks("deadline")
 
-    def tell_ranks(self, why: str) -> None:
-        """Our word to this attempt's ranks: save and leave."""
+    def tell_ranks(self, why: str, facts: JobFacts | None = None) -> None:
+        """Our word to this attempt's ranks: save and leave. In a preemption's grace they hear how long it lasts."""
         if self.word is None:
             self.word = why
-            write_atomic(self.run.stop_word(self.claim.epoch), why + "\n")
+            grace = why == "preemption" and facts is not None and facts.state == "RUNNING"
+            until = f"until {facts.end_time:.0f}\n" if grace and facts and facts.end_time else ""
+            write_atomic(self.run.stop_word(self.claim.epoch), f"{why}\n{until}")
 
     # --- how it ended ---
 
     def record(self, step: Step, facts: JobFacts | None) -> dict[str, Any]:
-        exits = self.exits(step)
+        exits, hosts = self.exits(step), self.scheduler.hosts()
         reason = self.stop_reason()
         why = foreign_cause if step.foreign else attempt_cause
         cause = why(exits, scheduler_cause(facts, self.scheduler.restart_count), reason)
@@ -142,7 +151,8 @@ class Attempt:
             "first_step": self.first_step,
             "committed_step": self.run.committed_step(),
             "exits": dict(Counter(str(e).split(": ")[1] for e in exits)),
-            "hosts": self.scheduler.hosts(),
+            "hosts": hosts,
+            "failed_on": failed_node(cause, exits, first_failure(self.run, self.claim.epoch), hosts),
         }
 
     def exits(self, step: Step) -> list[RankExit]:
@@ -161,6 +171,9 @@ class Attempt:
 
     def detail(self, cause: str, exits: list[RankExit], reason: str | None) -> str:
         """One line for people: the first failure with its log, or the reason of the stop."""
+        if cause == "crash" and all(end.unknown for end in exits):
+            words = srun_words(job_log(self.run, self.scheduler.job_id), self.log_start)
+            return f"no rank left an exit record{f': {words}' * bool(words)}"
         if cause in ("crash", "config", "hang"):
             first = exits[first_failure(self.run, self.claim.epoch)]
             log = rank_log(self.run, self.claim.epoch, first.rank)

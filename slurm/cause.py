@@ -7,6 +7,7 @@ or one more restart was cancelled by its user.
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +17,14 @@ from slurm.commands import JobFacts
 from slurm.exits import AGREED, CONFIG, CONTINUE, DONE, FENCED, HANG, NO_PROGRESS, STOPPED
 
 _ATTEMPTS_WITHOUT_PROGRESS = 3
+FREE = ("preemption", "node_failure", "requeued")
+"""Causes that no budget counts: the program did nothing wrong."""
+FAILURES = ("crash", "oom", "hang")
+_WORDS = {"deadline": "timeout", "budget": "budget"}
+"""Reasons of a stop that are causes of their own."""
+_FIRST_DELAY, _LONGEST_DELAY = 2.0, 60.0  # seconds
+_STRIKES = 2
+_EXCLUDED_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,14 @@ class RankExit:
     def crashed(self) -> bool:
         return self.code not in (*AGREED, CONFIG)
 
+    @property
+    def unknown(self) -> bool:
+        return self.code is None and self.signal is None
+
     def __str__(self) -> str:
         if self.signal is not None:
             return f"rank {self.rank}: signal {self.signal}"
-        return f"rank {self.rank}: {'no exit record' if self.code is None else f'exit {self.code}'}"
+        return f"rank {self.rank}: {'no exit record' if self.unknown else f'exit {self.code}'}"
 
 
 def scheduler_cause(facts: JobFacts | None, restart_count: int) -> str | None:
@@ -66,7 +79,7 @@ def foreign_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason:
     if heard and scheduler is not None:
         return scheduler
     if heard and stop_reason is not None:
-        return {"stop file": "stop", "deadline": "timeout"}.get(stop_reason, stop_reason.split()[0])
+        return {"stop file": "stop", **_WORDS}.get(stop_reason, stop_reason.split()[0])
     return attempt_cause(exits, scheduler, stop_reason)
 
 
@@ -82,7 +95,7 @@ def attempt_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason:
         return scheduler
     if any(exit.crashed for exit in exits):
         return "hang" if HANG in codes else "crash"
-    return "timeout" if stop_reason == "deadline" else "signal"
+    return _WORDS.get(stop_reason or "", "signal")
 
 
 class Next(Enum):
@@ -100,6 +113,8 @@ class Decision:
     code: int = 0
     cause: str = ""
     """Of a run that ends unfinished, when it is not the last attempt's."""
+    delay: float = 0.0
+    """Seconds before new ranks start in this allocation."""
 
 
 def decide(
@@ -125,20 +140,49 @@ def decide(
             return Decision(Next.STOP, "configuration error", CONFIG)
     if max_attempts is not None and len(attempts) >= max_attempts:
         return Decision(Next.STOP, f"{len(attempts)} attempts of --max-attempts={max_attempts}", STOPPED, "budget")
-    if max_gpu_hours is not None and gpu_hours >= max_gpu_hours:
+    if max_gpu_hours is not None and (gpu_hours >= max_gpu_hours or cause == "budget"):
         spent = f"{gpu_hours:.2f} GPU-hours of --max-gpu-hours={max_gpu_hours:g}"
         return Decision(Next.STOP, spent, STOPPED, "budget")
     if _no_progress(attempts, steps_known):
-        why = f"{_ATTEMPTS_WITHOUT_PROGRESS} attempts without a new committed step"
+        last = attempts[-1].get("reason")
+        why = f"{_ATTEMPTS_WITHOUT_PROGRESS} attempts without a new committed step{f', the last: {last}' * bool(last)}"
         return Decision(Next.STOP, why, NO_PROGRESS, "no progress")
-    here = cause in ("crash", "oom", "hang", "signal")
-    return Decision(Next.HERE if here else Next.NEXT_JOB)
+    here = cause in (*FAILURES, "signal")
+    return Decision(Next.HERE, delay=_delay(attempts)) if here else Decision(Next.NEXT_JOB)
 
 
 def _no_progress(attempts: Sequence[Mapping[str, Any]], steps_known: bool) -> bool:
     last = attempts[-_ATTEMPTS_WITHOUT_PROGRESS:]
-    bad = ("crash", "oom", "hang", "timeout") if steps_known else ("crash", "oom", "hang")
+    bad = (*FAILURES, "timeout") if steps_known else FAILURES
     failed = all(attempt["cause"] in bad for attempt in last)
     return (
         failed and len(last) == _ATTEMPTS_WITHOUT_PROGRESS and all(a["committed_step"] <= a["first_step"] for a in last)
     )
+
+
+def in_a_row(attempts: Sequence[Mapping[str, Any]], causes: Sequence[str]) -> int:
+    """How many of the last attempts ended by one of these causes."""
+    return next((i for i, attempt in enumerate(reversed(attempts)) if attempt["cause"] not in causes), len(attempts))
+
+
+def _delay(attempts: Sequence[Mapping[str, Any]]) -> float:
+    """A first failure starts anew at once; what fails again may wait for something: a file system, a GPU, a port."""
+    failures = in_a_row(attempts, FAILURES)
+    return 0.0 if failures < 2 else min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (failures - 2))
+
+
+def failed_node(cause: str, exits: Sequence[RankExit], first: int, hosts: Sequence[str]) -> str | None:
+    """The node that an attempt failed on, as far as its ranks' ends tell; `first`: the rank that failed first."""
+    each = len(exits) // len(hosts)
+    if cause in ("crash", "hang"):
+        return None if exits[first].unknown else hosts[first // each]
+    ranks = {host: exits[i * each : (i + 1) * each] for i, host in enumerate(hosts)}
+    silent = [host for host, ends in ranks.items() if all(end.unknown for end in ends)]
+    return silent[0] if cause == "node_failure" and len(silent) == 1 else None
+
+
+def bad_nodes(attempts: Sequence[Mapping[str, Any]], now: float) -> list[str]:
+    """Nodes on which attempts failed twice within a day: the next job keeps away from them."""
+    recent = [attempt for attempt in attempts if attempt["end"] > now - _EXCLUDED_SECONDS]
+    strikes = Counter(attempt.get("failed_on") for attempt in recent)
+    return sorted(node for node, count in strikes.items() if node and count >= _STRIKES)

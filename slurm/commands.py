@@ -176,6 +176,11 @@ def rehearse(script: str) -> list[str]:
     return [*notes, *([f"Slurm expects it to start at {start[1]}"] if start else [])]
 
 
+def check_fits_without(script: Path, nodes: str) -> None:
+    """Raises CommandFailed when a job could not run without these nodes: an update would let it wait for ever."""
+    run(["sbatch", "--test-only", f"--exclude={nodes}", str(script)])
+
+
 def submit(script: Path, after: str, name: str) -> str:
     """Queue the successor of job `after`; its supervisor hears whom it follows. Returns its job id."""
     flags = ["--parsable", f"--dependency=afterany:{after}", f"--job-name={name}"]
@@ -197,8 +202,9 @@ def requeue(job_id: str) -> None:
     run(["scontrol", "requeue", job_id])
 
 
-def rename(job_id: str, name: str) -> None:
-    run(["scontrol", "update", f"JobId={job_id}", f"JobName={name}"])
+def update(job_id: str, **fields: str) -> None:
+    """Change a job that waits or runs; what its owner may change differs from site to site."""
+    run(["scontrol", "update", f"JobId={job_id}", *(f"{key}={value}" for key, value in fields.items())])
 
 
 @dataclass(frozen=True)

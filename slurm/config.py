@@ -68,6 +68,8 @@ class JobConfig(Struct, frozen=True):
     """Seconds between two questions to Slurm about end time and preemption."""
     lead_seconds: Annotated[float, Meta(ge=0)] = 120.0
     """Seconds before the deadline at which a foreign command is told to stop; the trainer measures its own."""
+    exclude_bad_nodes: bool = True
+    """The next job keeps away from a node on which two attempts failed within a day; false: the site forbids that."""
     share: bool = False
     """The group may read the run; default: its user alone."""
     snapshot: bool = True

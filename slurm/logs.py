@@ -13,10 +13,32 @@ from slurm.rundir import RunDir
 from slurm.step import read_exits
 
 LAST_LINES = 40
+LAST_WORDS = 12  # lines of a rank that a message carries
 
 
 def rank_log(run: RunDir, epoch: int, rank: int) -> Path:
     return run.attempt_dir(epoch) / f"rank-{rank:04d}.log"
+
+
+def job_log(run: RunDir, job_id: str | None) -> Path:
+    """The supervisor's and srun's words."""
+    return run.logs / f"job-{job_id}.log"
+
+
+def srun_words(log: Path, start: int) -> str:
+    """Why srun could not start a step: its first error, or else its first line, in a job's log after byte `start`."""
+    try:
+        said = log.read_bytes()[start:].decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    words = [line.removeprefix("srun: ") for line in said if line.startswith("srun: ")]
+    errors = [line.removeprefix("error: ") for line in words if line.startswith("error: ")]
+    return [*errors, *words, ""][0]
+
+
+def last_words(run: RunDir, epoch: int) -> list[str]:
+    """The last lines of the rank that failed first, each cut to a length that a terminal bears."""
+    return [line[:300] for line in (as_json(run, attempt=epoch)["lines"] or [])[-LAST_WORDS:]]
 
 
 def first_failure(run: RunDir, epoch: int) -> int:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,9 @@ class RunDir:
         """For a foreign command; the trainer writes its own DONE."""
         write_atomic(self.path / "DONE", json.dumps({"reason": reason, "time": time.time()}) + "\n")
 
-    def cancel(self, cause: str, reason: str) -> None:
-        record = {"cause": cause, "reason": reason, "time": time.time()}
+    def cancel(self, cause: str, reason: str, lines: Sequence[str] = ()) -> None:
+        """`lines`: of a log, that tell more than the reason."""
+        record = {"cause": cause, "reason": reason, "time": time.time(), "lines": list(lines)}
         write_atomic(self.path / "CANCELLED", json.dumps(record) + "\n")
 
     # --- who owns it ---
@@ -115,21 +117,24 @@ class RunDir:
     def claims_dir(self) -> Path:
         return self.path / "claims"
 
-    def claim(self, job_id: str | None, restart_count: int) -> Claim:
-        """The next attempt, ours alone: O_EXCL lets one starter win a number, also over NFS and Lustre."""
+    def claim(self, job_id: str | None, restart_count: int, after: int) -> Claim | None:
+        """The attempt that follows `after`, ours alone; None: another starter has it, or a later one.
+
+        O_EXCL lets one starter win a number, also over NFS and Lustre. Who lost must look anew at how things stand.
+        """
         self.claims_dir.mkdir(exist_ok=True)
-        while True:
-            host, pid = os.uname().nodename, os.getpid()
-            record = Claim(self.newest_epoch() + 1, job_id, restart_count, time.time(), host=host, pid=pid)
-            try:
-                fd = os.open(self.claims_dir / f"{record.epoch:04d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                continue
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump({**record.__dict__, "nonce": nonce()}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            return record
+        if self.newest_epoch() != after:
+            return None
+        record = Claim(after + 1, job_id, restart_count, time.time(), host=os.uname().nodename, pid=os.getpid())
+        try:
+            fd = os.open(self.claims_dir / f"{record.epoch:04d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return None
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump({**record.__dict__, "nonce": nonce()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return record
 
     def newest_epoch(self) -> int:
         return max((int(match[1]) for match in map(_CLAIM.fullmatch, _names(self.claims_dir)) if match), default=0)
@@ -179,10 +184,24 @@ class RunDir:
         return self.logs / f"attempt-{epoch:04d}"
 
     def attempts(self) -> list[dict[str, Any]]:
-        return read_lines(self.path / "attempts.jsonl")
+        """Each attempt's end, in order."""
+        return one_of_each(read_lines(self.path / "attempts.jsonl"))
 
     def record_attempt(self, record: dict[str, Any]) -> None:
         append_line(self.path / "attempts.jsonl", record, sync=True)
+
+    def note_fallback(self, words: str | None) -> None:
+        """What was done where the run could not go on in the way that was asked for, for `status`; None: it could."""
+        if words is None:
+            (self.path / "fallback").unlink(missing_ok=True)
+        else:
+            write_atomic(self.path / "fallback", words + "\n")
+
+    def fallback(self) -> str | None:
+        try:
+            return (self.path / "fallback").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
 
     # --- its jobs ---
 
@@ -192,6 +211,12 @@ class RunDir:
 
     def record_job(self, job_id: str, after: str | None) -> None:
         append_line(self.path / "jobs.jsonl", {"job": job_id, "after": after, "time": time.time()}, sync=True)
+
+
+def one_of_each(ends: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of two ends of an attempt the first counts: a lost node's supervisor may come back and write another."""
+    first = {end["attempt"]: end for end in reversed(ends)}
+    return [first[attempt] for attempt in sorted(first)]
 
 
 def _names(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from slurm import commands, nodelist
+from slurm.cause import bad_nodes
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
 from slurm.environment import Allocation
@@ -36,8 +37,11 @@ class Scheduler(Protocol):
 
     def cancel_successor(self) -> None: ...
 
-    def go_on(self, facts: JobFacts | None) -> bool:
-        """Hand over to the next job as this process's last act. False: the run goes on in this process."""
+    def go_on(self) -> str | None:
+        """Hand over to the next job as this process's last act. Returns who goes on, in words; None: this process.
+
+        Raises CommandFailed when nobody does.
+        """
 
 
 class Slurm:
@@ -48,17 +52,22 @@ class Slurm:
         self.restart_count = allocation.restart_count
         self._id = allocation.job_id
         self._hosts = nodelist.expand(allocation.nodelist)
-        self._queued = False
+        self._successor: str | None = None
+        self._ending = False
+        """Slurm ends this job for good: nothing but a successor can go on."""
 
     def hosts(self) -> list[str]:
         return self._hosts
 
     def facts(self) -> JobFacts | None:
         try:
-            return commands.show_job(self._id)
+            facts = commands.show_job(self._id)
         except CommandFailed as error:
             print(f"outlast: {error}", flush=True)
             return None
+        if facts is not None:
+            self._ending = facts.state == "COMPLETING" and facts.restarts == self.restart_count
+        return facts
 
     def deadline(self, facts: JobFacts | None) -> float | None:
         return facts.end_time if facts else None
@@ -69,34 +78,83 @@ class Slurm:
     def successor(self) -> str | None:
         """The job of this run that waits behind ours, noted or not: we may have been killed after an sbatch."""
         jobs = commands.jobs_of(self.run.logs)
-        return next((job.job_id for job in jobs if job.after == self._id and job.alive), None)
+        # One that runs already owns the run: then it is us who are lost to Slurm.
+        return next((job.job_id for job in jobs if job.after == self._id and job.state == "PENDING"), None)
 
     def queue_successor(self) -> str | None:
-        if not self.job.chained or self._queued:
-            return None
+        wanted = self.job.chained or (self._ending and self.job.continue_by != "none")
+        return self._queue_successor() if wanted and self._successor is None else None
+
+    def _queue_successor(self) -> str:
         waiting = self.successor()
         job_id = waiting or commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
-        self._queued = True
+        self._successor = job_id
         if all(record["job"] != job_id for record in self.run.jobs()):
             self.run.record_job(job_id, after=self._id)
+        # Until here Slurm's own requeue would have gone on after the loss of our node. From here on it would only make
+        # the successor wait; where a site forbids this, it does.
+        with suppress(CommandFailed):
+            commands.update(self._id, Requeue="0")
+        self.avoid_bad_nodes(job_id)
         return f"job {job_id} waits to go on after this one{' already' if waiting else ''}"
 
     def take_name(self, facts: JobFacts | None) -> None:
         """A successor was queued as NAME+next; now that it runs it is the run."""
         if facts is not None and facts.name != self.job.name:
             with suppress(CommandFailed):  # a site may forbid it; nothing depends on it
-                commands.rename(self._id, self.job.name)
+                commands.update(self._id, JobName=self.job.name)
 
     def cancel_successor(self) -> None:
-        job_id = self.successor() if self.job.chained else None
+        job_id = self.successor()
         if job_id is not None:
             commands.cancel(job_id)
 
-    def go_on(self, facts: JobFacts | None) -> bool:
-        """A requeue revives even a job that its user has cancelled: only one that surely just runs is sent back."""
-        if self.job.continue_by == "requeue" and facts is not None and facts.state == "RUNNING":
-            commands.requeue(self._id)
-        return True
+    def go_on(self) -> str | None:
+        """By the way that was asked for, and where that is refused by the other one."""
+        if self.job.continue_by == "none":
+            return "nobody goes on (--continue-by none)"
+        chained = self.job.chained or self._successor is not None
+        ways = [self._by_successor, self._by_requeue] if chained else [self._by_requeue, self._by_successor]
+        try:
+            said, fallback = ways[0](), None
+        except CommandFailed as error:
+            asked = "a successor" if chained else "the requeue"
+            said = fallback = f"{ways[1]()}, since {asked} was refused: {error}"
+        self.run.note_fallback(fallback)
+        return said
+
+    def _by_successor(self) -> str:
+        """One queued at the very end hears from Slurm whether its user cancelled us: it never revives a run."""
+        if self._successor is None:
+            return self._queue_successor()
+        self.avoid_bad_nodes(self._successor)
+        return f"job {self._successor} goes on"
+
+    def _by_requeue(self) -> str:
+        """It revives even a job that its user has cancelled: only one that surely was not is sent back."""
+        facts = commands.show_job(self._id)
+        if facts is None:
+            raise CommandFailed(f"job {self._id} is unknown to Slurm")
+        if facts.restarts > self.restart_count:
+            return "Slurm itself starts this job again"
+        if facts.state != "RUNNING" and facts.reason != "TimeLimit":
+            raise CommandFailed(f"job {self._id} is {facts.state} already")
+        commands.requeue(self._id)
+        self.avoid_bad_nodes(self._id)  # Slurm ends us soon, but not at once
+        return "this job starts again"
+
+    def avoid_bad_nodes(self, job_id: str) -> None:
+        """Of a job that waits. Where too few nodes would be left, or the site refuses, it starts wherever it can."""
+        bad = bad_nodes(self.run.attempts(), time.time()) if self.job.exclude_bad_nodes else []
+        if not bad:
+            return
+        nodes = ",".join(filter(None, [self.job.exclude, *bad]))
+        try:
+            commands.check_fits_without(self.run.script, nodes)
+            commands.update(job_id, ExcNodeList=nodes)
+            print(f"outlast: job {job_id} keeps away from {nodes}: attempts failed there", flush=True)
+        except CommandFailed as error:
+            print(f"outlast: job {job_id} cannot keep away from {nodes}: {error}", flush=True)
 
 
 class Here(Slurm):
@@ -108,9 +166,8 @@ class Here(Slurm):
     def cancel_successor(self) -> None:
         return None
 
-    def go_on(self, facts: JobFacts | None) -> bool:
-        """It ends with its time limit: `launch.py resume` goes on in another, or in the queue."""
-        return True
+    def go_on(self) -> str | None:
+        return "the allocation ends: launch.py resume goes on in another one, or in the queue"
 
 
 class Local:
@@ -142,7 +199,7 @@ class Local:
     def cancel_successor(self) -> None:
         return None
 
-    def go_on(self, facts: JobFacts | None) -> bool:
+    def go_on(self) -> str | None:
         """The next "job" is the same process with a new time limit."""
         self._start = time.time()
-        return self.job.continue_by == "none"
+        return "nobody goes on (--continue-by none)" if self.job.continue_by == "none" else None

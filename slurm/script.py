@@ -53,8 +53,8 @@ def options(job: JobConfig, run_dir: Path, workdir: Path) -> Iterator[tuple[str,
     yield "chdir", str(workdir)
     yield "output", f"{_literal(run_dir)}/logs/job-%j.log"
     yield "open-mode", "append"  # a requeue truncates the log otherwise
-    # A chained job that Slurm requeues would queue a second successor, and both would run.
-    yield ("requeue" if job.continue_by == "requeue" else "no-requeue"), True
+    # Also in a chain, for the time until the successor waits: then the supervisor turns it off.
+    yield ("no-requeue" if job.continue_by == "none" else "requeue"), True
 
 
 def _quote(value: str | int | bool) -> str:

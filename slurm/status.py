@@ -10,8 +10,12 @@ from typing import Any
 
 from durable import read_lines
 from slurm import commands, launches
+from slurm.cause import FREE, bad_nodes, in_a_row
 from slurm.errors import CommandFailed
 from slurm.rundir import RunDir
+
+MANY = 10
+"""Attempts in a row that ended by no fault of the run: its user should know."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class RunStatus:
     jobs: dict[str, str]
     """Jobs in the queue now: id -> state and reason."""
     folder: str
+    notes: list[str]
+    """What its user should know beside the state."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,7 +49,18 @@ def status(runs: Sequence[RunDir]) -> list[RunStatus]:
         queue = commands.queue(ids)
     except CommandFailed:
         queue = {}
+    for run in runs:
+        _hurry(run, queue)
     return [_status(run, queue) for run in runs]
+
+
+def _hurry(run: RunDir, queue: dict[str, commands.QueueLine]) -> None:
+    """Slurm lets a requeued job wait for its old credentials, 2 minutes long; its owner may cut that short."""
+    claim = run.read_claim(run.newest_epoch())
+    line = queue.get(claim.job_id or "") if claim is not None else None
+    if line is not None and (line.state, line.reason) == ("PENDING", "BeginTime"):
+        with suppress(CommandFailed):
+            commands.update(line.job_id, StartTime="now")
 
 
 def _jobs(run: RunDir) -> list[str]:
@@ -67,6 +84,7 @@ def _status(run: RunDir, queue: dict[str, commands.QueueLine]) -> RunStatus:
         attempts=run.attempts(),
         jobs={job: f"{line.state.lower()} ({line.reason})" for job, line in mine.items()},
         folder=str(run.path),
+        notes=_notes(run),
     )
 
 
@@ -89,6 +107,20 @@ def _state(run: RunDir, queue: dict[str, commands.QueueLine]) -> tuple[str, str]
     return "interrupted", f"nothing of it is in the queue: go on with launch.py resume {run.name}"
 
 
+def _notes(run: RunDir) -> list[str]:
+    attempts = run.attempts()
+    notes = []
+    if (free := in_a_row(attempts, FREE)) >= MANY:
+        steps = attempts[-1]["committed_step"] - attempts[-free]["first_step"]
+        won = f"{steps} steps were committed meanwhile" if steps else "without a new committed step"
+        notes.append(f"the last {free} attempts ended by preemption, node failure or requeue: {won}")
+    if bad := bad_nodes(attempts, time.time()):
+        notes.append(f"attempts failed twice on {', '.join(bad)}: for a day the next job keeps away, where it can")
+    if (fallback := run.fallback()) is not None:
+        notes.append(fallback)
+    return [*notes, *(run.cancelled or {}).get("lines", [])]
+
+
 def as_text(found: Sequence[RunStatus]) -> str:
     if not found:
         return "no runs yet"
@@ -106,4 +138,4 @@ def _lines(one: RunStatus) -> list[str]:
             f"  attempt {record['attempt']:>3}  {when}  {seconds:>7.0f} s  steps {record['first_step']:>6} to "
             f"{record['committed_step']:<6}  {record['cause']:<12}{reason}"
         )
-    return lines
+    return [*lines, *(f"  {note}" for note in one.notes)]

@@ -10,67 +10,94 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from durable import write_atomic
 from settings import ConfigError
 from slurm import commands, environment
 from slurm.attempt import Attempt, describe
-from slurm.cause import Decision, Next, decide, predecessor_cause
+from slurm.cause import Decision, Next, decide, predecessor_cause, scheduler_cause
 from slurm.config import JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
-from slurm.exits import CONFIG
-from slurm.rundir import RunDir
+from slurm.exits import CONFIG, NO_PROGRESS, STOPPED
+from slurm.logs import last_words
+from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Here, Local, Scheduler, Slurm
-from slurm.shim import WAITED
+from slurm.shim import STOP_SIGNALS, WAITED
 
 # Ranks that start anew in what is left of an allocation need time to load and to train.
 WORTH_A_RESTART = 30.0  # seconds
-PATIENCE = 5  # questions to a silent controller about the job before us
+PATIENCE = 5  # times that a controller is asked which is silent, or refuses for now
 
 
 class Supervisor:
     def __init__(self, run: RunDir, job: JobConfig, scheduler: Scheduler, after: str | None) -> None:
         self.run, self.job, self.scheduler, self.after = run, job, scheduler, after
         self.epoch = 0
+        self.refusal = ""
+        """Why no successor could be queued; it is tried again at every look, and said when it changes."""
 
     def supervise(self) -> int:
         """Attempts until the run is over, or another job takes it on. Returns the exit code of the batch job."""
-        if self.settled():
-            return 0
-        while True:
-            claim = self.run.claim(self.scheduler.job_id, self.scheduler.restart_count)
-            self.epoch = claim.epoch
+        while not self.settled():
+            if (claim := self.claim()) is not None:  # else another came first: look anew at how things stand
+                return self.own(claim)
+        return 0
+
+    def own(self, claim: Claim | None) -> int:
+        while claim is not None:
             self.queue_successor()
             step, launcher = self.run.committed_step(), self.job.launcher
             say(f"attempt {claim.epoch} starts at step {step}: {self.job.layout}, {launcher}")
-            attempt = Attempt(self.run, self.job, self.scheduler, claim, self.cancel_run, self.queue_successor)
+            seen = self.cancel_run, self.queue_successor
+            attempt = Attempt(self.run, self.job, self.scheduler, claim, *seen, self.budget_ends())
             record = attempt.execute()
             self.run.record_attempt(record)
             say(describe(record))
             code = self.follow(attempt.deadline)
             if code is not None:
                 return code
+            claim = None if self.user_ended() else self.claim()
+        return STOPPED if self.run.cancelled else 0
+
+    def claim(self) -> Claim | None:
+        """The attempt after the one that we know, so that nobody's claim between the two is overrun."""
+        claim = self.run.claim(self.scheduler.job_id, self.scheduler.restart_count, after=self.epoch)
+        if claim is not None:
+            self.epoch = claim.epoch
+        return claim
 
     # --- at the start ---
 
+    def user_ended(self) -> bool:
+        """The run is over, or was asked to stop: no new ranks."""
+        if not self.run.over and self.run.stop_file.exists():
+            self.end(Decision(Next.STOP, "by the user's word", STOPPED, "stop"))
+        elif self.run.over:
+            say(f"nothing to do: {'the run is done' if self.run.done else 'the run was cancelled'}")
+        return self.run.over
+
     def settled(self) -> bool:
         """Nothing is to be done: the run is over, or its user cancelled the job before us."""
-        if self.run.over:
-            say(f"nothing to do: {'the run is done' if self.run.done else 'the run was cancelled'}")
+        self.epoch = self.run.newest_epoch()
+        if self.user_ended():
             return True
         if (rival := self.rival()) is not None:
             say(f"job {rival} runs this run already: leaving everything to it")
             return True
         self.record_our_job()
-        cause = self.predecessor_cause()
-        lost = self.record_lost_attempts(cause)
+        before = self.job_before()
+        cause = self.predecessor_cause(before)
+        self.record_lost_attempts(cause)
         if cause == "cancel":
             # Also a scancel that hit during a preemption's grace, or that killed the supervisor before it could write.
-            self.run.cancel("cancel", f"job {self.after} was cancelled (scancel)")
-            say(f"job {self.after} was cancelled: the run ends here")
+            self.run.cancel("cancel", f"job {before} was cancelled (scancel)")
+            say(f"job {before} was cancelled: the run ends here")
             return True
-        decision = self.decide() if lost else None  # supervisors that die at once must not chain for ever
-        if decision is not None and decision.next is Next.STOP:
-            self.end_run(decision)
+        # Supervisors that die at once must not chain for ever, nor one that died between its decision and its deed.
+        decision = self.decide()
+        if decision.next in (Next.STOP, Next.FINISH):
+            self.end(decision)
             return True
         return False
 
@@ -94,27 +121,33 @@ class Supervisor:
         if job_id is not None and all(record["job"] != job_id for record in self.run.jobs()):
             self.run.record_job(job_id, self.after)
 
-    def predecessor_cause(self) -> str:
+    def job_before(self) -> str | None:
+        """Who held the run last; whom we were queued behind, when its user has resumed the run since, or nobody did."""
+        claim = self.run.read_claim(self.epoch)
+        return self.after if claim is None or self.epoch <= self.run.resumed_after() else claim.job_id
+
+    def predecessor_cause(self, before: str | None) -> str:
         """Why the job before this one ended: Slurm's word, its accounting's, else what that job wrote itself."""
-        if self.after is None:
-            return "requeued" if self.scheduler.restart_count else "crash"
+        if before is None:
+            return "crash"
+        if before == self.scheduler.job_id:
+            return "requeued"
         for _ in range(PATIENCE):
             try:
-                facts = commands.show_job(self.after) or commands.accounted_job(self.after)
+                facts = commands.show_job(before) or commands.accounted_job(before)
                 break
             except CommandFailed as error:
-                say(f"job {self.after} could not be asked for: {error}")
+                say(f"job {before} could not be asked for: {error}")
                 time.sleep(self.job.poll_seconds)
         else:
             facts = None
         if facts is not None:
             return predecessor_cause(facts)
-        written = [record["cause"] for record in self.run.attempts() if record["job_id"] == self.after]
+        written = [record["cause"] for record in self.run.attempts() if record["job_id"] == before]
         return str(written[-1]) if written else "crash"
 
-    def record_lost_attempts(self, cause: str) -> bool:
-        """Attempts whose supervisor was killed before it could write their end. Returns whether there were any."""
-        found = False
+    def record_lost_attempts(self, cause: str) -> None:
+        """Attempts whose supervisor was killed before it could write their end."""
         known = {record["attempt"] for record in self.run.attempts()}
         for epoch in range(1, self.run.newest_epoch() + 1):
             claim = self.run.read_claim(epoch)
@@ -123,9 +156,9 @@ class Supervisor:
                 lost = {"attempt": epoch, "job_id": claim.job_id, "restart_count": claim.restart_count}
                 times = {"start": claim.time, "end": max(claim.time, self.last_sign(epoch)), "exits": {}, "hosts": []}
                 steps = {"first_step": resumed, "committed_step": self.run.committed_step()}
-                self.run.record_attempt({**lost, **times, **steps, "cause": cause, "reason": "its batch host was lost"})
-                found = True
-        return found
+                end = {"cause": cause, "reason": "its supervisor was killed"}
+                host = claim.host if cause == "node_failure" else None
+                self.run.record_attempt({**lost, **times, **steps, **end, "failed_on": host})
 
     def last_sign(self, epoch: int) -> float:
         """Unix time at which an attempt last wrote into its logs."""
@@ -137,47 +170,90 @@ class Supervisor:
             if done:
                 say(done)
         except CommandFailed as error:
-            say(f"no successor could be queued: {error}")
+            if str(error) != self.refusal:
+                say(f"no successor could be queued: {error}")
+            self.refusal = str(error)
 
     # --- at the end of an attempt ---
 
     def follow(self, deadline: float | None) -> int | None:
         """Act on the last attempt's end. Returns the batch job's exit code, or None: new ranks here."""
+        if not self.owns_run():
+            say("another attempt owns the run: leaving everything to it")
+            return 0
         decision = self.decide()
         match decision.next:
-            case Next.LEAVE:
-                say("another attempt owns the run: leaving everything to it")
-                self.scheduler.cancel_successor()  # ours alone: it would fence the owner
-                return 0
-            case Next.FINISH:
-                if not self.run.done:
-                    self.run.write_done("the command ended with exit code 0")
-                self.cancel_successor()
-                say("done")
-                return 0
-            case Next.STOP:
-                self.end_run(decision)
+            case Next.FINISH | Next.STOP:
+                self.end(decision)
                 return decision.code
-            case Next.HERE if deadline is None or deadline - time.time() > WORTH_A_RESTART:
-                say("new ranks start in this allocation")
-                return None
-        self.queue_successor()
-        return 0 if self.scheduler.go_on(self.scheduler.facts()) else None
+            case Next.HERE if deadline is None or deadline - time.time() > WORTH_A_RESTART + decision.delay:
+                if not self.lost_while_waiting(decision.delay):
+                    return None
+        return self.hand_over()
+
+    def lost_while_waiting(self, seconds: float) -> bool:
+        """Whether Slurm takes the nodes before new ranks start on them. A signal ends the wait."""
+        say(f"new ranks start in this allocation{f' in {seconds:.0f} s' * (seconds > 0)}")
+        info = signal.sigtimedwait(STOP_SIGNALS, seconds)
+        if info is None:
+            return False
+        if info.si_signo == signal.SIGINT:
+            write_atomic(self.run.stop_file, "Ctrl-C\n")
+            return False
+        cause = scheduler_cause(self.scheduler.facts(), self.scheduler.restart_count)
+        if cause == "cancel":
+            self.cancel_run("scancel")
+        return cause not in (None, "cancel")
+
+    def hand_over(self) -> int | None:
+        """Our last act in Slurm. Returns the batch job's exit code, or None: it is this process that goes on."""
+        for _ in range(PATIENCE):
+            try:
+                who = self.scheduler.go_on()
+            except CommandFailed as error:
+                say(f"nobody goes on yet: {error}")
+                time.sleep(self.job.poll_seconds)
+            else:
+                say(who or "new ranks start in this process")
+                return None if who is None else 0
+        say(f"go on with launch.py resume {self.run.name}")
+        return 1
 
     def decide(self) -> Decision:
-        """By the attempts since the run was last resumed by its user."""
-        attempts = [record for record in self.run.attempts() if record["attempt"] > self.run.resumed_after()]
-        seconds: float = sum(record["end"] - record["start"] for record in attempts)
-        hours, foreign = seconds / 3600 * self.job.world_size, self.job.command is not None
-        return decide(attempts, self.job.max_attempts, hours, self.job.max_gpu_hours, steps_known=not foreign)
+        foreign = self.job.command is not None
+        limits = self.job.max_attempts, self.gpu_hours(), self.job.max_gpu_hours
+        return decide(self.attempts(), *limits, steps_known=not foreign)
 
-    def end_run(self, decision: Decision) -> None:
-        """The run ends unfinished; `resume` lifts it."""
-        if not self.run.over:
-            self.run.cancel(decision.cause or self.run.attempts()[-1]["cause"], decision.reason)
+    def attempts(self) -> list[dict[str, Any]]:
+        """Those since the run was last resumed by its user, but for those that have fenced us."""
+        known = range(self.run.resumed_after() + 1, self.epoch + 1)
+        return [record for record in self.run.attempts() if record["attempt"] in known]
+
+    def gpu_hours(self) -> float:
+        seconds: float = sum(record["end"] - record["start"] for record in self.attempts())
+        return seconds / 3600 * self.job.world_size
+
+    def budget_ends(self) -> float | None:
+        """Unix seconds at which the user's GPU-hours are used up, when ranks start now."""
+        if self.job.max_gpu_hours is None:
+            return None
+        return time.time() + (self.job.max_gpu_hours - self.gpu_hours()) * 3600 / self.job.world_size
+
+    def end(self, decision: Decision) -> None:
+        """The run is done, or ends unfinished: `resume` lifts that."""
+        if decision.next is Next.FINISH:
+            if not self.run.done:
+                self.run.write_done("the command ended with exit code 0")
+            said = "done"
+        else:
+            lines = last_words(self.run, self.epoch) if decision.code == NO_PROGRESS else []
+            if not self.run.over:
+                self.run.cancel(decision.cause or self.run.attempts()[-1]["cause"], decision.reason, lines)
+            ends = f"the run ends unfinished at step {self.run.committed_step()}: {decision.reason}"
+            said = "\n".join([ends, *lines])
         self.cancel_successor()
         self.run.stop_file.unlink(missing_ok=True)
-        say(f"the run ends unfinished at step {self.run.committed_step()}: {decision.reason}")
+        say(said)
 
     def cancel_run(self, reason: str) -> None:
         """The user's scancel: within milliseconds, since Slurm ends this process soon."""

@@ -7,7 +7,7 @@
 #SBATCH --chdir=/home/me
 #SBATCH --output=/runs/sft/logs/job-%j.log
 #SBATCH --open-mode=append
-#SBATCH --no-requeue
+#SBATCH --requeue
 
 export PYTHONPATH=/runs/sft/code"${PYTHONPATH:+:$PYTHONPATH}"
 exec /env/bin/python -P -m slurm.supervisor /runs/sft "$@"

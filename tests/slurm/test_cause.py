@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from slurm.cause import Next, RankExit, attempt_cause, decide, foreign_cause, predecessor_cause, scheduler_cause
+from slurm.cause import (
+    Next,
+    RankExit,
+    attempt_cause,
+    bad_nodes,
+    decide,
+    failed_node,
+    foreign_cause,
+    predecessor_cause,
+    scheduler_cause,
+)
 from slurm.commands import JobFacts
 
 
@@ -62,6 +72,7 @@ def exits(*ends: int | str | None) -> list[RankExit]:
         (exits(0, 0), "timeout", None, "done"),  # finished in the last moment
         (exits(75, 75), None, "deadline", "timeout"),
         (exits(75, 75), None, "signal SIGUSR1", "signal"),
+        (exits(75, 75), None, "budget", "budget"),
         (exits(75, 75), "preemption", "signal SIGTERM", "preemption"),
         (exits(75, "kill"), "preemption", None, "preemption"),
         (exits(77, 77), "preemption", "stop file", "stop"),
@@ -117,6 +128,7 @@ def test_time_limits_of_a_foreign_command_are_no_lack_of_progress() -> None:
     [
         (exits(0, 0), None, None, "done"),
         (exits(0, 0), None, "deadline", "timeout"),
+        (exits(0, "TERM"), None, "budget", "budget"),
         (exits(0, "TERM"), None, "stop file", "stop"),
         (exits("TERM", "TERM"), None, "deadline", "timeout"),  # it has no handler
         (exits(0, 0), "cancel", None, "cancel"),
@@ -134,3 +146,44 @@ def test_the_users_limits_end_a_run() -> None:
     assert decide(attempts, 2, 0.0, None).code == 77
     assert "GPU-hours" in decide(attempts, None, 8.5, 8.0).reason
     assert decide(attempts, 3, 7.9, 8.0).next is Next.NEXT_JOB
+    decision = decide(history(("budget", 0, 5)), None, 7.99, 8.0)  # stopped in time, with a checkpoint
+    assert (decision.code, decision.cause) == (77, "budget")
+
+
+def test_restarts_in_an_allocation_back_off() -> None:
+    crashes = [("crash", step, step + 1) for step in range(9)]
+    delays = [decide(history(*crashes[: count + 1])).delay for count in range(9)]
+    assert delays == [0, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert decide(history(*crashes, ("preemption", 9, 9), ("crash", 9, 9))).delay == 0
+    assert decide(history(("signal", 0, 5), ("signal", 5, 9))).delay == 0
+
+
+def test_the_end_for_want_of_progress_says_what_failed() -> None:
+    attempts = [{**one, "reason": f"why {i}"} for i, one in enumerate(history(*[("crash", 0, 0)] * 3))]
+    assert decide(attempts).reason == "3 attempts without a new committed step, the last: why 2"
+
+
+@pytest.mark.parametrize(
+    ("cause", "ends", "first", "node"),
+    [
+        ("crash", exits("kill", "kill", 1, "kill"), 2, "b"),
+        ("hang", exits(86, "kill", "kill", "kill"), 0, "a"),
+        ("crash", exits(None, None, None, None), 0, None),  # srun could not start the step
+        ("node_failure", exits(75, "kill", None, None), 0, "b"),
+        ("node_failure", exits(None, None, None, None), 0, None),  # which of them?
+        ("preemption", exits("kill", "kill", None, None), 0, None),
+        ("timeout", exits(75, 75, 75, 75), 0, None),
+    ],
+)
+def test_the_node_that_an_attempt_failed_on(cause: str, ends: list[RankExit], first: int, node: str | None) -> None:
+    assert failed_node(cause, ends, first, ["a", "b"]) == node
+
+
+def test_a_node_that_failed_twice_is_bad_for_a_day() -> None:
+    hour = 3600.0
+    failed = [("a", 0.0), ("b", hour), ("a", 2 * hour), (None, 2 * hour), (None, 3 * hour), ("b", 23 * hour)]
+    attempts = [{"failed_on": node, "end": end} for node, end in failed]
+    assert bad_nodes(attempts[:2], 2 * hour) == [] and bad_nodes(attempts[:3], 3 * hour) == ["a"]
+    assert bad_nodes(attempts, 24 * hour - 1) == ["a", "b"]
+    assert bad_nodes(attempts, 24.5 * hour) == ["b"] and bad_nodes(attempts, 26 * hour) == []
+    assert bad_nodes([{"end": hour}], hour) == []  # written by an older supervisor

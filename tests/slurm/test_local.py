@@ -56,6 +56,7 @@ def test_three_crashes_without_progress_end_the_run(run: RunDir, start: Start) -
     assert start("import sys; sys.exit('bad')").wait(30) == 93
     assert causes(run) == ["crash"] * 3
     assert run.cancelled is not None and run.cancelled["cause"] == "no progress"
+    assert run.cancelled["lines"] == ["bad"] and "rank 0: exit 1" in run.cancelled["reason"]
     assert "rank 0: exit 1; see logs/attempt-0003/rank-0000.log" in run.attempts()[-1]["reason"]
 
 
@@ -77,6 +78,28 @@ def test_ranks_that_ask_to_go_on_go_on(run: RunDir, start: Start) -> None:
 def test_the_users_limit_of_attempts(run: RunDir, start: Start) -> None:
     assert start("import sys; sys.exit(75)", max_attempts=2).wait(30) == 77
     assert run.cancelled is not None and "max-attempts=2" in run.cancelled["reason"]
+
+
+def test_the_users_gpu_hours_end_in_a_stop(run: RunDir, start: Start) -> None:
+    program = READY.format(run=run.path) + textwrap.dedent(f"""
+        signal.signal(signal.SIGTERM, lambda *a: (open({str(run.path / "saved")!r}, "w").close(), sys.exit(0)))
+        time.sleep(60)
+    """)
+    process = start(program, max_gpu_hours=8 / 3600, gpus_per_node=2, launcher="fork")  # 4 s of two ranks
+    assert process.wait(30) == 77
+    assert causes(run) == ["budget"] and (run.path / "saved").exists() and not run.done
+    (record,) = run.attempts()
+    assert record["end"] - record["start"] < 4 + 2
+    assert run.cancelled is not None and run.cancelled["cause"] == "budget"
+    assert "of --max-gpu-hours=" in run.cancelled["reason"]
+
+
+def test_a_word_to_stop_ends_the_wait_before_a_restart(run: RunDir, start: Start) -> None:
+    process = start("import sys; sys.exit(1)", max_attempts=9)
+    wait_until(lambda: len(run.attempts()) == 2)  # now it waits for two seconds
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 77
+    assert run.newest_epoch() == 2 and run.cancelled is not None and run.cancelled["cause"] == "stop"
 
 
 def test_the_stop_file_reaches_a_command_as_TERM(run: RunDir, start: Start) -> None:
@@ -135,4 +158,4 @@ def test_a_run_whose_supervisor_was_killed_is_resumed(run: RunDir, start: Start)
     run.lift_end()
     again = subprocess.Popen(process.args, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     assert again.wait(30) == 0
-    assert causes(run) == ["crash", "done"] and run.attempts()[0]["reason"] == "its batch host was lost"
+    assert causes(run) == ["crash", "done"] and run.attempts()[0]["reason"] == "its supervisor was killed"

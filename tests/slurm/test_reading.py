@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from durable import append_line
 from settings import ConfigError
 from slurm import logs, runs
+from slurm.commands import QueueLine
 from slurm.rundir import RunDir
 from slurm.status import as_text, status
 from tests.waiting import wait_until
@@ -24,11 +26,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     run.path.mkdir(parents=True)
     (run.path / "job.yaml").touch()
     run.record_job("812", None)
-    run.claim("812", 0)
+    run.claim("812", 0, after=0)
     run.attempt_dir(1).mkdir(parents=True)
-    for rank, code, signal, time in ((0, None, 9, 2.0), (1, 1, None, 3.0), (2, 1, None, 4.0)):
+    for rank, code, signal, when in ((0, None, 9, 2.0), (1, 1, None, 3.0), (2, 1, None, 4.0)):
         logs.rank_log(run, 1, rank).write_text(f"words of rank {rank}\n")
-        end = {"rank": rank, "code": code, "signal": signal, "time": time}
+        end = {"rank": rank, "code": code, "signal": signal, "time": when}
         (run.attempt_dir(1) / f"rank-{rank:04d}.exit").write_text(json.dumps(end))
     return run
 
@@ -49,7 +51,7 @@ def test_logs_are_followed_over_attempts_until_the_run_is_over(run: RunDir) -> N
         file.write("whole\ntorn")
     run.attempt_dir(2).mkdir()
     logs.rank_log(run, 2, 0).write_text("second\n")
-    run.claim("813", 0)
+    run.claim("813", 0, after=1)
     run.write_done("test")
     follower.join(30)
     assert seen == ["words of rank 0", "whole", "torn", "== attempt 2", "second"]
@@ -68,6 +70,53 @@ def test_status_in_words(run: RunDir) -> None:
     assert "sft: done" in as_text(status([run]))
     assert json.dumps(status([run])[0].as_json())
     assert as_text([]) == "no runs yet"
+
+
+def test_status_tells_what_a_user_should_know(run: RunDir) -> None:
+    now = time.time()
+    lost = {"start": now - 60, "end": now, "cause": "preemption", "reason": "", "first_step": 4, "committed_step": 4}
+    for attempt in range(1, 10):
+        run.record_attempt({**lost, "attempt": attempt})
+    assert status([run])[0].notes == []
+    run.record_attempt({**lost, "attempt": 10, "cause": "node_failure", "failed_on": "n7"})
+    told = "the last 10 attempts ended by preemption, node failure or requeue: without a new committed step"
+    assert status([run])[0].notes == [told]
+    run.record_attempt({**lost, "attempt": 11, "committed_step": 9, "cause": "crash", "failed_on": "n7"})
+    assert status([run])[0].notes == ["attempts failed twice on n7: for a day the next job keeps away, where it can"]
+    run.note_fallback("this job starts again, since a successor was refused: AssocMaxSubmitJobLimit")
+    assert "AssocMaxSubmitJobLimit" in as_text(status([run]))
+    run.note_fallback(None)
+    run.cancel("no progress", "3 attempts", ["Traceback", "ValueError: poison"])
+    assert as_text(status([run])).endswith("\n  Traceback\n  ValueError: poison")
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "reason", "sent"),
+    [
+        ("812", "PENDING", "BeginTime", [("812", {"StartTime": "now"})]),
+        ("812", "PENDING", "Resources", []),
+        ("813", "PENDING", "BeginTime", []),  # it has not run yet: its user asked for --begin
+    ],
+)
+def test_status_cuts_the_wait_of_a_requeued_job(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, job: str, state: str, reason: str, sent: list[object]
+) -> None:
+    line = QueueLine(job, state, reason, "1:00", None, f"{run.logs}/job-%j.log")
+    asked: list[object] = []
+    monkeypatch.setattr("slurm.commands.queue", lambda ids: {job: line})
+    monkeypatch.setattr("slurm.commands.update", lambda job_id, **fields: asked.append((job_id, fields)))
+    status([run])
+    assert asked == sent
+
+
+def test_sruns_own_words_are_found_in_the_jobs_log(run: RunDir) -> None:
+    log = logs.job_log(run, "812")
+    log.write_text("srun: error: of an earlier attempt\n")
+    start = log.stat().st_size
+    assert logs.srun_words(log, start) == "" == logs.srun_words(logs.job_log(run, None), 0)
+    with open(log, "a") as file:
+        file.write("srun: Job 812 step creation still disabled\nsrun: error: Unable to create step for job 812: Bad\n")
+    assert logs.srun_words(log, start) == "Unable to create step for job 812: Bad"
 
 
 def test_a_run_is_known_by_name_folder_and_job(run: RunDir) -> None:

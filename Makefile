@@ -23,12 +23,12 @@ check: setup  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup  ## measurements against peers
-	$(BIN)/python -m benchmarks
+bench: setup  ## measurements beside peers, which it installs; BENCH="--quick --only NAME --keep"
+	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: setup  ## check the links of the documents
 	$(BIN)/python -m pytest tests/test_documents.py
 
 clean:  ## what make has made; runs stay
 	-$(BIN)/python -m envs.pocket down
-	rm -rf $(VENV) recipes/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) benchmarks/.venv recipes/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

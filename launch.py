@@ -3,30 +3,22 @@
 
     python launch.py --nodes 2 --gpus 8 recipes/sft.yaml optim.lr=2e-5
 
-Parses, checks and dispatches; what the verbs do lives in slurm/ (jobs), trainer/ (training) and envs/ (places).
+Parses, checks and dispatches; what the verbs do lives in slurm/ (jobs), trainer/ (training) and envs/ (places). What a
+verb needs is imported when it runs: `--help` costs the standard library alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from settings import ConfigError, dump_yaml, nearest, override, read_yaml, to_plain
-from slurm import cluster as clusters
-from slurm import control, logs, runs, submission
-from slurm import status as statuses
-from slurm.config import JobConfig
-from slurm.errors import SlurmError
-from slurm.rundir import RunDir
-from slurm.submission import Submission
+if TYPE_CHECKING:
+    from pathlib import Path
 
-CONFIG_ERROR = 78
+    from slurm.submission import Submission
 
 THE_DAY = """\
 launch.py --nodes 2 --gpus 8 recipe.yaml     train on 2 nodes x 8 GPUs, through every time limit
@@ -34,229 +26,288 @@ launch.py status                             how the runs stand
 launch.py logs -f                            follow the newest run
 launch.py stop                               save at the next step and end
 launch.py resume                             go on with a run that ended
-launch.py --help                             every flag; more: docs and README"""
+launch.py --help                             every flag; launch.py VERB --help: those of one verb"""
 
-# Flag, its short form, the job's field, type, help. One table, so that precedence is one merge.
-JOB_FLAGS: list[tuple[str, str | None, str, Callable[[str], Any], str]] = [
-    ("--nodes", "-N", "nodes", int, "number of nodes"),
-    ("--gpus", None, "gpus_per_node", int, "GPUs on EACH node; default: a full node"),
-    ("--walltime", "-t", "walltime", str, "time limit of one job, [D-]HH:MM:SS; the run goes on through it"),
-    ("--partition", "-p", "partition", str, "partition"),
-    ("--account", "-A", "account", str, "account"),
-    ("--qos", "-q", "qos", str, "quality of service"),
-    ("--name", "-J", "name", str, "name of the run; default: the recipe's"),
-    ("--constraint", "-C", "constraint", str, "node features"),
-    ("--reservation", None, "reservation", str, "reservation"),
-    ("--nodelist", "-w", "nodelist", str, "only these nodes"),
-    ("--exclude", "-x", "exclude", str, "not these nodes"),
-    ("--mem", None, "mem", str, "memory of a node"),
-    ("--mail-user", None, "mail_user", str, "address for Slurm's mails"),
-    ("--launcher", None, "launcher", str, "srun (default), torchrun, fork"),
-    ("--continue-by", None, "continue_by", str, "auto (chain), chain, requeue, none"),
-    ("--max-attempts", None, "max_attempts", int, "starts after which the run ends unfinished"),
-    ("--max-gpu-hours", None, "max_gpu_hours", float, "GPU-hours after which the run ends unfinished"),
+
+class Verb(NamedTuple):
+    takes: str
+    text: str
+    example: str
+
+
+VERBS = {
+    "submit": Verb(
+        "[RECIPE] [key=value ...] [-- COMMAND ...]",
+        "queue a run; the verb may be left out",
+        "launch.py --nodes 2 --gpus 8 --walltime 24:00:00 recipes/sft.yaml optim.lr=2e-5",
+    ),
+    "status": Verb("[RUN]", "how the runs stand: state, step, loss, attempts", "launch.py status sft --json"),
+    "logs": Verb("[RUN]", "the log of the rank that failed first", "launch.py logs sft --follow"),
+    "stop": Verb("[RUN]", "save at the next step and end; the run can be resumed", "launch.py stop sft"),
+    "resume": Verb(
+        "[RUN] [key=value ...]",
+        "a new job for a run that ended, on another layout if wished",
+        "launch.py resume sft --nodes 4 engine.kind=fsdp",
+    ),
+}
+POCKET = "a real Slurm on this machine, to try things: up, status, down"
+
+
+class Flag(NamedTuple):
+    names: str
+    field: str
+    kind: Callable[[str], Any] | None
+    """None: a switch."""
+    text: str
+    verbs: tuple[str, ...]
+
+
+TYPED = "command line"
+"""What errors call it, where they else name a file."""
+_START = ("submit", "resume")
+_EVERY = tuple(VERBS)
+
+# The job's fields, so that precedence is one merge of layers.
+JOB_FLAGS = [
+    Flag("-N --nodes", "nodes", int, "number of nodes", _START),
+    Flag("--gpus --gpus-per-node", "gpus_per_node", int, "GPUs on EACH node; default: a full node", _START),
+    Flag("-t --walltime --time", "walltime", str, "time limit of one job, [D-]HH:MM:SS; the run outlasts it", _START),
+    Flag("--time-min", "time_min", str, "a shorter limit that Slurm may choose, to start earlier", _START),
+    Flag("-p --partition", "partition", str, "partition", _START),
+    Flag("-A --account", "account", str, "account", _START),
+    Flag("-q --qos", "qos", str, "quality of service", _START),
+    Flag("-J --name", "name", str, "name of the run; default: the recipe's", ("submit",)),
+    Flag("-C --constraint", "constraint", str, "node features", _START),
+    Flag("--reservation", "reservation", str, "reservation", _START),
+    Flag("-w --nodelist", "nodelist", str, "only these nodes", _START),
+    Flag("-x --exclude", "exclude", str, "not these nodes", _START),
+    Flag("--mem", "mem", str, "memory of a node", _START),
+    Flag("--mail-user", "mail_user", str, "address for Slurm's mails", _START),
+    Flag("--launcher", "launcher", str, "srun (default), torchrun, deepspeed, fork", _START),
+    Flag("--continue-by", "continue_by", str, "auto (chain), chain, requeue, none", _START),
+    Flag("--max-attempts", "max_attempts", int, "starts after which the run ends unfinished", _START),
+    Flag("--max-gpu-hours", "max_gpu_hours", float, "GPU-hours after which the run ends unfinished", _START),
+    Flag("--share", "share", None, "the group may read the run; default: you alone", ("submit",)),
 ]
-ALIASES = {"--gpus": ["--gpus-per-node"], "--walltime": ["--time"]}
+CALL_FLAGS = [
+    Flag("--sbatch", "sbatch", str, "any other sbatch option, KEY=VALUE; may be repeated", _START),
+    Flag("--cluster", "cluster", str, "auto, local, or a profile's name or path", _START),
+    Flag("--here", "here", None, "in the allocation of this shell (salloc), in the foreground", _START),
+    Flag("--fork", "fork", str, "start from a checkpoint of another run: RUN or RUN@STEP", ("submit",)),
+    Flag("--update-code", "update_code", None, "go on with the code of now, not of the submission", ("resume",)),
+    Flag("--dry-run", "dry_run", None, "print the exact script, and what it costs; do nothing", _START),
+    Flag("--no-submit", "no_submit", None, "make the run folder only; sbatch its submission.sh yourself", ("submit",)),
+    Flag("-f --follow", "follow", None, "go on printing, over all attempts", ("logs",)),
+    Flag("--rank", "rank", int, "of this rank", ("logs",)),
+    Flag("--attempt", "attempt", int, "of this attempt", ("logs",)),
+    Flag("--json", "json", None, "as JSON", ("submit", "resume", "status", "logs")),
+    Flag("--runs-dir", "runs_dir", str, "folder of the run folders; default: runs", _EVERY),
+]
+_DEFAULTS: dict[str, Any] = {"cluster": "auto", "runs_dir": "runs"}
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """A mistake in a flag is one line and 78, as every other."""
-        raise ConfigError(f"{message}; launch.py --help shows every flag")
+        from settings import ConfigError, nearest
+
+        wrong = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
+        names = [name for flag in JOB_FLAGS + CALL_FLAGS for name in flag.names.split()]
+        near = nearest(wrong, names) if message.startswith("unrecognized") else None
+        raise ConfigError(f"{message}{f': did you mean {near}?' if near else ''}; launch.py --help shows every flag")
 
 
-def parser() -> Parser:
+def parser(verb: str | None = None) -> Parser:
+    """Of all flags; or of one verb's, for its help."""
+    about = VERBS[verb or "submit"]
     out = Parser(
         prog="launch.py",
-        description="Train on Slurm through every time limit. Verbs: status, logs, stop, resume, pocket; none: submit.",
-        epilog=THE_DAY,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=40, width=110),
+        usage=f"launch.py {verb or ''}{' ' if verb else ''}{about.takes} [flags]",
+        description=about.text if verb else _verbs_text(),
+        epilog=f"example: {about.example}",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=100),
         allow_abbrev=False,
+        add_help=False,
     )
-    out.add_argument("words", nargs="*", metavar="VERB|RECIPE|key=value", help="a verb, or a recipe and overrides")
-    for flag, short, field, kind, text in JOB_FLAGS:
-        names = [*([short] if short else []), flag, *ALIASES.get(flag, [])]
-        shown = "N" if kind is int else "X" if kind is float else "TEXT"
-        out.add_argument(*names, dest=field, type=kind, metavar=shown, help=text, default=argparse.SUPPRESS)
-    out.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other sbatch option")
-    out.add_argument("--cluster", default="auto", metavar="NAME", help="auto, local, or a profile's name or path")
-    out.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the run folders")
-    out.add_argument("--dry-run", action="store_true", help="print the exact script and layout, do nothing")
-    out.add_argument("--json", action="store_true", help="status: as JSON")
-    out.add_argument("-f", "--follow", action="store_true", help="logs: go on printing")
-    out.add_argument("--rank", type=int, metavar="N", help="logs: of this rank")
-    out.add_argument("--attempt", type=int, metavar="N", help="logs: of this attempt")
+    out.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    for title, flags in (("the job", JOB_FLAGS), ("this call", CALL_FLAGS)):
+        group = out.add_argument_group(title)
+        for flag in flags:
+            if verb is None or verb in flag.verbs:
+                group.add_argument(*flag.names.split(), **_options(flag))
     return out
+
+
+def _verbs_text() -> str:
+    lines = [f"  {name:<10}{verb.text}" for name, verb in VERBS.items()]
+    return "\n".join(["Train on Slurm through every time limit.", "", *lines, f"  {'pocket':<10}{POCKET}"])
+
+
+def _options(flag: Flag) -> dict[str, Any]:
+    options: dict[str, Any] = {"dest": flag.field, "help": flag.text, "default": argparse.SUPPRESS}
+    if flag.kind is None:
+        return {**options, "action": "store_true"}
+    shown = {int: "N", float: "X"}.get(flag.kind, "KEY=VALUE" if flag.field == "sbatch" else "TEXT")  # type: ignore[call-overload]
+    return {**options, "type": flag.kind, "metavar": shown, "action": "append" if flag.field == "sbatch" else "store"}
+
+
+def parse(words: list[str]) -> tuple[str, argparse.Namespace, dict[str, Any]]:
+    """The verb, the call's flags (args.words: what is no flag and no verb), and the job's. Raises ConfigError."""
+    given = vars(parser().parse_intermixed_args(words))
+    rest: list[str] = given.pop("words")
+    verb = rest.pop(0) if rest and rest[0] in VERBS else "submit"
+    for flag in JOB_FLAGS + CALL_FLAGS:
+        if flag.field in given and verb not in flag.verbs:
+            from settings import ConfigError
+
+            name = next(name for name in flag.names.split() if name.startswith("--"))
+            raise ConfigError(f"{verb} takes no {name}: see launch.py {verb} --help")
+    fields = {flag.field for flag in JOB_FLAGS}
+    job = {key: value for key, value in given.items() if key in fields}
+    if "sbatch" in given:
+        pairs = (pair.partition("=") for pair in given.pop("sbatch"))
+        job["sbatch"] = {key.lstrip("-"): value if equals else True for key, equals, value in pairs}
+    switches = {flag.field: False if flag.kind is None else None for flag in CALL_FLAGS}
+    return verb, argparse.Namespace(**{**switches, **_DEFAULTS, **given, "words": rest}), job
 
 
 # --- verbs ----------------------------------------------------------------------------------------------
 
 
-def submit(args: argparse.Namespace, words: list[str], command: list[str] | None) -> int:
-    ready = resolve(args, words, command)
+def submit(args: argparse.Namespace, job: dict[str, Any], command: list[str] | None) -> int:
+    from slurm import submission, verbs
+
+    ready = resolve(args, job, command)
     if args.dry_run:
-        print(describe(ready))
-        return 0
+        return verbs.show(ready, args.json)
+    if not (args.no_submit or args.here):
+        submission.rehearse(ready)
     submission.write_run_dir(ready)
     try:
         if ready.config_text is not None:
             submission.prepare_data(ready)
-        return start(ready)
-    except (ConfigError, SlurmError):
+        if args.no_submit:
+            print(f"{ready.run.path} is ready: sbatch {ready.run.script}, or launch.py resume {ready.run.name}")
+            return 0
+        return verbs.start(ready, args.here)
+    except BaseException:  # also Ctrl-C
         submission.discard(ready)
         raise
 
 
-def start(ready: Submission) -> int:
-    """Queue the run, or train here in local mode."""
-    name = ready.run.name
-    print(f"{name}: {ready.job.layout} on {ready.cluster.profile.name} ({ready.cluster.found_by})", flush=True)
-    if ready.job.cluster == "local":
-        return control.run_locally(ready.run)
-    if not ready.cluster.live:
-        raise ConfigError(
-            f"no Slurm of the cluster {ready.job.cluster} answers here: --dry-run shows what it would get"
-        )
-    job_id = submission.send(ready)
-    chain = f"; {name}+next will wait behind it to go on" if ready.job.chained else ""
-    print(f"job {job_id} is in the queue{chain}\n")
-    print(f"  launch.py status {name}\n  launch.py logs {name} -f\n  launch.py stop {name}")
-    return 0
+def resume(args: argparse.Namespace, job: dict[str, Any]) -> int:
+    from slurm import control, submission, verbs
+    from trainer import recipe as recipes
 
-
-def status(args: argparse.Namespace, words: list[str], command: list[str] | None) -> int:
-    chosen = [runs.find_run(words[0], args.runs_dir)] if words else runs.all_runs(args.runs_dir)
-    found = statuses.status(chosen)
-    print(json.dumps([one.as_json() for one in found], indent=2) if args.json else statuses.as_text(found))
-    return 0
-
-
-def show_logs(args: argparse.Namespace, words: list[str], command: list[str] | None) -> int:
-    run = runs.find_run(words[0] if words else None, args.runs_dir)
-    if args.follow:
-        logs.follow(run, args.rank or 0, lambda: True)
-    else:
-        print(logs.show(run, args.rank, args.attempt))
-    return 0
-
-
-def stop(args: argparse.Namespace, words: list[str], command: list[str] | None) -> int:
-    print(control.stop(runs.find_run(words[0] if words else None, args.runs_dir), "launch.py stop"))
-    return 0
-
-
-def resume(args: argparse.Namespace, words: list[str], command: list[str] | None) -> int:
-    run = runs.find_run(words[0] if words else None, args.runs_dir)
-    ready = control.reopen(run, job_flags(args), args.cluster)
-    if args.dry_run:
-        print(describe(ready))
-        return 0
+    assignments = [word for word in args.words if "=" in word]
+    args.words = [word for word in args.words if "=" not in word]
+    run = verbs.the_run(args)
     control.check_can_go_on(run)
-    control.rewrite_job(ready)
+    spoken, training = submission.job_words(assignments)
+    ready = control.reopen(run, {**in_allocation(job, args), **spoken}, args.cluster, args.dry_run)
+    if ready.job.command is None:
+        config = recipes.changed(run.path, training, ready.job.world_size)
+        ready = submission.with_config(ready, config.text, config.batch, config.folders)
+    if args.dry_run:
+        return verbs.show(ready, args.json)
+    if not args.here:
+        submission.rehearse(ready)
+    control.rewrite(ready, args.update_code)
     run.lift_end()
     print(f"{run.name} goes on from step {run.committed_step()}")
-    return start(ready)
+    return verbs.start(ready, args.here)
 
 
-VERBS: dict[str, Callable[[argparse.Namespace, list[str], list[str] | None], int]] = {
-    "submit": submit,
-    "status": status,
-    "logs": show_logs,
-    "stop": stop,
-    "resume": resume,
-}
+# --- from words to a checked submission -----------------------------------------------------------------
 
 
-# --- from words to a checked config ---------------------------------------------------------------------
-
-
-def resolve(args: argparse.Namespace, words: list[str], command: list[str] | None) -> Submission:
+def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | None) -> Submission:
     """Everything checked before anything is written. Raises ConfigError with one line."""
-    recipe_path, overrides = recipe_and_overrides(words, command)
-    source = str(recipe_path or "command line")
-    recipe = read_recipe(recipe_path) if recipe_path else {"name": command_name(command or [])}
-    recipe_job: Any = recipe.pop("job", {})
-    words_for_job: dict[str, Any] = {}
-    for assignment in overrides:
-        if re.match(r"job\b", assignment):
-            words_for_job = override(words_for_job, assignment)
-        else:
-            recipe = override(recipe, assignment)
-    flags = job_flags(args)
+    from pathlib import Path
+
+    from slurm import cluster as clusters
+    from slurm import submission
+    from slurm.rundir import RunDir
+    from trainer import recipe as recipes
+
+    checkpoint = forked(args)
+    tree, source = the_recipe(args, command, checkpoint)
+    spoken, training = submission.job_words([word for word in args.words if "=" in word])
     where = clusters.find(args.cluster, dry_run=args.dry_run)
-    spoken_job = words_for_job.get("job", {})
-    for job_settings in (recipe_job, spoken_job):
-        if not isinstance(job_settings, dict):
-            raise ConfigError(f"{source}: job={job_settings}: a mapping of job settings is expected, as nodes: 2")
-    layers = [{"name": recipe["name"]}, recipe_job, flags, spoken_job, {"command": command} if command else {}]
-    job = submission.resolve_job(layers, where, source)
-    job = submission.name_run(job, args.runs_dir, named="name" in flags)
-    config_text = None if command else train_config_text(recipe, job, source)
-    return Submission(job, where, RunDir((args.runs_dir / job.name).resolve()), config_text)
+    layers = [({"name": tree["name"]}, source), (tree.pop("job"), source), (in_allocation(job, args), TYPED)]
+    layers += [(spoken, TYPED), ({"command": command} if command else {}, TYPED)]
+    settings = submission.resolve_job(layers, where)
+    settings = submission.name_run(settings, Path(args.runs_dir), named="name" in job)
+    run = RunDir((Path(args.runs_dir) / settings.name).resolve())
+    if command:
+        return submission.with_code(submission.Submission(settings, where, run, None), Path.cwd())
+    fork = {"fork": str(submission.fork_copy(run, checkpoint))} if checkpoint else {}
+    tree = {**recipes.overridden(tree, training), "name": run.name, **fork}
+    config = recipes.checked(tree, run.path, settings.world_size, source)
+    ready = submission.Submission(settings, where, run, None, fork=checkpoint)
+    return submission.with_config(ready, config.text, config.batch, config.folders)
 
 
-def recipe_and_overrides(words: list[str], command: list[str] | None) -> tuple[Path | None, list[str]]:
-    overrides = [word for word in words if "=" in word]
-    recipes = [Path(word) for word in words if "=" not in word]
-    if len(recipes) > 1:
-        near = nearest(str(recipes[0]), VERBS)
+def the_recipe(
+    args: argparse.Namespace, command: list[str] | None, checkpoint: Path | None
+) -> tuple[dict[str, Any], str]:
+    """The recipe's tree with its `name` and `job`, and what to call it in errors."""
+    from pathlib import Path
+
+    from settings import ConfigError, nearest
+    from trainer import recipe as recipes
+
+    named = [Path(word) for word in args.words if "=" not in word]
+    if len(named) > 1 or (named and not named[0].exists() and not named[0].suffix):
+        near = nearest(str(named[0]), VERBS)
         hint = f": did you mean the verb {near}?" if near else ""
-        raise ConfigError(f"one recipe at a time: {' and '.join(map(str, recipes))}{hint}")
-    if recipes or command:
-        return (recipes[0] if recipes else None), overrides
-    here, shipped = Path("recipe.yaml"), submission.ROOT / "recipes" / "demo.yaml"
-    chosen = here if here.exists() else shipped
-    print(f"no recipe given: taking {os.path.relpath(chosen)}")
-    return chosen, overrides
+        what = "one recipe at a time" if len(named) > 1 else "there is no verb and no recipe"
+        raise ConfigError(f"{what}: {' and '.join(map(str, named))}{hint}")
+    if not named and command:
+        from slurm.submission import command_name
+
+        return {"name": command_name(command), "job": {}}, TYPED
+    if not named and checkpoint:
+        return recipes.forked(checkpoint), str(checkpoint.parent.parent / "config.yaml")
+    path = named[0] if named else default_recipe()
+    tree = {"job": {}, **recipes.read(path)}
+    if command and (others := tree.keys() - {"name", "job"}):
+        raise ConfigError(f"{path}: with -- COMMAND only its job section counts: take out {', '.join(sorted(others))}")
+    return tree, str(path)
 
 
-def command_name(command: list[str]) -> str:
-    """What a foreign command is called: its script, its module, or its program."""
-    module = command[command.index("-m") + 1 : command.index("-m") + 2] if "-m" in command else []
-    scripts = [word for word in command if word.endswith((".py", ".sh"))]
-    return Path([*scripts, *module, *command, "run"][0]).stem
+def default_recipe() -> Path:
+    from pathlib import Path
+
+    here, shipped = Path("recipe.yaml"), Path(__file__).parent / "recipes" / "demo.yaml"
+    chosen = Path(os.path.relpath(here if here.exists() else shipped))
+    print(f"no recipe given: taking {chosen}", file=sys.stderr)
+    return chosen
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe's tree; file names in it count from its own folder."""
-    from trainer.config import absolute_paths
+def forked(args: argparse.Namespace) -> Path | None:
+    """The checkpoint that `--fork RUN[@STEP]` names."""
+    from pathlib import Path
 
-    if not path.exists() and not path.suffix and nearest(path.name, VERBS):
-        raise ConfigError(f"there is no verb and no recipe {path}: did you mean {nearest(path.name, VERBS)}?")
-    recipe = read_yaml(path)
-    return absolute_paths({"name": path.stem, **recipe}, path.parent.resolve())
+    from settings import ConfigError
+    from slurm import runs
+    from trainer import recipe as recipes
 
-
-def train_config_text(recipe: dict[str, Any], job: JobConfig, source: str) -> str:
-    """The trainer's complete config, checked against the layout. Raises ConfigError."""
-    from trainer import config as training
-    from trainer.plan import batch_layout
-
-    config = training.resolve({**recipe, "name": job.name}, source)
-    training.check_files(config, source)
-    print(batch_layout(config.train, job.world_size))
-    return dump_yaml(to_plain(config))
+    if args.fork is None:
+        return None
+    name, at, step = args.fork.rpartition("@") if "@" in args.fork else (args.fork, "", "")
+    if at and not step.isdigit():
+        raise ConfigError(f"--fork {args.fork}: a step is a number: --fork {name}@1200")
+    return recipes.checkpoint_to_fork(runs.find_run(name, Path(args.runs_dir)).path, int(step) if at else None)
 
 
-def job_flags(args: argparse.Namespace) -> dict[str, Any]:
-    given = {field: getattr(args, field) for _, _, field, _, _ in JOB_FLAGS if hasattr(args, field)}
-    table = {}
-    for pair in args.sbatch:
-        key, equals, value = pair.partition("=")
-        table[key.lstrip("-")] = value if equals else True
-    return {**given, **({"sbatch": table} if table else {})}
+def in_allocation(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The job's fields; with --here on the nodes and GPUs of this shell's allocation."""
+    if not args.here:
+        return job
+    from slurm import control
 
-
-def describe(ready: Submission) -> str:
-    """The dry run: what would be sent, and where it would go."""
-    how = "chain (a successor waits in the queue)" if ready.job.chained else ready.job.continue_by
-    return "\n".join(
-        [
-            f"# {ready.job.layout}; launcher {ready.job.launcher}; continues by {how}",
-            f"# cluster {ready.cluster.profile.name} ({ready.cluster.found_by}); run folder {ready.run.path}",
-            ready.script.rstrip(),
-        ]
-    )
+    return control.fit_allocation(job)
 
 
 def main(argv: list[str]) -> int:
@@ -265,37 +316,50 @@ def main(argv: list[str]) -> int:
         print(THE_DAY)
         return 0
     try:
-        if words and words[0] == "pocket":
-            from envs.pocket import cli
-
-            return cli.main(words[1:])
-        use_pocket()
-        args = parser().parse_intermixed_args(words)
-        if not args.words or args.words[0] not in VERBS:
-            return submit(args, args.words, command)
-        verb, *rest = args.words
-        if verb != "submit" and (len(rest) > 1 or command):
-            raise ConfigError(f"{verb} takes one run, not: {' '.join([*rest, *(command or [])])}")
-        return VERBS[verb](args, rest, command)
-    except ConfigError as error:
-        print(f"outlast: {error}", file=sys.stderr)
-        return CONFIG_ERROR
-    except SlurmError as error:
-        print(f"outlast: {error}", file=sys.stderr)
-        return 1
+        return dispatch(words, command)
     except KeyboardInterrupt:  # the usual way out of `logs -f`
         return 130
     except BrokenPipeError:  # `launch.py logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
+    except Exception as error:
+        # A user's mistake and a cluster's failure know their code; our own bugs keep their traceback.
+        code = getattr(error, "exit_code", 1 if isinstance(error, OSError) else None)
+        if code is None:
+            raise
         print(f"outlast: {error}", file=sys.stderr)
-        return 1
+        return int(code)
+
+
+def dispatch(words: list[str], command: list[str] | None) -> int:
+    if words and words[0] == "pocket":
+        from envs.pocket import cli
+
+        return cli.main(words[1:])
+    if {"-h", "--help"}.intersection(words):
+        parser(next((word for word in words if word in VERBS), None)).print_help()
+        return 0
+    verb, args, job = parse(words)
+    if verb != "submit" and command:
+        from settings import ConfigError
+
+        raise ConfigError(f"{verb} takes no command, not: {' '.join(command)}")
+    use_pocket()
+    match verb:
+        case "submit":
+            return submit(args, job, command)
+        case "resume":
+            return resume(args, job)
+    from slurm import verbs
+
+    return verbs.READING[verb](args)
 
 
 def use_pocket() -> None:
     """A running pocket cluster is this machine's Slurm, unless SLURM_CONF says otherwise."""
-    if "SLURM_CONF" in os.environ:
+    from envs.pocket.roots import stands
+
+    if "SLURM_CONF" in os.environ or not stands():
         return
     from envs.pocket import find
 

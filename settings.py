@@ -7,6 +7,7 @@ keys, and every mistake of a user as one line: file, key, value, what is allowed
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import types
 import typing
@@ -21,7 +22,9 @@ T = TypeVar("T")
 
 
 class ConfigError(Exception):
-    """A user's mistake in one line: what, where, what to do. Ends a command or a run with exit code 78."""
+    """A user's mistake in one line: what, where, what to do. Ends a command or a run with its exit code."""
+
+    exit_code = 78
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -181,7 +184,7 @@ def _check_keys(data: Any, kind: Any, source: str, path: str) -> None:
         if data.get(tag) not in by_tag:
             raise ConfigError(f"{source}: {path}{tag}={data.get(tag)}: {_hint(str(data.get(tag)), by_tag)}")
         struct = by_tag[data[tag]]
-    hints = typing.get_type_hints(struct)
+    hints = _hints(struct)
     names = [*struct.__struct_fields__, *([tag] if tag else [])]
     for key, value in data.items():
         if key not in names:
@@ -190,6 +193,9 @@ def _check_keys(data: Any, kind: Any, source: str, path: str) -> None:
         if words and value not in words:
             raise ConfigError(f"{source}: {path}{key}={value}: {_hint(str(value), words)}")
         _check_keys(value, hints.get(key), source, f"{path}{key}.")
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _structs(kind: Any) -> list[type[msgspec.Struct]]:

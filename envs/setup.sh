@@ -33,7 +33,14 @@ fi
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check install -q -c constraints.txt "$@"; }
 # torch alone and first: another package's open range would take the newest CUDA build, gigabytes of it.
 pip torch
-pip -e '.[test,dev]'
+# What the project needs, and not the project: it runs from its checkout. Installed, its modules would stand in the way of
+# a user's that are called alike, and an editable install's import hook costs every start of Python 10 ms (measured).
+"$venv/bin/python" - >"$venv/requirements.txt" <<'EOF'
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+print(*project["dependencies"], *(need for extra in ("test", "dev") for need in project["optional-dependencies"][extra]), sep="\n")
+EOF
+pip -r "$venv/requirements.txt"
 # Built here from its source, without its CUDA operators. Only its own engine needs it.
 pip setuptools wheel ninja packaging
 DS_BUILD_OPS=0 DS_ACCELERATOR=cpu pip --no-build-isolation deepspeed || leave_out "deepspeed (its build failed); other engines work"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,11 +19,11 @@ from slurm.logs import first_failure, rank_log
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Scheduler
 from slurm.shim import WAITED
-from slurm.step import Step, read_exits
+from slurm.step import Step, enter, read_exits
 
 
-def trainer_argv(run: RunDir) -> tuple[str, ...]:
-    return (sys.executable, "-P", "-m", "trainer", str(run.path / "config.yaml"))
+def trainer_argv(run: RunDir, python: str) -> tuple[str, ...]:
+    return (python, "-P", "-m", "trainer", str(run.path / "config.yaml"))
 
 
 @dataclass
@@ -77,9 +76,11 @@ class Attempt:
             launcher=self.job.launcher,
             nodes=self.job.nodes,
             ranks_per_node=self.job.gpus_per_node,
-            argv=tuple(self.job.command) if self.job.command else trainer_argv(self.run),
+            argv=tuple(self.job.command) if self.job.command else trainer_argv(self.run, self.job.python),
             foreign=foreign,
             deadline=self.deadline,
+            python=self.job.python,
+            prefix=enter(self.job.rank_command, self.run.path, self.job.binds),
         )
 
     def write_deadline(self) -> None:

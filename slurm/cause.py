@@ -13,9 +13,7 @@ from enum import Enum
 from typing import Any
 
 from slurm.commands import JobFacts
-
-DONE, CONTINUE, FENCED, STOPPED, CONFIG, HANG, NO_PROGRESS = 0, 75, 76, 77, 78, 86, 93
-CLEAN = (DONE, CONTINUE, FENCED, STOPPED)  # codes with which a rank ended as agreed
+from slurm.exits import AGREED, CONFIG, CONTINUE, DONE, FENCED, HANG, NO_PROGRESS, STOPPED
 
 _ATTEMPTS_WITHOUT_PROGRESS = 3
 
@@ -30,7 +28,7 @@ class RankExit:
 
     @property
     def crashed(self) -> bool:
-        return self.code not in (*CLEAN, CONFIG)
+        return self.code not in (*AGREED, CONFIG)
 
     def __str__(self) -> str:
         if self.signal is not None:

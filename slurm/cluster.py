@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 
 from settings import ConfigError, convert, nearest, read_yaml
 from slurm import commands
-from slurm.config import JobConfig, Profile, layout
+from slurm.commands import Site
+from slurm.config import JobConfig, Profile
 from slurm.environment import CONF
+from slurm.errors import CommandFailed
+from slurm.fit import misfit
+from slurm.partition import Partition
+from slurm.walltime import Walltime
 
 PROFILES = Path(__file__).parent.parent / "envs" / "clusters"
 
@@ -18,24 +25,66 @@ PROFILES = Path(__file__).parent.parent / "envs" / "clusters"
 @dataclass(frozen=True)
 class Cluster:
     profile: Profile
-    live: bool
-    """A Slurm that answers."""
     found_by: str
     """How it was chosen, in words."""
+    site: Site | None = None
+    """What its Slurm says of itself."""
+
+    @property
+    def live(self) -> bool:
+        """A Slurm that answers."""
+        return self.site is not None
+
+    @cached_property
+    def partitions(self) -> list[Partition]:
+        """Asked for once; of a cluster that does not answer, what its profile says."""
+        return commands.partitions() if self.live else [_by_profile(self.profile)]
+
+    def chosen(self, names: str | None) -> list[Partition]:
+        """Where a job may run: the partitions that are named, as `gpu,long`, else the default. Raises ConfigError."""
+        if not self.live:
+            return self.partitions
+        if not names:
+            default = [partition for partition in self.partitions if partition.default]
+            return default or self.partitions[:1] or [_by_profile(self.profile)]
+        by_name = {p.name: p for p in self.partitions}
+        for name in names.split(","):
+            if name not in by_name:
+                near = nearest(name, by_name)
+                hint = f"did you mean {near}?" if near else f"there are: {', '.join(by_name)}"
+                raise ConfigError(f"--partition {name}: there is no such partition: {hint}")
+        return [by_name[name] for name in names.split(",")]
+
+    def default_walltime(self, partition: str | None) -> Walltime | None:
+        """The time limit of a job that names none."""
+        choice = self.chosen(partition)[0]
+        return choice.default_walltime or choice.max_walltime
 
 
 def find(name: str, dry_run: bool = False) -> Cluster:
-    """The cluster that `--cluster` names; `auto`: the Slurm that answers, else local mode. Raises ConfigError."""
+    """The cluster that `--cluster` names; `auto`: the Slurm that answers, else local mode.
+
+    Raises ConfigError, and CommandFailed when there is a Slurm that does not answer.
+    """
     if name == "local":
-        return Cluster(read_profile("local"), False, "--cluster local")
-    live = commands.cluster_name()
+        return Cluster(read_profile("local"), "--cluster local")
+    site = _ask_site()
     if name == "auto":
-        if live is None:  # a dry run shows what a cluster would get
-            return Cluster(read_profile("generic" if dry_run else "local"), False, "no Slurm answers here")
+        if site is None:  # a dry run shows what a cluster would get
+            return Cluster(read_profile("generic" if dry_run else "local"), "no Slurm answers here")
         where = f"SLURM_CONF={os.environ[CONF]}" if CONF in os.environ else "this machine's Slurm"
-        return Cluster(_by_cluster_name(live), True, where)
+        return Cluster(_by_cluster_name(site.name), where, site)
     profile = read_profile(name)
-    return Cluster(profile, live is not None and fnmatch(live, profile.cluster_name or live), f"--cluster {name}")
+    ours = site is not None and fnmatch(site.name, profile.cluster_name or "*")
+    return Cluster(profile, f"--cluster {name}", site if ours else None)
+
+
+def _ask_site() -> Site | None:
+    """This machine's Slurm; None: it has none. One that is down is no reason to train right here."""
+    try:
+        return commands.site()
+    except CommandFailed as error:
+        raise CommandFailed(f"{error}; to train here without it: --cluster local", error.words) from None
 
 
 def read_profile(name: str) -> Profile:
@@ -53,8 +102,13 @@ def _by_cluster_name(cluster_name: str) -> Profile:
     return next((p for p in profiles if fnmatch(cluster_name, p.cluster_name or "")), read_profile("generic"))
 
 
+def _by_profile(profile: Profile) -> Partition:
+    """What is known of a cluster that cannot be asked."""
+    return Partition(profile.name, gpus_per_node=profile.gpus_per_node, max_walltime=profile.max_walltime)
+
+
 def check_fits(job: JobConfig, cluster: Cluster) -> None:
-    """Refuse what the cluster cannot give, with the line that would work. Raises ConfigError."""
+    """Refuse what the cluster never gives, with the line that would work. Raises ConfigError."""
     profile = cluster.profile
     if profile.max_nodes is not None and job.nodes > profile.max_nodes:
         raise ConfigError(
@@ -62,47 +116,56 @@ def check_fits(job: JobConfig, cluster: Cluster) -> None:
             f"cluster of this machine (launch.py pocket up --nodes {job.nodes}), or look at the script: "
             f"--cluster NAME --dry-run"
         )
-    gpus, nodes, limit = profile.gpus_per_node, None, profile.max_walltime
-    if cluster.live:
-        partition = _partition(job)
-        gpus, nodes, limit = partition.gpus_per_node, partition.nodes, partition.max_walltime
-    where = f"partition {_partition(job).name}" if cluster.live else profile.name
-    if gpus is not None and job.gpus_per_node > gpus:
-        raise ConfigError(f"--gpus {job.gpus_per_node}: {where} has {gpus} GPUs a node: {_alternative(job, gpus)}")
-    if nodes is not None and job.nodes > nodes:
-        raise ConfigError(f"--nodes {job.nodes}: {where} has {nodes} nodes: take at most --nodes {nodes}")
-    if limit is not None and job.walltime is not None and job.walltime > limit:
-        raise ConfigError(
-            f"--walltime {job.walltime}: {where} allows {limit}: the run goes on by itself, take --walltime {limit}"
-        )
+    choices = cluster.chosen(job.partition)
+    misfits = [misfit(job, choice) for choice in choices]
+    if all(misfits):  # of several partitions Slurm takes one that fits
+        raise ConfigError(str(misfits[0]))
+    if cluster.site is not None:
+        _check_access(job, choices, cluster.site)
+        _check_qos(job, cluster.site)
+
+
+def _check_access(job: JobConfig, choices: Sequence[Partition], site: Site) -> None:
+    """With EnforcePartLimits=NO, Slurm's default, a job that its partition never admits waits in the queue for ever."""
+    if site.enforces_limits or len(choices) > 1 or not (job.account or job.qos):
+        return
+    name, access = choices[0].name, commands.partition_access(choices[0].name)
+    if site.version >= (23, 2):  # AllowAccounts names whole trees of accounts then, which only the accounting knows
+        access.pop("AllowAccounts", None)
+    for flag, kind, value in (("--account", "Accounts", job.account), ("--qos", "Qos", job.qos)):
+        allowed, denied = access.get(f"Allow{kind}", [str(value)]), access.get(f"Deny{kind}", [])
+        if value and value not in allowed:
+            raise ConfigError(f"{flag} {value}: partition {name} admits {', '.join(allowed)} only")
+        if value in denied:
+            raise ConfigError(f"{flag} {value}: partition {name} does not admit it: take another {flag} or --partition")
+
+
+def _check_qos(job: JobConfig, site: Site) -> None:
+    if job.qos and job.walltime and site.accounts:
+        limit = commands.qos_max_walltime(job.qos)
+        if limit is not None and job.walltime > limit:
+            raise ConfigError(
+                f"--walltime {job.walltime}: the QOS {job.qos} allows {limit}: the run goes on by itself, "
+                f"take --walltime {limit}"
+            )
 
 
 def full_node(partition: str | None, cluster: Cluster) -> int:
     """GPUs of a full node, which is what --gpus omitted asks for."""
-    if cluster.live:
-        return max(1, _find_partition(partition).gpus_per_node)
-    return cluster.profile.gpus_per_node or 1
+    return max(1, min(choice.gpus_per_node or 0 for choice in cluster.chosen(partition)))
 
 
-def _partition(job: JobConfig) -> commands.Partition:
-    return _find_partition(job.partition)
-
-
-def _find_partition(name: str | None) -> commands.Partition:
-    known = commands.partitions()
-    wanted = [p for p in known if (p.name == name if name else p.default)] or ([] if name else known[:1])
-    if not wanted:
-        names = [p.name for p in known]
-        near = nearest(name or "", names)
-        hint = f"did you mean {near}?" if near else f"there are: {', '.join(names)}"
-        raise ConfigError(f"--partition {name}: there is no such partition: {hint}")
-    return wanted[0]
-
-
-def _alternative(job: JobConfig, gpus: int) -> str:
-    """The same number of ranks on nodes that exist."""
-    if gpus == 0:
-        return "choose a partition with GPUs by --partition"
-    per_node = next(n for n in range(gpus, 0, -1) if job.world_size % n == 0)
-    nodes = job.world_size // per_node
-    return f"--nodes {nodes} --gpus {per_node} is the same {job.world_size} ranks ({layout(nodes, per_node)})"
+def valid_names(field: str, job: JobConfig, cluster: Cluster) -> Iterable[str]:
+    """What a field of the job may be called here; empty: not known. Asked only after a refusal."""
+    match field:
+        case "account":
+            return commands.associations()[0]
+        case "qos":
+            return commands.associations()[1]
+        case "constraint":
+            return frozenset().union(*(choice.features for choice in cluster.chosen(job.partition)))
+        case "reservation":
+            return commands.reservations()
+        case "partition":
+            return [partition.name for partition in cluster.partitions]
+    return ()

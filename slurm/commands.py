@@ -2,37 +2,98 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import pwd
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
-from settings import ConfigError
+from slurm import partition
 from slurm.environment import CONF, without_job, without_path
-from slurm.errors import CommandFailed
+from slurm.errors import CommandFailed, ControllerAway
+from slurm.partition import Partition
 from slurm.walltime import Walltime
 
 TIMEOUT = 15.0  # seconds; a controller that is down answers after 4 to 8 s (measured)
+PATIENCE = 20.0  # seconds in which a person's question to a controller that is away is asked again
+
+# The connection failed: nothing has reached the controller. All others may have (a controller that was stopped while
+# sbatch gave up by "Socket timed out" queued the job when it went on: measured).
+_NOT_SENT = re.compile(r"\(connect failure\)|Can't find an address")
+_AWAY = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Connection timed out"
+    r"|Message (send|receive) failure|Communication (connection|shutdown) failure|Header lengths are longer"
+    r"|delayed socket error|in standby mode|shutting down and closing|Rate limit exceeded"
+    r"|Connection re(set|fused)|Broken pipe|No route to host|Network is unreachable|Transport endpoint",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(
+    r"^(?:(?:sbatch|squeue|scontrol|scancel|sinfo|sacct|sacctmgr): )?(?:error: )?"
+    r"(?:allocation failure: |Batch job submission failed: |slurm_\w+(?: error)?: )?"
+)
+_KILLED = (124, 137)  # what `timeout` and a shell return for a command that they, or somebody, ended
 
 
-def run(argv: Sequence[str], timeout: float = TIMEOUT, environ: Mapping[str, str] = os.environ) -> str:
-    """Standard output of a Slurm command. Raises CommandFailed with Slurm's own words."""
+def run(
+    argv: Sequence[str], timeout: float = TIMEOUT, environ: Mapping[str, str] = os.environ, patience: float = 0.0
+) -> str:
+    """Standard output of a Slurm command. Raises CommandFailed with Slurm's own words.
+
+    `patience`: seconds in which a call that only reads is repeated while the controller is away.
+    """
+    end, pause = time.monotonic() + patience, 1.0
+    while True:
+        try:
+            return execute(argv, timeout, environ).stdout
+        except ControllerAway:
+            if time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause *= 2
+
+
+def execute(
+    argv: Sequence[str], timeout: float = TIMEOUT, environ: Mapping[str, str] = os.environ, text: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """A command that must succeed, with `text` as its input."""
     env = without_job(environ)
     try:
         result = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout, env=env, stdin=subprocess.DEVNULL
+            argv, capture_output=True, text=True, errors="replace", timeout=timeout, env=env, input=text
         )
     except FileNotFoundError:
         raise CommandFailed(f"{argv[0]}: there is no such command here: is this a Slurm login node?") from None
     except subprocess.TimeoutExpired:
-        raise CommandFailed(f"{argv[0]}: no answer within {timeout:.0f} s: is the Slurm controller up?") from None
+        raise ControllerAway(f"{argv[0]}: no answer within {timeout:.0f} s: is the Slurm controller up?") from None
     if result.returncode:
-        words = " ".join((result.stderr or result.stdout).split()) or "no message"
-        raise CommandFailed(f"{' '.join(argv[:3])}: exit {result.returncode}: {words}")
-    return result.stdout
+        called = " ".join(itertools.takewhile(lambda word: "=" not in word, argv[:3]))
+        raise failure(called, result.returncode, result.stderr or result.stdout)
+    return result
+
+
+def failure(called: str, code: int, said: str) -> CommandFailed:
+    """What the end of a Slurm command means, by its exit code and what it wrote."""
+    words = own_words(said)
+    message = f"{called}: exit {code}: {words or 'no message'}"
+    if _NOT_SENT.search(words):
+        return ControllerAway(message, words, sent=False)
+    if _AWAY.search(words) or code < 0 or code in _KILLED:
+        return ControllerAway(message, words)
+    return CommandFailed(message, words)
+
+
+def own_words(said: str) -> str:
+    """What a Slurm command and its site wrote, in one line, without what every line begins with."""
+    lines = (_OPENING.sub("", " ".join(line.split())) for line in said.splitlines())
+    empty = ("", "Unspecified error", 'Try "sbatch --help" for more information')  # a site has said why before it
+    told = dict.fromkeys(line for line in lines if line not in empty)
+    return "; ".join(told)
 
 
 @dataclass(frozen=True)
@@ -48,11 +109,17 @@ class JobFacts:
     """Unix seconds at which Slurm ends the allocation."""
     preempt_time: float | None
     """Unix seconds at which a preemption of this run of the job began."""
+    nodes: int = 1
+    cpus: int = 1
+    """Of all its nodes."""
+    gpus_per_node: int | None = None
+    """As the job asked for them; None: it asked for none."""
 
 
 def parse_job(text: str) -> JobFacts:
     """One line of `scontrol --oneliner show job`."""
     facts = dict(re.findall(r"(\w+)=(\S*)", text))
+    gpus = re.search(r"TresPerNode=\S*gpu(?::[^:,\s]+)?:(\d+)", text)
     return JobFacts(
         job_id=facts["JobId"],
         name=facts.get("JobName", ""),
@@ -61,6 +128,9 @@ def parse_job(text: str) -> JobFacts:
         restarts=int(facts.get("Restarts", 0)),
         end_time=_unix(facts.get("EndTime", "")),
         preempt_time=_unix(facts.get("PreemptTime", "")),
+        nodes=int(facts.get("NumNodes", "1").partition("-")[0]),
+        cpus=int(facts.get("NumCPUs", "1").partition("-")[0]),
+        gpus_per_node=int(gpus[1]) if gpus else None,
     )
 
 
@@ -94,6 +164,18 @@ def accounted_job(job_id: str) -> JobFacts | None:
     return JobFacts(job_id, name, state.split()[0], "None", 0, None, None) if state else None
 
 
+@cache  # so that who submits may have it judged early, and the sender once more for nothing
+def rehearse(script: str) -> list[str]:
+    """`sbatch --test-only` of a script's text: what Slurm and the site say to it, queueing nothing.
+
+    Raises CommandFailed with their words when it is refused.
+    """
+    said = execute(["sbatch", "--test-only"], text=script).stderr
+    start = re.search(r"to start at (\S+)", said)
+    notes = [line.removeprefix("sbatch: ") for line in said.splitlines() if "to start at" not in line]
+    return [*notes, *([f"Slurm expects it to start at {start[1]}"] if start else [])]
+
+
 def submit(script: Path, after: str, name: str) -> str:
     """Queue the successor of job `after`; its supervisor hears whom it follows. Returns its job id."""
     flags = ["--parsable", f"--dependency=afterany:{after}", f"--job-name={name}"]
@@ -119,59 +201,97 @@ def rename(job_id: str, name: str) -> None:
     run(["scontrol", "update", f"JobId={job_id}", f"JobName={name}"])
 
 
-def cluster_name() -> str | None:
-    """ClusterName of this machine's Slurm; None: it has none. Raises ConfigError when there is one that fails."""
+@dataclass(frozen=True)
+class Site:
+    """What a Slurm says of itself."""
+
+    name: str
+    version: tuple[int, ...]
+    """(22, 5) for 22.05.8."""
+    enforces_limits: bool
+    """A job that its partition never admits is refused; else it waits in the queue for ever."""
+    accounts: bool
+    """It has an accounting database."""
+
+
+def site() -> Site | None:
+    """This machine's Slurm; None: it has none. Raises CommandFailed when there is one that does not answer."""
     if CONF in os.environ and not Path(os.environ[CONF]).exists():
         return None  # scontrol would wait a minute for the file
     try:
-        text = run(["scontrol", "show", "config"])
+        return parse_site(run(["scontrol", "show", "config"], patience=PATIENCE))
     except CommandFailed as error:
         if "no such command" in str(error) or "configuration source" in str(error):
             return None
-        # A Slurm that is slow or down is no reason to train on the login node.
-        raise ConfigError(f"{error}; to train here without it: --cluster local") from None
-    match = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
-    return match[1] if match else None
+        raise
 
 
-@dataclass(frozen=True)
-class Partition:
-    """A partition as sinfo shows it; where its nodes differ, the largest."""
-
-    name: str
-    default: bool
-    nodes: int
-    gpus_per_node: int
-    max_walltime: Walltime | None
+def parse_site(text: str) -> Site:
+    facts = dict(re.findall(r"^(\w+)\s*=[ \t]*(.*?)[ \t]*$", text, re.MULTILINE))
+    version = re.search(r"^SLURM_VERSION\s*= (\d+)\.(\d+)", text, re.MULTILINE)
+    return Site(
+        name=facts["ClusterName"],
+        version=tuple(map(int, version.groups())) if version else (),
+        enforces_limits=facts.get("EnforcePartLimits") != "NO",
+        accounts=facts.get("AccountingStorageType", "").endswith("slurmdbd"),
+    )
 
 
 def partitions() -> list[Partition]:
     """Partitions of the cluster, from one sinfo. Raises CommandFailed."""
-    return parse_partitions(run(["sinfo", "--noheader", "--format=%P|%l|%D|%G"]))
+    return partition.parse(
+        run(["sinfo", "--all", "--noheader", "--noconvert", f"--format={partition.FIELDS}"], patience=PATIENCE)
+    )
 
 
-def parse_partitions(text: str) -> list[Partition]:
-    found: dict[str, Partition] = {}
-    for line in filter(None, text.splitlines()):
-        name, limit, nodes, gres = line.strip().split("|")
-        gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)(?=[(,\s]|$)", gres))
-        old = found.get(name.rstrip("*"))
-        found[name.rstrip("*")] = Partition(
-            name=name.rstrip("*"),
-            default=name.endswith("*"),
-            nodes=int(nodes) + (old.nodes if old else 0),
-            gpus_per_node=max(gpus, old.gpus_per_node if old else 0),
-            max_walltime=_limit(limit),
-        )
-    return list(found.values())
+def partition_access(name: str) -> dict[str, list[str]]:
+    """AllowAccounts, DenyAccounts, AllowQos, DenyQos of a partition, each where it names some."""
+    text = run(["scontrol", "--oneliner", "show", "partition", name], patience=PATIENCE)
+    lists = dict(re.findall(r"\b((?:Allow|Deny)(?:Accounts|Qos))=(\S+)", text))
+    return {key: value.split(",") for key, value in lists.items() if value not in ("ALL", "(null)")}
 
 
-def _limit(text: str) -> Walltime | None:
-    """sinfo's %l: `1-00:00:00`, also `30:00` (minutes and seconds), `infinite`."""
+# --- what the accounting knows; never required: many sites have none, or none that users may ask ----------
+
+
+def _accounting(*words: str) -> list[list[str]]:
     try:
-        return Walltime.parse(f"00:{text}" if re.fullmatch(r"\d+:\d\d", text) else text)
-    except ValueError:
-        return None
+        text = run(["sacctmgr", "--noheader", "--parsable2", "show", *words], timeout=5)
+    except CommandFailed:
+        return []
+    return [line.split("|") for line in text.splitlines() if line]
+
+
+def associations() -> tuple[set[str], set[str]]:
+    """This user's accounts and QOSes."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    rows = _accounting("associations", f"user={user}", "format=Account,QOS")
+    return {account for account, _ in rows}, {qos for _, names in rows for qos in names.split(",") if qos}
+
+
+def qos_max_walltime(name: str) -> Walltime | None:
+    """None: no limit, or none that we may know."""
+    limits = [limit for qos, limit in _accounting("qos", name, "format=Name,MaxWall") if qos == name]
+    return partition.read_limit(limits[0]) if limits else None
+
+
+def reservations() -> list[str]:
+    """Names of the reservations that stand; none where they cannot be asked for."""
+    try:
+        return re.findall(r"\bReservationName=(\S+)", run(["scontrol", "--oneliner", "show", "reservation"]))
+    except CommandFailed:
+        return []
+
+
+# --- the queue ------------------------------------------------------------------------------------------
+
+
+ENDED = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+    *("REVOKED", "TIMEOUT"),
+}
+# With a suffix and no width nothing is padded or cut. The log's path is last: it may hold any character.
+_QUEUE = "--Format=JobID:|,State:|,Reason:|,TimeLeft:|,Dependency:|,STDOUT:"
 
 
 @dataclass(frozen=True)
@@ -180,6 +300,23 @@ class QueueLine:
     state: str
     reason: str
     left: str
+    after: str | None
+    """The job that it waits behind."""
+    log: str
+    """As sbatch was given it, with its %-patterns."""
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in ENDED
+
+
+def parse_queue(text: str) -> list[QueueLine]:
+    found = []
+    for line in filter(str.strip, text.splitlines()):
+        job_id, state, reason, left, dependency, log = line.split("|", 5)
+        after = re.search(r"afterany:(\d+)", dependency)
+        found.append(QueueLine(job_id, state, reason, left, after[1] if after else None, log.rstrip()))
+    return found
 
 
 def queue(job_ids: Sequence[str]) -> dict[str, QueueLine]:
@@ -187,10 +324,19 @@ def queue(job_ids: Sequence[str]) -> dict[str, QueueLine]:
     if not job_ids:
         return {}
     try:
-        text = run(["squeue", "--noheader", "--format=%i|%T|%r|%L", f"--jobs={','.join(job_ids)}"])
+        text = run(["squeue", "--noheader", _QUEUE, f"--jobs={','.join(job_ids)}"])
     except CommandFailed as error:
         if "Invalid job id" in str(error):  # squeue's answer when it knows none of them
             return {}
         raise
-    lines = (QueueLine(*line.strip().split("|")) for line in text.splitlines() if line.strip())
-    return {line.job_id: line for line in lines}
+    return {line.job_id: line for line in parse_queue(text)}
+
+
+def jobs_of(logs: Path, patience: float = 0.0) -> list[QueueLine]:
+    """This user's jobs that log into this folder, also those whose id nobody could write down, from one squeue.
+
+    In any state: ENDED ones are among them for as long as Slurm remembers them.
+    """
+    text = run(["squeue", "--noheader", "--states=all", _QUEUE, f"--user={os.getuid()}"], patience=patience)
+    folder = str(logs).replace("%", "%%")  # what script.py makes of it
+    return [line for line in parse_queue(text) if os.path.dirname(line.log) == folder]

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from settings import Struct, convert, read_yaml
+from settings import ConfigError, Struct, convert, read_yaml
+from slurm.environment import is_secret
 from slurm.walltime import Walltime
 
 Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
 
 
 class JobConfig(Struct, frozen=True):
-    name: Name
+    name: str
     """Name of the run: its folder under runs/ and its job name."""
     nodes: Count = 1
     gpus_per_node: Count = 1
     """GPUs, and so ranks, on each node."""
     walltime: Walltime | None = None
     """Time limit of one job; None: the partition's default."""
+    time_min: Walltime | None = None
+    """A shorter limit that Slurm may choose so that the job starts earlier; the run goes by the real one."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -40,8 +46,18 @@ class JobConfig(Struct, frozen=True):
     """Shell lines that run before Python on the batch host (module loads); one that fails ends the job."""
     environment: dict[str, str] = {}
     """Variables of the ranks. No secrets: this file is readable by whoever reads the run folder."""
-    launcher: Literal["srun", "torchrun", "fork"] = "srun"
-    """srun: one task a rank. torchrun: one agent a node. fork: one process a node imports once and forks its ranks."""
+    launcher: Literal["srun", "torchrun", "deepspeed", "fork"] = "srun"
+    """srun: one task a rank. torchrun, deepspeed: their own agent on each node. fork: one process a node imports once
+    and forks its ranks."""
+    rank_command: list[str] = []
+    """Words before the ranks' Python, where their software is not the host's: [apptainer, exec, --nv, --bind,
+    "{binds}", image.sif]. {run_dir} and {binds} (host:host,...) are filled in."""
+    rank_python: str | None = None
+    """The ranks' Python, 3.11 or newer; None: this one, and with a rank command `python3`."""
+    binds: list[str] = []
+    """Folders besides the run's that the ranks need, for {binds} in the rank command."""
+    srun_args: list[str] = []
+    """More words for srun (pyxis: --container-image=...; then give rank_python as well)."""
     continue_by: Literal["auto", "chain", "requeue", "none"] = "auto"
     """chain (auto): a successor job waits in the queue. requeue: the same job id again."""
     max_attempts: Count | None = None
@@ -52,6 +68,10 @@ class JobConfig(Struct, frozen=True):
     """Seconds between two questions to Slurm about end time and preemption."""
     lead_seconds: Annotated[float, Meta(ge=0)] = 120.0
     """Seconds before the deadline at which a foreign command is told to stop; the trainer measures its own."""
+    share: bool = False
+    """The group may read the run; default: its user alone."""
+    snapshot: bool = True
+    """A foreign command's code is copied at submission, and the copy runs."""
     cluster: str = "generic"
     """The profile that this job was resolved with; `local`: no scheduler."""
     command: list[str] | None = None
@@ -64,6 +84,11 @@ class JobConfig(Struct, frozen=True):
     @property
     def chained(self) -> bool:
         return self.continue_by in ("auto", "chain")
+
+    @property
+    def python(self) -> str:
+        """The Python where the ranks are."""
+        return self.rank_python or ("python3" if self.rank_command else sys.executable)
 
     @property
     def layout(self) -> str:
@@ -87,9 +112,47 @@ class Profile(Struct, frozen=True):
 
 def layout(nodes: int, gpus: int) -> str:
     """`2 nodes x 8 GPUs = 16 ranks`: sbatch's own --gpus is a total, so it is always said."""
-    numbers = {"node": nodes, "GPU": gpus, "rank": nodes * gpus}
-    node, gpu, rank = (f"{count} {word}{'s' * (count != 1)}" for word, count in numbers.items())
-    return f"{node} x {gpu} = {rank}"
+    return f"{counted(nodes, 'node')} x {counted(gpus, 'GPU')} = {counted(nodes * gpus, 'rank')}"
+
+
+def counted(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
+def make_job(data: Mapping[str, Any], source: str) -> JobConfig:
+    """A user's words as a checked job. Raises ConfigError."""
+    job = convert(data, JobConfig, source)
+    refuse_secrets(job, source)
+    check_binds(job)
+    return job
+
+
+def check_binds(job: JobConfig) -> None:
+    """Folders go to the rank command as host:host,... Raises ConfigError."""
+    bound = job.binds if "{binds}" in " ".join(job.rank_command) else []
+    for path in (path for path in bound if re.search(r"[:,]", path)):
+        raise ConfigError(f"{path}: a folder with a colon or a comma cannot be bound by a rank command: rename it")
+
+
+def check_launcher(job: JobConfig) -> None:
+    """For a job that starts from here: an agent's package must be in this Python, if it is the ranks'. Raises
+    ConfigError."""
+    package = {"torchrun": "torch", "deepspeed": "deepspeed"}.get(job.launcher)
+    if package and job.python == sys.executable and not job.srun_args and find_spec(package) is None:
+        raise ConfigError(f"--launcher {job.launcher}: {sys.executable} has no {package}: install it, or take another")
+
+
+def refuse_secrets(job: JobConfig, source: str) -> None:
+    """What the job is told is written to job.yaml and submission.sh; the submitting shell's variables are not."""
+    # In a set-up line a name may get what a command or another variable holds: that value is in no file of ours.
+    assigned = re.findall(r"(?:^|[;&]|\bexport)\s*([A-Za-z_]\w*)=(?![\"']?[$`])", "\n".join(job.setup), re.MULTILINE)
+    exported = re.findall(r"([A-Za-z_]\w*)=", " ".join([str(job.sbatch.get("export", "")), *job.srun_args]))
+    for where, names in (("environment", job.environment), ("setup", assigned), ("export", exported)):
+        for name in filter(is_secret, names):
+            raise ConfigError(
+                f"{source}: {where}: {name} is a secret and would be written to files: type `export {name}=...` in"
+                " your shell before launch.py, and the ranks get it from there"
+            )
 
 
 def read_job(run_dir: Path) -> JobConfig:

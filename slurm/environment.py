@@ -21,11 +21,22 @@ NODE_NAME = "SLURMD_NODENAME"
 LAUNCH_ADDRESS = "SLURM_LAUNCH_NODE_IPADDR"  # address of the host that runs srun
 CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
 CONF = "SLURM_CONF"
+DEVICES = "CUDA_VISIBLE_DEVICES"  # set by Slurm for a job with GPUs, else by the user
 
 # An outer job's variables would silently pin or resize an inner one; SLURM_CONF says which Slurm to talk to.
-_INHERITED = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SUBMITIT_", "PMI_", "PMIX_", "PMI2_", "OUTLAST_")
-_RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_INHERITED = (
+    *("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SUBMITIT_", "OUTLAST_"),
+    *("PMI", "OMPI_", "TORCHELASTIC_"),  # other launchers' words to their ranks
+    *("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_"),  # a user's habits, which would change what these answer us
+)
+_RANK_NAMES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *("GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE"),  # torchrun's other names
+    *("CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"),  # DeepSpeed's
+    "NODE_RANK",  # Lightning's
+)
 _KEPT = (CONF, "OUTLAST_POCKET_DIR")
+_SECRET = {"TOKEN", "KEY", "SECRET", "PASSWORD"}
 
 
 def without_job(environ: Mapping[str, str]) -> dict[str, str]:
@@ -35,6 +46,11 @@ def without_job(environ: Mapping[str, str]) -> dict[str, str]:
         for key, value in environ.items()
         if key in _KEPT or not (key.startswith(_INHERITED) or key in _RANK_NAMES)
     }
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable's value is nothing to write down: HF_TOKEN, but not MONKEY."""
+    return not _SECRET.isdisjoint(name.upper().split("_"))
 
 
 def without_path(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -96,10 +112,11 @@ class Layout:
         return self.nodes * self.ranks_per_node
 
 
-def rank_variables(layout: Layout, node_rank: int, local_rank: int, address: str, port: int) -> dict[str, str]:
+def rank_variables(layout: Layout, rank: int, address: str, port: int) -> dict[str, str]:
     """torch's standard variables of one rank."""
+    node_rank, local_rank = divmod(rank, layout.ranks_per_node)
     return {
-        "RANK": str(node_rank * layout.ranks_per_node + local_rank),
+        "RANK": str(rank),
         "WORLD_SIZE": str(layout.world_size),
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(layout.ranks_per_node),
@@ -117,6 +134,28 @@ def attempt_variables(run_dir: Path, attempt: int, deadline: float | None, hostf
     return out
 
 
+def promised(layout: Layout, run_dir: Path, own: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What every rank gets under every launcher, as a table: name, and value or meaning. `own`: the job's own."""
+    ranks, nodes = layout.ranks_per_node, layout.nodes
+    table = [
+        ("RANK", f"0 to {layout.world_size - 1}, node by node"),
+        ("WORLD_SIZE", str(layout.world_size)),
+        ("LOCAL_RANK", f"0 to {ranks - 1}: the rank's device on its node"),
+        ("LOCAL_WORLD_SIZE", str(ranks)),
+        ("GROUP_RANK", f"0 to {nodes - 1}: the rank's node"),
+        ("MASTER_ADDR", "an address of the first node that the others reach" if nodes > 1 else "127.0.0.1"),
+        ("MASTER_PORT", "a free port of the first node, held for rank 0"),
+        ("OUTLAST_RUN_DIR", str(run_dir)),
+        ("OUTLAST_ATTEMPT", "1, 2, 3 ...: this start of the ranks"),
+        ("OUTLAST_HOSTFILE", f"a file of {nodes} lines: host slots={ranks}"),
+        ("OUTLAST_DEADLINE", "unix seconds at which the allocation ends, if it does"),
+        ("OMP_NUM_THREADS", "your shell's, else the CPUs of a rank"),
+    ]
+    if nodes > 1:
+        table.append(("GLOO_SOCKET_IFNAME", "your shell's, else the way to the other nodes if the host name hides it"))
+    return [*table, *own.items()]
+
+
 def worker_rank(environ: Mapping[str, str] = os.environ) -> int:
-    """The rank that a launcher of torch's own (torchrun) has given this process."""
+    """The rank that an agent (torchrun's, DeepSpeed's) has given this process."""
     return int(environ["RANK"])

@@ -4,9 +4,23 @@
 class SlurmError(Exception):
     """Base: something about Slurm or a run folder failed; the message is one line."""
 
+    exit_code = 1
+
 
 class CommandFailed(SlurmError):
-    """A Slurm command ended with an error; the message holds Slurm's own words."""
+    """A Slurm command ended with an error; `words` are Slurm's own."""
+
+    def __init__(self, message: str, words: str = "") -> None:
+        super().__init__(message)
+        self.words = words
+
+
+class ControllerAway(CommandFailed):
+    """The controller did not answer. `sent`: what was asked of it may have reached it and may still happen."""
+
+    def __init__(self, message: str, words: str = "", sent: bool = True) -> None:
+        super().__init__(message, words)
+        self.sent = sent
 
 
 class RendezvousFailed(SlurmError):

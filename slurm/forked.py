@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import runpy
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,15 +13,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from slurm.errors import SlurmError
+from slurm.step import CODE
 
 
-def python_module(argv: tuple[str, ...]) -> tuple[str, list[str]]:
-    """Module and arguments of `python ... -m MODULE ARGS`."""
-    if "-m" not in argv[1:-1]:
-        raise SlurmError("launcher fork runs Python modules (python -m MODULE): for other commands use --launcher srun")
-    at = argv.index("-m")
-    return argv[at + 1], list(argv[at + 2 :])
+def python_module(argv: tuple[str, ...], foreign: bool) -> tuple[str, list[str]] | None:
+    """Module and arguments of `python [-P] -m MODULE ARGS`; None: it must be started as it is written.
+
+    A foreign command's python must be this very one: another has other packages.
+    """
+    python, *words = argv
+    if words[:1] == ["-P"]:
+        words = words[1:]
+    if words[:1] != ["-m"] or len(words) < 2 or (foreign and shutil.which(python) != sys.executable):
+        return None
+    return words[1], words[2:]
 
 
 def preload(module: str) -> None:
@@ -33,6 +39,17 @@ def preload(module: str) -> None:
 def run_module(module: str, args: list[str]) -> None:
     sys.argv = [module, *args]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def run_foreign(argv: tuple[str, ...], module: str, args: list[str]) -> None:
+    """A user's module, as if our own had never been imported here: a user's may have the same names."""
+    ours = {path.stem for path in CODE.iterdir()}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours and name != "__main__"]:
+        del sys.modules[name]
+    sys.path[:] = [entry for entry in sys.path if entry != str(CODE)]
+    if "-P" not in argv[:2]:
+        sys.path.insert(0, os.getcwd())
+    run_module(module, args)
 
 
 def become(work: Callable[[], None], variables: dict[str, str], log: Path) -> NoReturn:

@@ -1,4 +1,4 @@
-"""DeepSpeed's hostfile: `host slots=N`, one line a node."""
+"""DeepSpeed's hostfile: `host slots=N`, one line a node. Standard library only: the shims read it."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ def text(hosts: Sequence[str], slots: int) -> str:
 def write(path: Path, hosts: Sequence[str], slots: int) -> Path:
     write_atomic(path, text(hosts, slots))
     return path
+
+
+def read(path: Path) -> dict[str, int]:
+    """Ranks of each host, in the order of the file."""
+    lines = (line.split(" slots=") for line in path.read_text(encoding="utf-8").splitlines())
+    return {host: int(slots) for host, slots in lines}

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from slurm.exits import AGREED
 from slurm.rundir import RunDir
-from slurm.shim import AGREED
 from slurm.step import read_exits
 
 LAST_LINES = 40
@@ -27,17 +28,25 @@ def first_failure(run: RunDir, epoch: int) -> int:
     return int(min(own, key=lambda end: end["time"])["rank"]) if own else 0
 
 
-def show(run: RunDir, rank: int | None = None, attempt: int | None = None) -> str:
-    """The last lines of one rank's log, with a heading."""
+def as_json(run: RunDir, rank: int | None = None, attempt: int | None = None) -> dict[str, Any]:
+    """What `show` says, for a script; `lines` is null where there is no such log."""
     epoch = attempt or run.newest_epoch()
-    if epoch == 0:
-        return f"{run.name} has not started yet: see launch.py status {run.name}"
     chosen = first_failure(run, epoch) if rank is None else rank
     path = rank_log(run, epoch, chosen)
-    if not path.exists():
-        return f"attempt {epoch} has no log of rank {chosen} ({path}); the job's own log: {_job_logs(run)}"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-    return "\n".join([f"== {run.name}, attempt {epoch}, rank {chosen}: {path}", *lines])
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:] if path.exists() else None
+    return {"run": run.name, "attempt": epoch, "rank": chosen, "path": str(path), "lines": lines}
+
+
+def show(run: RunDir, rank: int | None = None, attempt: int | None = None) -> str:
+    """The last lines of one rank's log, with a heading."""
+    found = as_json(run, rank, attempt)
+    if found["attempt"] == 0:
+        return f"{run.name} has not started yet: see launch.py status {run.name}"
+    if found["lines"] is None:
+        what = f"attempt {found['attempt']} has no log of rank {found['rank']}"
+        return f"{what} ({found['path']}); the job's own log: {_job_logs(run)}"
+    heading = f"== {run.name}, attempt {found['attempt']}, rank {found['rank']}: {found['path']}"
+    return "\n".join([heading, *found["lines"]])
 
 
 def _job_logs(run: RunDir) -> str:

@@ -5,16 +5,16 @@ Standard library only: every rank's shim imports it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from durable import append_line, read_lines, write_atomic
+from durable import append_line, nonce, read_lines, write_atomic
 
 _CHECKPOINT = re.compile(r"step-(\d{8})-e(\d{4,})")
 _CLAIM = re.compile(r"(\d{4,})\.json")
@@ -30,6 +30,9 @@ class Claim:
     time: float
     resume_from: dict[str, int] | None = None
     """Step and epoch of the checkpoint that the trainer resumed from."""
+    host: str | None = None
+    pid: int | None = None
+    """Of the supervisor."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class RunDir:
     @property
     def script(self) -> Path:
         return self.path / "submission.sh"
+
+    @property
+    def logs(self) -> Path:
+        """By this folder a job of the run is known in the queue, since its own log goes here."""
+        return self.path / "logs"
 
     @property
     def stop_file(self) -> Path:
@@ -111,13 +119,14 @@ class RunDir:
         """The next attempt, ours alone: O_EXCL lets one starter win a number, also over NFS and Lustre."""
         self.claims_dir.mkdir(exist_ok=True)
         while True:
-            record = Claim(self.newest_epoch() + 1, job_id, restart_count, time.time())
+            host, pid = os.uname().nodename, os.getpid()
+            record = Claim(self.newest_epoch() + 1, job_id, restart_count, time.time(), host=host, pid=pid)
             try:
                 fd = os.open(self.claims_dir / f"{record.epoch:04d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
                 continue
             with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump({**record.__dict__, "host": os.uname().nodename, "nonce": secrets.token_hex(8)}, file)
+                json.dump({**record.__dict__, "nonce": nonce()}, file)
                 file.flush()
                 os.fsync(file.fileno())
             return record
@@ -129,10 +138,26 @@ class RunDir:
         """None: there is none, or its writer died before the content was written."""
         try:
             data = json.loads((self.claims_dir / f"{epoch:04d}.json").read_text(encoding="utf-8"))
-            fields = {key: data.get(key) for key in ("epoch", "job_id", "restart_count", "time", "resume_from")}
-            return Claim(**fields)
+            return Claim(**{field.name: data.get(field.name) for field in dataclasses.fields(Claim)})
         except (FileNotFoundError, ValueError):
             return None
+
+    def open_claim(self) -> Claim | None:
+        """The newest attempt's claim as long as its end is not written."""
+        claim = self.read_claim(self.newest_epoch())
+        ended = claim is not None and any(record["attempt"] == claim.epoch for record in self.attempts())
+        return None if ended else claim
+
+    def supervisor_here(self) -> int | None:
+        """Process id of the newest attempt's supervisor when it lives on this host."""
+        claim = self.read_claim(self.newest_epoch())
+        if claim is None or claim.pid is None or claim.host != os.uname().nodename:
+            return None
+        try:
+            words = Path(f"/proc/{claim.pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return None
+        return claim.pid if b"slurm.supervisor" in words and os.fsencode(self.path) in words else None
 
     def stop_word(self, epoch: int) -> Path:
         """The supervisor's word to the ranks of one attempt, which no successor obeys."""
@@ -151,7 +176,7 @@ class RunDir:
         return max(steps, default=0)
 
     def attempt_dir(self, epoch: int) -> Path:
-        return self.path / "logs" / f"attempt-{epoch:04d}"
+        return self.logs / f"attempt-{epoch:04d}"
 
     def attempts(self) -> list[dict[str, Any]]:
         return read_lines(self.path / "attempts.jsonl")

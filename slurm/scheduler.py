@@ -64,23 +64,22 @@ class Slurm:
         return facts.end_time if facts else None
 
     def step_argv(self, step: Step) -> list[str]:
-        return srun_argv(step, self.job.cpus_per_gpu)
+        return srun_argv(step, self.job.cpus_per_gpu, self.job.srun_args)
 
     def successor(self) -> str | None:
-        """The job of this run that still waits behind ours."""
-        followers = [record["job"] for record in self.run.jobs() if record["after"] == self._id]
-        return next((job for job in commands.queue(followers)), None)
+        """The job of this run that waits behind ours, noted or not: we may have been killed after an sbatch."""
+        jobs = commands.jobs_of(self.run.logs)
+        return next((job.job_id for job in jobs if job.after == self._id and job.alive), None)
 
     def queue_successor(self) -> str | None:
         if not self.job.chained or self._queued:
             return None
-        if (waiting := self.successor()) is not None:
-            self._queued = True
-            return f"job {waiting} waits to go on after this one already"
-        job_id = commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
+        waiting = self.successor()
+        job_id = waiting or commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
         self._queued = True
-        self.run.record_job(job_id, after=self._id)
-        return f"job {job_id} waits to go on after this one"
+        if all(record["job"] != job_id for record in self.run.jobs()):
+            self.run.record_job(job_id, after=self._id)
+        return f"job {job_id} waits to go on after this one{' already' if waiting else ''}"
 
     def take_name(self, facts: JobFacts | None) -> None:
         """A successor was queued as NAME+next; now that it runs it is the run."""
@@ -97,6 +96,20 @@ class Slurm:
         """A requeue revives even a job that its user has cancelled: only one that surely just runs is sent back."""
         if self.job.continue_by == "requeue" and facts is not None and facts.state == "RUNNING":
             commands.requeue(self._id)
+        return True
+
+
+class Here(Slurm):
+    """An allocation of the user's own, as salloc gives it: its nodes are used, its life is not ours."""
+
+    def queue_successor(self) -> str | None:
+        return None
+
+    def cancel_successor(self) -> None:
+        return None
+
+    def go_on(self, facts: JobFacts | None) -> bool:
+        """It ends with its time limit: `launch.py resume` goes on in another, or in the queue."""
         return True
 
 
@@ -120,9 +133,8 @@ class Local:
         return self._start + self.job.walltime.total_seconds() if self.job.walltime else None
 
     def step_argv(self, step: Step) -> list[str]:
-        """There is no srun, and only a Python module can be forked: other commands are spawned, a process a rank."""
-        spawned = step.launcher == "srun" or (step.launcher == "fork" and "-m" not in step.argv)
-        return shim_argv(replace(step, launcher="spawn") if spawned else step)
+        """There is no srun: one shim spawns all ranks."""
+        return shim_argv(replace(step, launcher="spawn") if step.launcher == "srun" else step)
 
     def queue_successor(self) -> str | None:
         return None

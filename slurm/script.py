@@ -18,6 +18,8 @@ def submission_text(job: JobConfig, run_dir: Path, python: Path, workdir: Path) 
     ]
     flags = [f"#SBATCH --{key}" if value is True else f"#SBATCH --{key}={_quote(value)}" for key, value in wanted]
     lines = ["#!/bin/bash", *flags, ""]
+    if job.share:
+        lines += ["umask 027", ""]
     if job.setup:
         lines += ["set -e", *job.setup, "set +e", ""]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()]
@@ -43,6 +45,8 @@ def options(job: JobConfig, run_dir: Path, workdir: Path) -> Iterator[tuple[str,
             yield key, getattr(job, key)
     if job.walltime is not None:
         yield "time", str(job.walltime)
+    if job.time_min is not None:
+        yield "time-min", str(job.time_min)
     if job.mail_user is not None:
         yield "mail-user", job.mail_user
         yield "mail-type", "END,FAIL"

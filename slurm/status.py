@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from durable import read_lines
-from slurm import commands
+from slurm import commands, launches
 from slurm.errors import CommandFailed
 from slurm.rundir import RunDir
 
@@ -34,7 +35,10 @@ class RunStatus:
 
 def status(runs: Sequence[RunDir]) -> list[RunStatus]:
     """One squeue for all runs; without a Slurm the folders alone."""
-    ids = [record["job"] for run in runs for record in run.jobs()]
+    for run in runs:
+        with suppress(CommandFailed, OSError):  # Slurm is away, or it is another user's run
+            launches.reconcile(run)
+    ids = [job for run in runs for job in _jobs(run)]
     try:
         queue = commands.queue(ids)
     except CommandFailed:
@@ -42,8 +46,15 @@ def status(runs: Sequence[RunDir]) -> list[RunStatus]:
     return [_status(run, queue) for run in runs]
 
 
+def _jobs(run: RunDir) -> list[str]:
+    """Its jobs, and the allocation that its user started it in by --here."""
+    claim = run.open_claim()
+    inside = [claim.job_id] if claim is not None and claim.job_id is not None else []
+    return list(dict.fromkeys([*(record["job"] for record in run.jobs()), *inside]))
+
+
 def _status(run: RunDir, queue: dict[str, commands.QueueLine]) -> RunStatus:
-    mine = {r["job"]: queue[r["job"]] for r in run.jobs() if r["job"] in queue}
+    mine = {job: queue[job] for job in _jobs(run) if job in queue}
     steps = [event for event in read_lines(run.events) if event.get("event") == "step"]
     state, why = _state(run, mine)
     return RunStatus(
@@ -71,8 +82,10 @@ def _state(run: RunDir, queue: dict[str, commands.QueueLine]) -> tuple[str, str]
     if queue:
         line = next(iter(queue.values()))
         return "waiting", f"job {line.job_id} waits: {line.reason}"
-    if not run.jobs() and run.newest_epoch() > len(run.attempts()):
-        return "running", "without a scheduler"
+    if (pid := run.supervisor_here()) is not None:
+        return "running", f"here, process {pid}"
+    if launches.unsettled(run) is not None:
+        return "waiting", "its submission was cut short: a job may be in the queue, as soon as Slurm can be asked"
     return "interrupted", f"nothing of it is in the queue: go on with launch.py resume {run.name}"
 
 

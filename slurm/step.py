@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ from typing import Any
 from slurm.environment import Layout
 from slurm.rundir import RunDir
 
+CODE = Path(__file__).parent.parent
+"""The folder of our code, which a foreign command must not see."""
+_SHIM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from slurm.shim import main; sys.exit(main(sys.argv[1]))"
+
 
 @dataclass(frozen=True)
 class Step:
     run_dir: str
     epoch: int
     launcher: str
-    """srun, torchrun or fork; `worker`: what torchrun itself starts; `spawn`: all ranks of a node without srun."""
+    """srun, torchrun, deepspeed or fork; `worker`: what an agent starts; `spawn`: all ranks of a node by one shim."""
     nodes: int
     ranks_per_node: int
     argv: tuple[str, ...]
@@ -30,6 +35,10 @@ class Step:
     """Not our trainer: it keeps default signal handlers and reads no stop file."""
     deadline: float | None = None
     """Unix seconds at which the allocation ends."""
+    python: str = sys.executable
+    """The Python where the ranks are."""
+    prefix: tuple[str, ...] = ()
+    """What takes a process to where the ranks are (a container, another root), before their Python."""
 
     @property
     def run(self) -> RunDir:
@@ -52,7 +61,7 @@ class Step:
     @classmethod
     def load(cls, text: str) -> Step:
         data = json.loads(text)
-        return cls(**{**data, "argv": tuple(data["argv"])})
+        return cls(**{**data, "argv": tuple(data["argv"]), "prefix": tuple(data["prefix"])})
 
 
 def read_exits(logs: Path) -> dict[int, dict[str, Any]]:
@@ -66,13 +75,31 @@ def read_exits(logs: Path) -> dict[int, dict[str, Any]]:
 
 
 def shim_argv(step: Step) -> list[str]:
-    """The shim's own command. -P: the working folder is not a place to import from. -S: no site-packages, 14 ms."""
-    site = [] if step.launcher == "fork" else ["-S"]
-    return [sys.executable, "-P", *site, "-m", "slurm.shim", step.dump()]
+    """The shim's own command. -I: neither a user's PYTHONPATH nor an image's decides what it imports. -S: no
+    site-packages, 14 ms. The shim that forks its ranks needs both, for them."""
+    python = sys.executable if step.prefix else step.python  # the one above the prefix is not yet where the ranks are
+    flags = ["-P"] if step.launcher == "fork" and not step.prefix else ["-I", "-S"]
+    return [python, *flags, "-c", _SHIM, str(CODE), step.dump()]
 
 
-def srun_argv(step: Step, cpus_per_rank: int | None) -> list[str]:
-    """The step over all nodes: a task for each rank, or one a node where a launcher of the node starts the ranks."""
+def enter(words: Sequence[str], run_dir: Path, binds: Sequence[str]) -> tuple[str, ...]:
+    """A rank command with {run_dir} and {binds} (host:host,...) filled in; the run folder is always bound."""
+    paths = dict.fromkeys([str(run_dir), *binds])  # each once, in this order
+    filled = {"{run_dir}": str(run_dir), "{binds}": ",".join(f"{path}:{path}" for path in paths)}
+    return tuple(_replace(word, filled) for word in words)
+
+
+def _replace(word: str, filled: Mapping[str, str]) -> str:
+    for name, value in filled.items():
+        word = word.replace(name, value)
+    return word
+
+
+def srun_argv(step: Step, cpus_per_rank: int | None, extra: Sequence[str] = ()) -> list[str]:
+    """The step over all nodes: a task for each rank, or one a node where a launcher of the node starts the ranks.
+
+    `extra`: the user's own words for srun (pyxis: --container-image=...).
+    """
     tasks = step.ranks_per_node if step.launcher == "srun" else 1
     argv = [
         "srun",
@@ -90,4 +117,4 @@ def srun_argv(step: Step, cpus_per_rank: int | None) -> list[str]:
     ]
     if cpus_per_rank:  # said here, since srun 22.05 to 23.02 does not read SLURM_CPUS_PER_TASK
         argv.append(f"--cpus-per-task={cpus_per_rank * step.ranks_per_node // tasks}")
-    return [*argv, *shim_argv(step)]
+    return [*argv, *extra, *shim_argv(step)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +17,19 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from durable import write_atomic
-from settings import ConfigError, convert, dump_yaml, merge, to_plain
+from durable import fsync_path, nonce, write_atomic
+from settings import ConfigError, dump_yaml, merge, override, to_plain
 from slurm import cluster as clusters
-from slurm import environment
+from slurm import commands, environment, launches, refusals, snapshot
 from slurm.cluster import Cluster
-from slurm.config import JobConfig
+from slurm.config import JobConfig, check_binds, check_launcher, make_job
+from slurm.errors import CommandFailed, ControllerAway
+from slurm.launches import Launch
 from slurm.rundir import RunDir
 from slurm.script import options, submission_text
+from slurm.snapshot import CommandCode
 
-ROOT = Path(__file__).parent.parent
-CODE = ("settings.py", "durable.py", "launch.py", "slurm", "trainer")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}"
 
 
 @dataclass(frozen=True)
@@ -33,25 +39,54 @@ class Submission:
     run: RunDir
     config_text: str | None
     """The trainer's resolved config; None for a foreign command."""
+    batch: str = ""
+    """How the ranks share a global batch, in words."""
+    code: CommandCode | None = None
+    """Of a foreign command: what is copied, and runs."""
+    fork: Path | None = None
+    """Another run's checkpoint that this one starts from."""
 
     @property
     def script(self) -> str:
-        return submission_text(self.job, self.run.path, Path(sys.executable), Path.cwd())
+        # The trainer's files are named whole; only a foreign command counts them from where it was typed.
+        workdir = Path.cwd() if self.job.command else self.run.path
+        return submission_text(self.job, self.run.path, Path(sys.executable), workdir)
 
 
-def resolve_job(layers: list[Mapping[str, Any]], cluster: Cluster, source: str) -> JobConfig:
-    """The job of defaults < profile < recipe < flags < key=value. Raises ConfigError."""
+def resolve_job(layers: list[tuple[Mapping[str, Any], str]], cluster: Cluster) -> JobConfig:
+    """The job of defaults < profile < recipe < flags < key=value, each with its source. Raises ConfigError."""
     account = environment.account()
     data: dict[str, Any] = {"account": account} if account else {}
-    for layer in (cluster.profile.job, *layers):
+    for layer, source in ((cluster.profile.job, f"profile {cluster.profile.name}"), *layers):
+        if not isinstance(layer, Mapping):
+            raise ConfigError(f"{source}: job={layer}: a mapping of job settings is expected, as nodes: 2")
+        make_job({"name": "x", **layer}, source)  # alone, so that a mistake is told with its own source
         data = merge(data, layer)
     data["cluster"] = cluster.profile.name
     if "gpus_per_node" not in data:
         data["gpus_per_node"] = clusters.full_node(data.get("partition"), cluster)
-    job = convert(data, JobConfig, source)
+    check_name(str(data.get("name")))
+    job = make_job(data, source)
     check_sbatch_table(job)
+    if job.time_min and job.walltime and job.time_min > job.walltime:
+        raise ConfigError(
+            f"--time-min {job.time_min} is longer than --walltime {job.walltime}: Slurm may only shorten it"
+        )
     clusters.check_fits(job, cluster)
     return job
+
+
+def check_name(name: str) -> None:
+    """A run's name is a folder's, a job's and a word of a shell. Raises ConfigError with one that can be."""
+    if not re.fullmatch(_NAME, name):
+        near = re.sub(r"[^A-Za-z0-9._+]+", "-", name).strip("-.+_")[:100] or "NAME"
+        raise ConfigError(f"the name {name!r}: letters, digits and . _ + - only, at most 100: take --name {near}")
+
+
+def check_folder(path: Path) -> None:
+    """Raises ConfigError for what a line of a batch script cannot hold."""
+    if any(not char.isprintable() or char == "\\" for char in str(path)):  # after a backslash sbatch reads no %j
+        raise ConfigError(f"the folder {str(path)!r}: a batch script cannot name it: take another --runs-dir")
 
 
 def check_sbatch_table(job: JobConfig) -> None:
@@ -60,6 +95,48 @@ def check_sbatch_table(job: JobConfig) -> None:
     for key in job.sbatch:
         if key in taken or len(key) == 1:
             raise ConfigError(f"--sbatch {key}: launch.py sets it: see its own flags in --help")
+
+
+def job_words(assignments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`key=value` words: the job's (`job.nodes=2`) as a tree, and the others. Raises ConfigError."""
+    ours = [word for word in assignments if word.startswith(("job.", "job="))]
+    spoken: dict[str, Any] = {}
+    for assignment in ours:
+        spoken = override(spoken, assignment)
+    fields = spoken.get("job", {})
+    if not isinstance(fields, dict):
+        raise ConfigError(f"job={fields}: a mapping of job settings is expected, as job.nodes=2")
+    return fields, [word for word in assignments if word not in ours]
+
+
+def command_name(command: list[str]) -> str:
+    """What a foreign command is called: its script, its module, or its program."""
+    module = command[command.index("-m") + 1 : command.index("-m") + 2] if "-m" in command else []
+    scripts = [word for word in command if word.endswith((".py", ".sh"))]
+    return Path([*scripts, *module, *command, "run"][0]).stem
+
+
+def with_config(submission: Submission, text: str, batch: str, folders: list[str]) -> Submission:
+    """With the trainer's config, as the trainer's half has checked it, and the folders that its ranks must see."""
+    job = submission.job
+    if job.rank_command:
+        # Also another run's checkpoint: what this run keeps of it may be a link.
+        fork = [str(submission.fork)] if submission.fork else []
+        job = replace(job, binds=list(dict.fromkeys([*job.binds, *folders, *fork])))
+        check_binds(job)
+    return dataclasses.replace(submission, job=job, config_text=text, batch=batch)
+
+
+def with_code(submission: Submission, cwd: Path) -> Submission:
+    """A foreign command as it will run: from a copy of its code. Raises ConfigError when that is too large."""
+    job, command = submission.job, submission.job.command or []
+    code = snapshot.of_command(command, cwd) if job.snapshot else None
+    if code is None:
+        return submission
+    target = command_copy(submission.run)
+    paths = snapshot.module_path(command, code, target, cwd)
+    job = replace(job, command=snapshot.copied(command, code, target, cwd), environment={**paths, **job.environment})
+    return dataclasses.replace(submission, job=job, code=code)
 
 
 def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
@@ -80,38 +157,153 @@ def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
 
 
 def write_run_dir(submission: Submission) -> None:
-    """Everything that the run is, in its folder, before anything is queued."""
-    run = submission.run
+    """Everything that the run is, in its folder, before anything is queued: whole, or not there. Raises ConfigError."""
+    run, job = submission.run, submission.job
+    check_folder(run.path)
+    check_launcher(job)
+    if run.path.exists():  # also an empty one: a refused submission removes its folder again
+        raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir")
+    if job.share:
+        os.umask(0o027)
+    fresh = run.path.with_name(f".{run.name}-{nonce()}")
     try:
-        run.path.mkdir(parents=True)  # never one that is there: a refused submission removes its folder again
-    except FileExistsError:
-        raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir") from None
-    for folder in (run.claims_dir, run.path / "logs", run.path / "submitit"):
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir(mode=0o750 if job.share else 0o700)
+        _fill(submission, RunDir(fresh))
+        fresh.rename(run.path)
+        fsync_path(run.path.parent)
+    except OSError as error:  # also another submission of the same name
+        raise _unwritable(run, error) from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _unwritable(run: RunDir, error: OSError) -> Exception:
+    """A folder that takes no files is the user's mistake; anything else stays as it is."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    if full or str(error.filename).startswith(str(run.path.parent)):
+        return ConfigError(f"--runs-dir {run.path.parent}: {error.strerror}: choose another folder for the runs")
+    return error
+
+
+def _fill(submission: Submission, run: RunDir) -> None:
+    """`run` is where the folder is made; what its files say of it is where it will be."""
+    for folder in (run.claims_dir, run.logs, run.path / "submitit"):
         folder.mkdir()
-    snapshot_code(run)
+    snapshot.copy_ours(run.path)
+    if submission.code is not None:
+        snapshot.copy_command(submission.code, command_copy(run))
+    if submission.fork is not None:
+        keep(submission.fork, fork_copy(run, submission.fork))
     if submission.config_text is not None:
         write_atomic(run.path / "config.yaml", submission.config_text)
-    write_atomic(run.script, submission.script)
     write_atomic(run.path / "job.yaml", dump_yaml(to_plain(submission.job)))
+    write_atomic(run.script, submission.script)
 
 
-def snapshot_code(run: RunDir) -> None:
-    """A copy of what will run, so that an edit in the checkout cannot change a run between two attempts."""
-    code = run.path / "code"
-    code.mkdir(exist_ok=True)
-    for name in CODE:
-        source, target = ROOT / name, code / name
-        if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, target)
+def command_copy(run: RunDir) -> Path:
+    """Where a foreign command's code is copied."""
+    return run.path / "command"
+
+
+def fork_copy(run: RunDir, checkpoint: Path) -> Path:
+    """Where a run keeps the checkpoint of another that it starts from."""
+    return run.path / "fork" / checkpoint.name
+
+
+def keep(checkpoint: Path, target: Path) -> None:
+    """The checkpoint under another name: its run may remove it. By hard links, which cost nothing; where the file
+    system or its owner allows none, a link to where it lies."""
+    target.parent.mkdir()
+    try:
+        target.mkdir()
+        for file in checkpoint.iterdir():
+            os.link(file, target / file.name)
+    except OSError:
+        shutil.rmtree(target)
+        target.symlink_to(checkpoint)
+
+
+def rehearse(submission: Submission) -> list[str]:
+    """Let Slurm judge the very script that will be sent, before anything is written or queued. Returns what it says.
+
+    Raises ConfigError for what it refuses, CommandFailed when it does not answer.
+    """
+    if not submission.cluster.live:
+        return []
+    try:
+        return commands.rehearse(submission.script)
+    except CommandFailed as error:
+        chosen = submission.cluster.chosen(submission.job.partition)
+        if refusals.NO_SUCH_NODES.search(error.words) and any(partition.short for partition in chosen):
+            return []  # perhaps only as long as nodes are down: sbatch itself refuses what can never be
+        raise _explained(error, submission) from None
 
 
 def send(submission: Submission) -> str:
-    """Queue the run's job. Returns its id. Raises CommandFailed; the folder of a first submission is then removed."""
+    """Queue the run's job, once. Returns its id.
+
+    Raises ConfigError for what Slurm refuses and for a run that has a job in the queue, else CommandFailed; what may
+    have been queued all the same is then told, and `launches.reconcile` finds it.
+    """
+    run = submission.run
+    number = launches.newest(run) + 1  # before the look into the queue: another launch.py may send after that
+    launches.reconcile(run)
+    launches.check_free(run)
+    rehearse(submission)
+    try:
+        launch = launches.begin(run, number)
+    except OSError as error:
+        raise _unwritable(run, error) from None
+    try:
+        job_id = _sbatch(submission)
+    except (CommandFailed, OSError, KeyboardInterrupt) as error:
+        return _look_for_job(submission, launch, error)
+    try:
+        run.record_job(job_id, after=None)
+    except OSError as error:  # the submission stays unsettled: who asks next finds the job
+        told = f"job {job_id} is in the queue, but {run.path} takes no more files ({error.strerror})"
+        raise CommandFailed(f"{told}: make room, then look with launch.py status {run.name}") from None
+    return job_id
+
+
+def _sbatch(submission: Submission) -> str:
+    """Repeated while it is certain that nothing has reached the controller."""
     from slurm.submit import submit  # 0.1 s to import: only who submits pays
 
-    return str(submit(submission.run, submission.job.world_size).job_id)
+    end = time.monotonic() + commands.PATIENCE
+    while True:
+        try:
+            return submit(submission.run, submission.job.world_size)
+        except ControllerAway as error:
+            if error.sent or time.monotonic() > end:
+                raise
+        time.sleep(1)
+
+
+def _look_for_job(submission: Submission, launch: Launch, error: BaseException) -> str:
+    """The id of the job when it was queued all the same: an sbatch that fails need not know. Raises what send does."""
+    run, told = submission.run, str(error) or "interrupted"
+    try:
+        launches.reconcile(run)
+    except CommandFailed as unknown:
+        raise CommandFailed(
+            f"{told}: a job of {run.name} may be in the queue all the same ({unknown}): when Slurm answers again, "
+            f"launch.py resume {run.name} finds it or sends it"
+        ) from None
+    found = run.jobs()[launch.jobs :]
+    if found:
+        return str(found[0]["job"])
+    refusal = _explained(error, submission) if isinstance(error, CommandFailed) else None
+    raise refusal if isinstance(refusal, ConfigError) else CommandFailed(f"{told}: nothing was queued") from None
+
+
+def _explained(error: CommandFailed, submission: Submission) -> Exception:
+    """A refusal in the user's words; what is not the user's mistake stays as it is."""
+    if isinstance(error, ControllerAway) or not error.words or refusals.NOT_NOW.search(error.words):
+        return error
+    job, cluster = submission.job, submission.cluster
+    return ConfigError(refusals.explain(error.words, job, lambda field: clusters.valid_names(field, job, cluster)))
 
 
 def prepare_data(submission: Submission) -> None:
@@ -119,7 +311,7 @@ def prepare_data(submission: Submission) -> None:
     config = submission.run.path / "config.yaml"
     result = subprocess.run(
         [sys.executable, "-P", "-m", "trainer.prepare", str(config)],
-        env=code_environment(),
+        env=code_environment(submission.run.path / "code"),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -129,12 +321,13 @@ def prepare_data(submission: Submission) -> None:
 
 
 def discard(submission: Submission) -> None:
-    """Remove a run folder whose first submission was refused: nothing of it has run."""
-    if not submission.run.jobs():
-        shutil.rmtree(submission.run.path)
+    """Remove a run folder whose first submission was refused: nothing of it has run, and no job of it can come."""
+    run = submission.run
+    if not run.jobs() and not run.newest_epoch() and launches.unsettled(run) is None:
+        shutil.rmtree(run.path)
 
 
-def code_environment() -> dict[str, str]:
-    """This process's environment, for a child that runs our code from here."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+def code_environment(code: Path) -> dict[str, str]:
+    """This process's environment, for a child that runs our code from this folder."""
+    paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

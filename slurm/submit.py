@@ -6,6 +6,7 @@ The only file that imports submitit. Nothing is pickled: `sbatch RUN_DIR/submiss
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -15,8 +16,10 @@ from typing import Any, cast
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor, SlurmInfoWatcher, SlurmJob
 
+from slurm import commands
 from slurm.environment import without_job
-from slurm.errors import CommandFailed
+from slurm.errors import CommandFailed, ControllerAway
+from slurm.launches import SBATCH_SECONDS
 from slurm.rundir import RunDir
 
 
@@ -52,21 +55,31 @@ class RunExecutor(SlurmExecutor):
     def _num_tasks(self) -> int:
         return self._tasks
 
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        """submitit knows no time limit; in the foreground it dies with launch.py's process group."""
+        return ["timeout", "--foreground", str(SBATCH_SECONDS), "sbatch", str(submission_file_path)]
+
     def send(self) -> RunJob:
         return cast(RunJob, self._submit_command(""))
 
 
-def submit(run: RunDir, tasks: int) -> RunJob:
-    """Queue RUN_DIR/submission.sh. Raises CommandFailed with Slurm's own words."""
+def submit(run: RunDir, tasks: int) -> str:
+    """Queue RUN_DIR/submission.sh. Returns the job's id.
+
+    Raises CommandFailed with Slurm's own words: nothing is queued then, unless it is a ControllerAway that was sent.
+    """
     try:
         with _clean_environment(), redirect_stderr(StringIO()):  # submitit echoes sbatch's words; ours have them
             job = RunExecutor(run.path / "submitit", run.script.read_text(encoding="utf-8"), tasks).send()
-    except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
-        lines = [line for line in str(error).splitlines() if line.startswith(("sbatch: ", "Could not"))]
-        words = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in lines)
-        raise CommandFailed(f"sbatch refused the job: {words or error}") from None
-    run.record_job(job.job_id, after=None)
-    return job
+    except FailedJobError as error:
+        ended = error.__cause__
+        code = ended.returncode if isinstance(ended, subprocess.CalledProcessError) else 1
+        raise commands.failure("sbatch", code, str(error)) from None
+    except FailedSubmissionError as error:  # it ended well, and named no job
+        raise ControllerAway(" ".join(str(error).split())) from None
+    except RuntimeError as error:  # submitit finds no srun here
+        raise CommandFailed(str(error)) from None
+    return str(job.job_id)
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from pathlib import Path
 from settings import ConfigError
 from slurm import commands, environment
 from slurm.attempt import Attempt, describe
-from slurm.cause import CONFIG, Decision, Next, decide, predecessor_cause
+from slurm.cause import Decision, Next, decide, predecessor_cause
 from slurm.config import JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
+from slurm.exits import CONFIG
 from slurm.rundir import RunDir
-from slurm.scheduler import Local, Scheduler, Slurm
+from slurm.scheduler import Here, Local, Scheduler, Slurm
 from slurm.shim import WAITED
 
 # Ranks that start anew in what is left of an allocation need time to load and to train.
@@ -56,6 +57,9 @@ class Supervisor:
         if self.run.over:
             say(f"nothing to do: {'the run is done' if self.run.done else 'the run was cancelled'}")
             return True
+        if (rival := self.rival()) is not None:
+            say(f"job {rival} runs this run already: leaving everything to it")
+            return True
         self.record_our_job()
         cause = self.predecessor_cause()
         lost = self.record_lost_attempts(cause)
@@ -70,9 +74,23 @@ class Supervisor:
             return True
         return False
 
+    def rival(self) -> str | None:
+        """Another job that is at this run now: it was sent twice, by hand perhaps, and we are the second."""
+        claim = self.run.read_claim(self.run.newest_epoch())
+        if claim is None or claim.job_id in (None, self.after, self.scheduler.job_id):
+            return None
+        try:
+            facts = commands.show_job(str(claim.job_id))
+        except CommandFailed:  # the claims decide: who claims later fences the other
+            return None
+        ours = facts is not None and facts.state == "RUNNING" and facts.name.startswith(self.job.name)
+        return claim.job_id if ours else None
+
     def record_our_job(self) -> None:
-        """A plain `sbatch submission.sh` is a job of this run as well: `stop` must find it."""
+        """A plain `sbatch submission.sh` is a job of this run as well: `stop` must find it. An allocation is not."""
         job_id = self.scheduler.job_id
+        if isinstance(self.scheduler, Here):
+            return
         if job_id is not None and all(record["job"] != job_id for record in self.run.jobs()):
             self.run.record_job(job_id, self.after)
 
@@ -183,12 +201,14 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} outlast: {text}", flush=True)
 
 
-def make_scheduler(run: RunDir, job: JobConfig) -> Scheduler:
+def make_scheduler(run: RunDir, job: JobConfig, here: bool) -> Scheduler:
     if job.cluster == "local":
         return Local(job)
     allocation = environment.allocation()
     if allocation.job_id is None:
         raise SlurmError(f"this is no Slurm job: submit it with sbatch {run.script}")
+    if here:
+        return Here(run, job, allocation)
     slurm = Slurm(run, job, allocation)
     slurm.take_name(slurm.facts())
     return slurm
@@ -200,7 +220,7 @@ def main(argv: list[str]) -> int:
     after = argv[argv.index("--after") + 1] if "--after" in argv else None
     try:
         job = read_job(run.path)
-        return Supervisor(run, job, make_scheduler(run, job), after).supervise()
+        return Supervisor(run, job, make_scheduler(run, job, here="--here" in argv), after).supervise()
     except ConfigError as error:
         say(str(error))
         return CONFIG

@@ -18,13 +18,13 @@ class Walltime(timedelta):
     def parse(cls, text: object) -> Walltime:
         match = _FORM.fullmatch(str(text).strip())
         if match is None or (match["days"] is None and match["c"] is None):
-            raise ValueError(f"{text}: a walltime is written [D-]HH:MM:SS, for example 24:00:00 or 2-00:00:00")
+            raise ValueError("a walltime is written [D-]HH:MM:SS, for example 24:00:00 or 2-00:00:00")
         hours, minutes, seconds = (int(match[part] or 0) for part in "abc")
         if minutes > 59 or seconds > 59:
-            raise ValueError(f"{text}: minutes and seconds go to 59; a walltime is written [D-]HH:MM:SS")
+            raise ValueError("minutes and seconds go to 59; a walltime is written [D-]HH:MM:SS")
         limit = cls(days=int(match["days"] or 0), hours=hours, minutes=minutes, seconds=seconds)
         if not limit:
-            raise ValueError(f"{text}: a walltime must be longer than zero")
+            raise ValueError("a walltime must be longer than zero")
         return limit
 
     def __str__(self) -> str:

@@ -49,15 +49,19 @@ def audit(run_dir: Path) -> Audit:
     cache = cache_folder(settings.data, run_dir)
     prepared = prepare(settings.data, settings.model.tokenizer_folder, cache, "train", say=lambda _: None)
     out = Audit()
-    events = _lineage(_read_events(run_dir / "events.jsonl", out), out)
+    every = _read_events(run_dir / "events.jsonl", out)
+    begin = min((event.step for event in every if event.event == "resume"), default=0) if settings.fork else 0
+    if begin:
+        out.notes.append(f"steps 1-{begin} are of the run that this one was forked from")
+    events = _lineage(every, out)
     if not events:
         out.problems.append("there is no finished step")
         return out
-    recorded = _by_step(events, out)
+    recorded = _by_step(events, begin, out)
     if out.ok:
         batch_size, seed = settings.train.global_batch_size, settings.train.seed
-        used = stream(0, len(recorded) * batch_size, prepared.sequences, seed).reshape(-1, batch_size)
-        _compare(recorded, used, _sequence_hashes(prepared), out)
+        used = stream(0, (begin + len(recorded)) * batch_size, prepared.sequences, seed).reshape(-1, batch_size)
+        _compare(recorded, used, begin, _sequence_hashes(prepared), out)
         _count_uses(used, prepared.sequences, out)
     if not out.ok:
         out.summary = f"problems: {len(out.problems)}: the samples were not used as planned"
@@ -113,15 +117,15 @@ def _lineage(events: list[_Event], out: Audit) -> list[_Event]:
     return [event for event in steps if event.step <= ends[event.epoch]]
 
 
-def _by_step(events: list[_Event], out: Audit) -> Hashes:
-    """The recorded hash of steps 1 .. last, (last,); one that is missing or stands twice is a problem."""
-    steps = np.array([event.step for event in events])
+def _by_step(events: list[_Event], begin: int, out: Audit) -> Hashes:
+    """The recorded hash of steps begin + 1 .. last; one that is missing or stands twice is a problem."""
+    steps = np.array([event.step for event in events]) - begin
     count = np.bincount(steps)[1:]
-    if missing := (np.flatnonzero(count == 0) + 1).tolist():
+    if missing := (np.flatnonzero(count == 0) + begin + 1).tolist():
         out.problems.append(f"{_ranges(missing)} skipped: no attempt recorded it")
-    for step in (np.flatnonzero(count > 1) + 1).tolist():
+    for step in (np.flatnonzero(count > 1) + begin + 1).tolist():
         epochs = ", ".join(str(event.epoch) for event in events if event.step == step)
-        out.problems.append(f"step {step} was done {count[step - 1]} times (attempts {epochs})")
+        out.problems.append(f"step {step} was done {count[step - begin - 1]} times (attempts {epochs})")
     recorded = np.zeros(len(count), np.int64)
     recorded[steps - 1] = [event.hash for event in events]
     return recorded
@@ -153,13 +157,14 @@ def _sequence_hashes(prepared: Prepared) -> Hashes:
     return np.fromiter(hashes, np.int64, count)
 
 
-def _compare(recorded: Hashes, used: npt.NDArray[np.int64], hashes: Hashes, out: Audit) -> None:
-    """Each step's hash against its planned samples, `used` (steps, batch); whole passes against the data."""
+def _compare(recorded: Hashes, used: npt.NDArray[np.int64], begin: int, hashes: Hashes, out: Audit) -> None:
+    """Each step's hash against its planned samples, `used` (begin + steps, batch); whole passes against the data."""
     expected = hashes[used].sum(axis=1)  # int64 sums wrap, as the recorded ones did
-    for index in np.flatnonzero(recorded != expected).tolist():
-        found = recorded[index]
+    for index in (np.flatnonzero(recorded != expected[begin:]) + begin).tolist():
+        found = recorded[index - begin]
         why = _explain(found, expected, hashes[used[index]], used[index], hashes)
         out.problems.append(f"step {index + 1}: other samples than planned: {why}")
+    recorded = np.concatenate([expected[:begin], recorded])
     # Where a pass ends with a step, its sum is that of all the data, whatever order the sampler says it took.
     sequences, batch_size = len(hashes), used.shape[1]
     cycle = sequences // gcd(sequences, batch_size)

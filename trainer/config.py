@@ -144,6 +144,8 @@ class TrainConfig(Struct, frozen=True):
     tensorboard: Annotated[bool, LAYOUT] = True
     export: Annotated[bool, LAYOUT] = True
     """Write a Hugging Face folder `export/` when the last step is saved."""
+    fork: Annotated[str | None, LAYOUT] = None
+    """Checkpoint folder of another run: this one starts from its weights, moments and step (launch.py --fork)."""
 
 
 def resolve(data: dict[str, Any], source: str) -> TrainConfig:
@@ -164,6 +166,11 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
     return config
 
 
+def cache_folder(data: Data, run_dir: Path) -> Path:
+    """Where a run's prepared data lies: runs share it, since its folders are named by content."""
+    return Path(data.cache) if data.cache else run_dir.parent / ".prepared"
+
+
 def check_files(config: TrainConfig, source: str) -> None:
     """Every file and folder that the config names exists. Raises ConfigError."""
     for key, paths in (("data.train", config.data.train), ("data.evaluation", config.data.evaluation)):
@@ -181,7 +188,9 @@ def read(path: Path) -> TrainConfig:
 
 def exact_part(config: TrainConfig) -> dict[str, Any]:
     """The fields that make the run what it is, as plain data: what a resume compares."""
-    return _exact(TrainConfig, to_plain(config))
+    out = _exact(TrainConfig, to_plain(config))
+    del out["name"]
+    return out
 
 
 def _exact(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
@@ -191,8 +200,19 @@ def _exact(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
             continue
         is_struct = isinstance(hint, type) and issubclass(hint, Struct)
         out[name] = _exact(hint, data[name]) if is_struct else data[name]
-    out.pop("name", None)
     return out
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both."""
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += differences(was, now, f"{path}{key}.")
+        elif was != now:
+            found.append((f"{path}{key}", was, now))
+    return found
 
 
 _PATHS = (("model", "path"), ("model", "tokenizer"), ("data", "cache"), ("data", "train"), ("data", "evaluation"))

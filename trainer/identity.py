@@ -8,7 +8,7 @@ from typing import Any
 from settings import ConfigError, to_plain
 from trainer import config
 from trainer.checkpoint.format import Manifest
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, differences
 from trainer.model_config import folder_config
 from trainer.plan import BatchLayout
 
@@ -37,15 +37,3 @@ def check_same_run(manifest: Manifest, exact: dict[str, Any], data: str) -> None
         raise ConfigError(f"{key} was {was} and is {value} now: this would be another run: undo it, or start a new run")
     if manifest.data != data:
         raise ConfigError(f"the data has changed since {manifest.data} (now {data}): restore it, or start a new run")
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, with both."""
-    found = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += differences(was, now, f"{path}{key}.")
-        elif was != now:
-            found.append((f"{path}{key}", was, now))
-    return found

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from settings import ConfigError
-from trainer.config import read
+from trainer.checkpoint import CheckpointBroken
+from trainer.checkpoint.format import read_manifest
+from trainer.config import TrainConfig, differences, read
 from trainer.data.prepare import cache_folder, prepare
 from trainer.exits import CONFIG
 from trainer.model_config import check_vocabulary, new_config
@@ -22,8 +24,24 @@ def main(config_path: Path) -> None:
     prepared = prepare(config.data, config.model.tokenizer_folder, cache, "train")
     steps = total_steps(config.train, prepared.sequences)
     print(f"data: {prepared.sequences:,} sequences of {config.data.seq_len} tokens; {steps:,} steps")
+    if config.fork is not None:
+        check_fork(config, Path(config.fork), steps)
     if config.evaluation.every:
         prepare(config.data, config.model.tokenizer_folder, cache, "evaluation")
+
+
+def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
+    """The checkpoint of another run can be read and fits this model. Raises ConfigError."""
+    try:
+        manifest = read_manifest(checkpoint)
+    except CheckpointBroken as error:
+        raise ConfigError(f"--fork: {checkpoint}: {error}: take another: --fork RUN@STEP") from None
+    if manifest.step >= steps:
+        raise ConfigError(f"--fork: the checkpoint is of step {manifest.step}, this run has {steps}: raise train.steps")
+    was, now = manifest.config["model"].get("config"), config.model.config
+    if config.model.path is None and was != now:
+        changed = ", ".join(f"{key} {old} -> {new}" for key, old, new in differences(was or {}, now or {}))
+        raise ConfigError(f"--fork: the checkpoint is of another model: model.config: {changed}")
 
 
 if __name__ == "__main__":

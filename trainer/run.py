@@ -19,11 +19,11 @@ from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import folder_name
 from trainer.checkpoint.lineage import checkpoints_in_line
-from trainer.checkpoint.load import load_newest
+from trainer.checkpoint.load import Resumed, load_fork, load_newest
 from trainer.checkpoint.rng import derive_rng, restore_rng
 from trainer.checkpoint.save import Content, Fenced, SaveFailed, Saver
 from trainer.claims import Point
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, differences
 from trainer.data.batches import Batches, RankBatch
 from trainer.data.feed import Feed
 from trainer.data.prepare import cache_folder, prepare
@@ -32,7 +32,7 @@ from trainer.engines import make_engine
 from trainer.engines.engine import KINDS
 from trainer.evaluation import evaluate, to_device
 from trainer.export import export
-from trainer.identity import check_same_run, differences, exact_part, layout_part
+from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.model import build
 from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
@@ -157,29 +157,42 @@ class Training:
     def resume(self) -> None:
         """Load the newest checkpoint of the run's line, say so, and note it in our claim."""
         runtime, seed = self.runtime, self.settings.train.seed
-        resumed = load_newest(
+        own = load_newest(
             runtime, self.engine.shards, lambda manifest: check_same_run(manifest, self.exact, self.data.fingerprint)
         )
-        self.committed = resumed.point if resumed else None
+        self.committed = own.point if own else None
+        resumed = own or self.forked()
         if resumed:
             self.progress = Progress(resumed.point.step, **resumed.manifest.state)
-            self.safe = replace(self.progress)
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")
+        if own:
+            self.safe = replace(self.progress)
         if resumed and resumed.rng is not None:
             restore_rng(resumed.rng)
         else:
             derive_rng(seed, self.progress.step, runtime.rank)
-        if resumed and (changes := differences(resumed.manifest.layout, layout_part(self.settings, self.layout))):
+        if own and (changes := differences(own.manifest.layout, layout_part(self.settings, self.layout))):
             what = ", ".join(f"{key} {was} -> {now}" for key, was, now in changes)
             self.say(f"another layout ({what}): same weights, moments and batches, not bit-identical from here on")
         if runtime.leads:
             claims.note_resume(runtime.run_dir, runtime.epoch, self.committed or Point(0, 0))
         self.clean_up()
-        source = folder_name(self.committed) if self.committed else None
+        source = folder_name(self.committed) if self.committed else self.settings.fork
         how = f"resumed from {source}" if source else "starts"
         text = f"{how} at step {self.progress.step} of {self.total}; {self.layout}"
         self.attempt.tell("resume", self.progress.step, text, **{"from": source}, world_size=runtime.world_size)
+
+    def forked(self) -> Resumed | None:
+        """Another run's checkpoint that this one starts from, as long as it has none of its own."""
+        if self.settings.fork is None:
+            return None
+        resumed = load_fork(self.runtime, Path(self.settings.fork), self.engine.shards)
+        for key, was, now in differences(resumed.manifest.config, self.exact):
+            self.say(f"other than in the run that this one starts from: {key} {was} -> {now}")
+        if resumed.manifest.data != self.data.fingerprint:
+            self.say(f"other data than in the run that this one starts from: batches from step {resumed.point.step} on")
+        return resumed
 
     # --- the loop ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -91,15 +92,39 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
     deadline = float(os.environ["OUTLAST_DEADLINE"]) if "OUTLAST_DEADLINE" in os.environ else None
     host = os.environ.get("MASTER_ADDR", "")
     runtime = Runtime(rank, world_size, device, run_dir, 0, deadline, host, patience, control)
+    check_devices(runtime.gather((os.uname().nodename, _identity(device))))
     epoch = int(given) if given else runtime.from_leader(claims.claim(run_dir) if rank == 0 else None)
     return replace(runtime, epoch=epoch)
 
 
 def _device(local_rank: int) -> torch.device:
+    """This rank's device. With one visible GPU a rank it is that one: `check_devices` sees to it that they differ."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    index = local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _identity(device: torch.device) -> str | None:
+    """What tells a GPU from every other one of its host, whatever a rank is shown of them."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
+def check_devices(devices: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse two ranks on one GPU, and ranks without one among others that have one. Raises ConfigError.
+
+    `devices`: host and GPU of every rank, in the order of the ranks; without a GPU: None.
+    """
+    advice = "every rank needs its own: see --gpus, and what the site's GPU binding and CUDA_VISIBLE_DEVICES leave"
+    without = [rank for rank, (_, gpu) in enumerate(devices) if gpu is None]
+    if 0 < len(without) < len(devices):
+        raise ConfigError(f"rank {without[0]} on {devices[without[0]][0]} sees no GPU, others do: {advice}")
+    first: dict[tuple[str, str | None], int] = {}
+    for rank, (host, gpu) in enumerate(devices):
+        other = first.setdefault((host, gpu), rank)
+        if gpu is not None and other != rank:
+            raise ConfigError(f"ranks {other} and {rank} on {host} have the same GPU {gpu}: {advice}")
 
 
 def record_collectives(folder: Path) -> None:

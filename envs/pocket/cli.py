@@ -8,8 +8,9 @@ from dataclasses import asdict
 
 from envs.pocket.cluster import Pocket, Status
 from envs.pocket.errors import PocketError
-from envs.pocket.home import down, roots
+from envs.pocket.home import down
 from envs.pocket.life import find, up
+from envs.pocket.roots import roots
 
 
 def main(argv: list[str]) -> int:

@@ -11,18 +11,7 @@ from pathlib import Path
 from envs.pocket import daemons, layout, network, process
 from envs.pocket.errors import PocketError
 from envs.pocket.layout import Layout
-
-SYSTEM_ROOT = Path("/run/outlast-pocket")
-RECORD = "pocket.json"
-
-
-def roots() -> list[Path]:
-    """Where pockets lie; one's own comes first."""
-    if chosen := os.environ.get("OUTLAST_POCKET_DIR"):
-        return [Path(chosen).resolve()]
-    if os.getuid() == 0:
-        return [SYSTEM_ROOT]
-    return [Path(f"/tmp/outlast-pocket-{os.getuid()}"), SYSTEM_ROOT]
+from envs.pocket.roots import RECORD
 
 
 @contextmanager

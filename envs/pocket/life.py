@@ -10,6 +10,7 @@ from envs.pocket import daemons, home, layout, network
 from envs.pocket.cluster import Pocket
 from envs.pocket.errors import PocketError
 from envs.pocket.layout import Layout
+from envs.pocket.roots import roots
 
 PATH_LIMIT = 80
 """A socket's path has at most 107 characters; slurmstepd's in here are spool/node64/node64_<job>.<step>."""
@@ -28,7 +29,7 @@ def up(
     `namespaces`: None takes them where this machine allows them. `say` hears of a pocket that makes way.
     """
     _check_shape(name, nodes, gpus)
-    root = home.roots()[0]
+    root = roots()[0]
     folder = root / name
     _check_path(folder)
     with home.lock(root):
@@ -44,7 +45,7 @@ def up(
 
 def find(name: str = "pocket") -> Pocket | None:
     """The running pocket of this name: one's own, else root's."""
-    return next((pocket for root in home.roots() if (pocket := _find_in(root, name))), None)
+    return next((pocket for root in roots() if (pocket := _find_in(root, name))), None)
 
 
 def _find_in(root: Path, name: str) -> Pocket | None:

@@ -68,3 +68,10 @@ def over(run: RunDir, seconds: float = 120) -> None:
 
 def job_log(run: RunDir) -> str:
     return "".join(path.read_text() for path in sorted((run.path / "logs").glob("job-*.log")))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    from tests.cluster.training import write_recipe
+
+    return write_recipe(tmp_path)

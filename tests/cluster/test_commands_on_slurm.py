@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import submitit
 from envs.pocket import Pocket
 from slurm.rundir import RunDir
 from tests.cluster.conftest import Launch, causes, job_log, job_of, over
+from tests.launchers import LAUNCHERS
 from tests.waiting import wait_until
 
 TABLE = """
@@ -45,11 +47,11 @@ def tables(run: RunDir) -> list[dict[str, str]]:
     return [json.loads((run.path / f"table-{rank}").read_text()) for rank in range(8)]
 
 
-@pytest.mark.parametrize("launcher", ["srun", "torchrun", "fork"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_same_rank_table_from_every_launcher(launch: Launch, tmp_path: Path, launcher: str) -> None:
     (tmp_path / "table.py").write_text(TABLE)
     words = ["--nodes", "2", "--gpus", "4", "--launcher", launcher]
-    run = launch(*words, "--", "python", "-m", "table", PYTHONPATH=str(tmp_path), name=launcher)
+    run = launch(*words, "--", sys.executable, "-m", "table", PYTHONPATH=str(tmp_path), name=launcher)
     over(run)
     assert causes(run) == ["done"], job_log(run)
     found = tables(run)

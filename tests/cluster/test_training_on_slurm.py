@@ -2,89 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from datetime import datetime
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from durable import read_lines
 from envs.pocket import Pocket
-from settings import dump_yaml, read_yaml
+from slurm import below
 from slurm.rundir import RunDir
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
-from tests.trainer.data.samples import texts, write_rows, write_tokenizer
+from tests.cluster.training import end_soon, events, history, reaches, sha256
 from tests.waiting import wait_until
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """A small Llama of about 0.1 s a step at four ranks on two cores."""
-    write_tokenizer(tmp_path / "tokenizer")
-    write_rows(tmp_path / "train.jsonl", texts(4000))
-    write_rows(tmp_path / "evaluation.jsonl", texts(100))
-    model = read_yaml(ROOT / "recipes" / "demo.yaml")["model"]["config"]
-    path = tmp_path / "recipe.yaml"
-    tree = {
-        "name": "small",
-        "model": {"tokenizer": "tokenizer", "config": {**model, "hidden_size": 64, "num_hidden_layers": 2}},
-        "data": {"train": ["train.jsonl"], "evaluation": ["evaluation.jsonl"], "seq_len": 64},
-        "train": {"steps": 240, "global_batch_size": 48, "precision": "fp32"},
-        "optim": {"lr": 1e-3},
-        "evaluation": {"every": 60, "batches": 1},
-        "checkpoint": {"every": 15},
-    }
-    path.write_text(dump_yaml(tree))
-    return path
-
-
-def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
-    return [event for event in read_lines(run.events) if event["event"] == kind]
-
-
-def reaches(run: RunDir, attempt: int, steps: int) -> int:
-    """Wait until an attempt has done so many steps. Returns the last one."""
-
-    def done() -> list[int]:
-        return [event["step"] for event in events(run, "step") if event["epoch"] == attempt]
-
-    wait_until(lambda: len(done()) >= steps, f"{steps} steps of attempt {attempt}: {causes(run)}\n{job_log(run)}", 120)
-    return done()[-1]
-
-
-def history(run: RunDir, *keys: str) -> list[tuple[Any, ...]]:
-    """The steps that count, in order, with these values."""
-    resumes = [(event["epoch"], event["step"]) for event in events(run, "resume")]
-    kept = [e for e in events(run, "step") if all(e["step"] <= s for epoch, s in resumes if epoch > e["epoch"])]
-    return [tuple(e[key] for key in ("step", *keys)) for e in sorted(kept, key=lambda e: e["step"])]
-
-
-def sha256(run: RunDir) -> str:
-    return str(json.loads((run.path / "DONE").read_text())["sha256"])
-
-
 def forked_ranks(run: RunDir) -> list[int]:
-    """Processes of the ranks under the launcher fork: shims whose parent is a shim of the same run."""
-    shims = {}
+    """Processes of the ranks under the launcher fork: they bear their shim's command line, and a name of their own."""
+    found = []
     for path in Path("/proc").iterdir():
-        try:
-            if path.name.isdigit() and f'slurm.shim\0{{"run_dir": "{run.path}"' in (path / "cmdline").read_text():
-                shims[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    return sorted(pid for pid, parent in shims.items() if parent in shims)
-
-
-def end_soon(pocket: Pocket, job: str, seconds: float) -> None:
-    """Slurm's own time limit, moved close."""
-    end = datetime.fromtimestamp(time.time() + seconds).strftime("%Y-%m-%dT%H:%M:%S")
-    pocket.ask("scontrol", "update", f"JobId={job}", f"EndTime={end}")
+        with suppress(OSError):
+            if path.name.isdigit() and (path / "comm").read_text().strip() == below.RANK:
+                found += [int(path.name)] if f'{{"run_dir": "{run.path}"' in (path / "cmdline").read_text() else []
+    return sorted(found)
 
 
 @pytest.mark.parametrize(

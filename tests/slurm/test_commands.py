@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import os
+from datetime import datetime
+from pathlib import Path
 
-from slurm.commands import parse_job, parse_partitions
+import pytest
+
+from slurm.commands import failure, own_words, parse_job, parse_queue, run
+from slurm.errors import ControllerAway
 
 RUNNING = (
     "JobId=812 JobName=sft UserId=me(1000) GroupId=me(1000) MCS_label=N/A Priority=4294901757 Nice=0 Account=(null) "
@@ -26,9 +31,72 @@ def test_a_preempted_job() -> None:
     assert parse_job(RUNNING.replace("PreemptTime=None", "PreemptTime=2026-11-24T02:00:30")).preempt_time is not None
 
 
-def test_partitions_with_mixed_nodes() -> None:
-    text = "batch*|1-00:00:00|2|gpu:4\nbatch*|1-00:00:00|1|gpu:a100:8(S:0-1)\nlong|infinite|4|(null)\nshort|30:00|1|gpu:2080ti:2,gpu:1g.5gb:7,nvme:1\n"
-    batch, long, short = parse_partitions(text)
-    assert (batch.name, batch.default, batch.nodes, batch.gpus_per_node) == ("batch", True, 3, 8)
-    assert (long.max_walltime, long.gpus_per_node) == (None, 0)
-    assert (short.max_walltime, short.gpus_per_node) == (timedelta(minutes=30), 9)
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("sbatch: error: Batch job submission failed: Invalid qos specification\n", "Invalid qos specification"),
+        ("allocation failure: Requested reservation is invalid", "Requested reservation is invalid"),
+        ("slurm_load_jobs error: Invalid job id specified", "Invalid job id specified"),
+        ("slurm_load_partitions: Socket timed out on send/recv operation", "Socket timed out on send/recv operation"),
+        (
+            "sbatch: error: invalid partition specified: nope\nallocation failure: Invalid partition name specified\n",
+            "invalid partition specified: nope; Invalid partition name specified",
+        ),
+        (
+            "sbatch: error: You must give a project.\nsbatch: error: Batch job submission failed: Unspecified error\n",
+            "You must give a project.",
+        ),
+        (
+            "sbatch: unrecognized option '--x'\nTry \"sbatch --help\" for more information\n",
+            "unrecognized option '--x'",
+        ),
+    ],
+)
+def test_slurms_own_words(said: str, words: str) -> None:
+    assert own_words(said) == words
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "sent"),
+    [
+        (1, "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", False),
+        (1, "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", True),
+        (1, "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received", True),
+        (1, "sbatch: error: Batch job submission failed: Unable to contact slurm controller (receive failure)", True),
+        (1, "sbatch: error: Batch job submission failed: Connection reset by peer", True),
+        (-9, "", True),
+        (124, "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", True),
+        (1, "sbatch: error: Batch job submission failed: Invalid qos specification", None),
+        (255, "sbatch: error: Invalid --time specification", None),
+    ],
+)
+def test_whether_a_job_may_have_been_queued(code: int, said: str, sent: bool | None) -> None:
+    error = failure("sbatch", code, said)
+    assert (error.sent if isinstance(error, ControllerAway) else None) == sent
+
+
+def test_a_controller_that_is_away_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "squeue"
+    fake.write_text(f"""#!/bin/sh
+        [ -e {tmp_path}/tried ] && echo back && exit
+        touch {tmp_path}/tried
+        echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2
+        exit 1
+    """)
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ControllerAway):
+        run(["squeue"])
+    (tmp_path / "tried").unlink()
+    assert run(["squeue"], patience=30) == "back\n"
+
+
+def test_jobs_of_the_queue_with_any_path() -> None:
+    text = (
+        "812|RUNNING|None|29:58|(null)|/runs/a b%%c/logs/job-%j.log\n"
+        "813|PENDING|Dependency|1-00:00:00|afterany:812(unfulfilled)|/runs/x|y/logs/job-%j.log   \n"
+        "811|CANCELLED|None|30:00|(null)|/dev/null\n"
+    )
+    first, second, third = parse_queue(text)
+    assert (first.job_id, first.left, first.after, first.alive) == ("812", "29:58", None, True)
+    assert (second.after, second.log, third.alive) == ("812", "/runs/x|y/logs/job-%j.log", False)

@@ -1,18 +1,33 @@
-"""The command line: every mistake is one line and exit 78 before anything is written or queued."""
+"""The command line without a Slurm: dry runs, run folders, names, what a resume and a fork may change."""
 
 from __future__ import annotations
 
+import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import launch
-from settings import dump_yaml
+from settings import dump_yaml, read_yaml
+from slurm.rundir import RunDir
+from slurm.snapshot import ROOT
+from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}
 RECIPE = {
-    "model": {"config": {"model_type": "llama"}, "tokenizer": "tokenizer"},
+    "model": {"config": TINY, "tokenizer": "tokenizer"},
     "data": {"train": ["train.jsonl"], "seq_len": 8},
     "train": {"steps": 10, "global_batch_size": 48},
     "optim": {"lr": 1e-3},
@@ -20,136 +35,184 @@ RECIPE = {
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe with its files, in a folder of its own, on a machine without Slurm."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_CONF", "/nonexistent/slurm.conf")
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
-    path = tmp_path / "sft.yaml"
-    path.write_text(dump_yaml(RECIPE))
-    return path
+    write_tokenizer(tmp_path / "tokenizer")
+    write_rows(tmp_path / "train.jsonl", texts(200))
+    (tmp_path / "sft.yaml").write_text(dump_yaml(RECIPE))
+    return tmp_path
 
 
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one line with which a command is refused; nothing was written."""
-    assert launch.main(["--cluster", "local", *argv]) == 78
-    line = capsys.readouterr().err
-    assert line.startswith("outlast: ") and line.count("\n") == 1
-    assert not Path("runs").exists()
-    return line.removeprefix("outlast: ").rstrip()
+Said = pytest.CaptureFixture[str]
 
 
-def test_bare_prints_the_day_and_submits_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def dry(capsys: Said, *argv: str) -> tuple[str, str]:
+    """The script of a dry run on a cluster that is not here, and what was said of it."""
+    assert launch.main(["--dry-run", "--cluster", "generic", *argv]) == 0
+    out = capsys.readouterr()
+    return out.out, out.err
+
+
+def made(capsys: Said, *argv: str) -> RunDir:
+    """A run folder that is not submitted."""
+    assert launch.main(["--no-submit", "--cluster", "generic", *argv]) == 0
+    return RunDir(Path(capsys.readouterr().out.splitlines()[-1].split(" is ready:")[0]))
+
+
+def test_bare_prints_the_day_and_submits_nothing(capsys: Said) -> None:
     assert launch.main([]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
 
 
+@pytest.mark.parametrize("verb", ["", *launch.VERBS])
+def test_help_has_an_example_and_fits_100_columns(capsys: Said, verb: str) -> None:
+    assert launch.main([*filter(None, [verb]), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    words = lines[-1].removeprefix("example: launch.py ").split()
+    found, _, _ = launch.parse(words)  # the example is one
+    assert found == (verb or "submit")
+    assert ("--rank" in "".join(lines)) == (verb in ("", "logs"))
+
+
+def test_flags_stand_before_or_after_the_verb() -> None:
+    for words in (["--json", "status", "x"], ["status", "--json", "x"], ["status", "x", "--json"]):
+        verb, args, job = launch.parse(words)
+        assert (verb, args.json, args.words, job) == ("status", True, ["x"], {})
+
+
+def test_a_dry_run_prints_the_script_alone_and_says_what_it_costs(here: Path, capsys: Said) -> None:
+    script, said = dry(capsys, "--nodes", "2", "--gpus", "8", "sft.yaml", "-t", "12:00:00", "--time-min", "02:00:00")
+    assert script.startswith("#!/bin/bash\n") and "#SBATCH --time=12:00:00\n#SBATCH --time-min=02:00:00\n" in script
+    assert "2 nodes x 8 GPUs = 16 ranks" in said and "192.0 GPU-hours a job (16 GPUs x 12:00:00)" in said
+    assert max(map(len, said.replace(str(here), "").splitlines())) <= 100
+    assert "global batch 48 = 3 micro x 1 accumulation x 16 ranks" in said
+    assert not Path("runs").exists()
+    assert launch.main(["--dry-run", "--json", "--cluster", "generic", "sft.yaml", "--max-attempts", "3"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["layout"] == "1 node x 1 GPU = 1 rank" and told["job"]["max_attempts"] == 3
+
+
+def test_without_slurm_a_dry_run_shows_the_generic_script(here: Path, capsys: Said) -> None:
+    assert launch.main(["--dry-run", "--nodes", "2", "--gpus", "8", "sft.yaml"]) == 0
+    assert "on generic (no Slurm answers here)" in capsys.readouterr().err
+
+
+def test_no_submit_makes_the_script_of_the_dry_run(here: Path, capsys: Said) -> None:
+    words = ["--nodes", "2", "--gpus", "8", "-t", "12:00:00", "sft.yaml", "job.setup=[module load x]"]
+    script, _ = dry(capsys, *words)
+    run = made(capsys, *words)
+    assert run.script.read_text() == script
+    assert not run.jobs() and stat.S_IMODE(run.path.stat().st_mode) == 0o700
+    assert read_yaml(run.path / "config.yaml")["optim"]["eps"] == 1e-8  # every default is written out
+
+
+def test_precedence(here: Path, capsys: Said) -> None:
+    job = {"partition": "recipe", "qos": "recipe", "account": "recipe"}
+    (here / "sft.yaml").write_text(dump_yaml({**RECIPE, "job": job}))
+    script, _ = dry(capsys, "sft.yaml", "--partition", "flag", "--qos", "flag", "job.qos=word")
+    assert all(f"--{flag}" in script for flag in ("account=recipe", "partition=flag", "qos=word"))
+
+
+def test_the_account_of_the_users_shell(here: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "p42")
+    assert "--account=p42" in dry(capsys, "sft.yaml")[0]
+    assert "--account=other" in dry(capsys, "sft.yaml", "-A", "other")[0]
+
+
+def test_an_unfinished_runs_name_is_refused_and_a_finished_ones_is_numbered(here: Path, capsys: Said) -> None:
+    run = made(capsys, "sft.yaml")
+    assert launch.main(["--no-submit", "--cluster", "generic", "sft.yaml"]) == 78
+    assert "launch.py resume sft" in capsys.readouterr().err
+    run.write_done("test")
+    assert "--job-name=sft-2" in dry(capsys, "sft.yaml")[0]
+    assert launch.main(["--dry-run", "--cluster", "generic", "sft.yaml", "--name", "sft"]) == 78
+
+
+def test_a_group_reads_a_run_that_is_shared(here: Path, capsys: Said) -> None:
+    before = os.umask(0o077)
+    try:
+        run = made(capsys, "sft.yaml", "--share")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o750
+    assert "umask 027" in run.script.read_text()
+    for path in run.path.rglob("*"):
+        wanted = stat.S_IRGRP | (stat.S_IXGRP if path.is_dir() else 0)
+        assert path.stat().st_mode & wanted == wanted and not path.stat().st_mode & stat.S_IWOTH, path
+
+
+# --- resume and fork ------------------------------------------------------------------------------------
+
+
+def refused(capsys: Said, *argv: str) -> str:
+    assert launch.main([*argv]) == 78
+    return capsys.readouterr().err.removeprefix("outlast: ").rstrip()
+
+
+def test_a_resume_changes_the_layout_and_nothing_else(here: Path, capsys: Said) -> None:
+    run = made(capsys, "sft.yaml")
+    words = ["resume", "sft", "--nodes", "2", "--gpus", "4", "engine.kind=fsdp", "job.qos=long", "--dry-run"]
+    assert launch.main(words) == 0
+    out = capsys.readouterr()
+    assert "--nodes=2" in out.out and "--qos=long" in out.out and "x 8 ranks" in out.err
+    assert "kind: ddp" in (run.path / "config.yaml").read_text()  # a dry run writes nothing
+    line = refused(capsys, "resume", "sft", "optim.lr=2e-5")
+    assert line == (
+        "optim.lr was 0.001 and would be 2e-05: that is another run: start it with --fork sft optim.lr=2e-05"
+    )
+    assert "did you mean optim.lr?" in refused(capsys, "resume", "sft", "optim.lrr=1")
+    assert "does not divide by 5 ranks" in refused(capsys, "resume", "sft", "--gpus", "5")
+    assert "takes no --name" in refused(capsys, "resume", "sft", "--name", "x")
+
+
+def test_a_run_of_another_user_is_forked_not_resumed(here: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(capsys, "sft.yaml")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert "belongs to another user" in refused(capsys, "resume", "sft", "--dry-run")
+
+
+def with_checkpoint(run: RunDir, step: int) -> Path:
+    folder = run.path / "checkpoints" / f"step-{step:08d}-e0001"
+    folder.mkdir(parents=True)
+    (folder / "MANIFEST.json").write_text("{}")
+    return folder
+
+
+def test_a_fork_takes_the_other_runs_recipe_and_keeps_its_checkpoint(here: Path, capsys: Said) -> None:
+    run = made(capsys, "sft.yaml", "--gpus", "4")
+    first, second = with_checkpoint(run, 5), with_checkpoint(run, 8)
+    script, said = dry(capsys, "--fork", "sft", "optim.lr=5e-4")
+    assert "--job-name=sft-fork" in script and str(second) in said and "4 GPUs = 4 ranks" in said
+    assert str(first) in dry(capsys, "--fork", f"{run.path}@5", "sft.yaml", "--name", "other")[1]
+    line = refused(capsys, "--dry-run", "--cluster", "generic", "--fork", "sft@6")
+    assert line.endswith("steps that are there: 8, 5")
+
+
+def test_what_a_fork_starts_from_outlives_the_other_run(tmp_path: Path) -> None:
+    from slurm import submission
+
+    checkpoint = with_checkpoint(RunDir(tmp_path / "a"), 5)
+    submission.keep(checkpoint, tmp_path / "b" / "kept")
+    (checkpoint / "MANIFEST.json").unlink()
+    assert (tmp_path / "b" / "kept" / "MANIFEST.json").read_text() == "{}"
+
+
+# --- imports --------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("argv", "line"),
+    ("words", "absent"),
     [
-        (["optim.lrr=1"], "sft.yaml: unknown key optim.lrr: did you mean optim.lr?"),
-        (["optim.lr=fast"], "sft.yaml: optim.lr=fast: expected float, got str"),
-        (["--nodes", "two"], "argument -N/--nodes: invalid int value: 'two'; launch.py --help shows every flag"),
-        (
-            ["--sbatch", "nodes=3"],
-            "--sbatch nodes: launch.py sets it: see its own flags in --help",
-        ),
-        (
-            ["--sbatch", "requeue"],
-            "--sbatch requeue: launch.py sets it: see its own flags in --help",
-        ),
-        (["job=3"], "sft.yaml: job=3: a mapping of job settings is expected, as nodes: 2"),
-        (["data=3"], "sft.yaml: data=3: expected object, got int"),
-        (["job.nodess=2"], "sft.yaml: unknown key nodess: did you mean nodes?"),
-        (["data.train=[gone.jsonl]"], "sft.yaml: data.train: there is no file gone.jsonl"),
-        (["model.tokenizer=gone"], "sft.yaml: model.tokenizer: there is no folder gone"),
-        (["train.epochs=1"], "sft.yaml: give either train.steps or train.epochs, not both or none"),
-        (
-            ["--walltime", "24:00"],
-            "sft.yaml: walltime=24:00: 24:00: a walltime is written [D-]HH:MM:SS, for example 24:00:00 or 2-00:00:00",
-        ),
-        (["--launcher", "mpi"], "sft.yaml: launcher=mpi: valid here: srun, torchrun, fork"),
-        (
-            ["--gpus", "5"],
-            "train.global_batch_size=48 does not divide by 5 ranks (48 / 5 = 9.60): take 4 ranks, or train.global_batch_size=50",
-        ),
-        (
-            ["--gpus", "32"],
-            "--gpus 32: local has 16 GPUs a node: --nodes 2 --gpus 16 is the same 32 ranks (2 nodes x 16 GPUs = 32 ranks)",
-        ),
-        (
-            ["train.micro_batch_size=5"],
-            "train.micro_batch_size=5 does not divide a rank's share of 24 sequences (48 / 2 ranks): take train.micro_batch_size=4",
-        ),
+        (["--help"], ["msgspec", "yaml", "torch", "transformers", "submitit", "json", "pathlib"]),
+        (["--dry-run", "--cluster", "generic", "sft.yaml"], ["torch", "transformers", "submitit", "numpy", "rich"]),
     ],
 )
-def test_mistakes(recipe: Path, capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
-    assert refused(capsys, "sft.yaml", *argv) == line
-
-
-def test_two_nodes_without_a_cluster_get_the_lines_that_work(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "--nodes", "2", "sft.yaml")
-    assert all(way in line for way in ("pocket up --nodes 2", "--cluster NAME --dry-run", "--nodes 1"))
-
-
-def test_a_mistyped_verb_is_answered_with_the_nearest(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean status?" in refused(capsys, "statsu")
-    assert "did you mean sft.yaml" in refused(capsys, "sft.yml")
-
-
-def test_data_that_cannot_be_used_is_found_before_the_run_starts(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tokenizer = launch.submission.ROOT / "recipes" / "demo" / "tokenizer"
-    Path("train.jsonl").write_text("not json\n" * 3)
-    assert launch.main(["--cluster", "local", "sft.yaml", f"model.tokenizer={tokenizer}"]) == 78
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert "train.jsonl" in line and "rejects.jsonl" in line
-    assert not Path("runs/sft").exists()
-
-
-def test_a_dry_run_without_slurm_shows_the_generic_script(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["--nodes", "2", "--gpus", "8", "--dry-run", "sft.yaml", "-t", "12:00:00"]) == 0
-    text = capsys.readouterr().out
-    assert "2 nodes x 8 GPUs = 16 ranks" in text and "#SBATCH --time=12:00:00" in text
-    assert not Path("runs").exists()
-
-
-def test_precedence(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe.write_text(dump_yaml({**RECIPE, "job": {"partition": "recipe", "qos": "recipe", "account": "recipe"}}))
-    words = ["--dry-run", "sft.yaml", "--partition", "flag", "--qos", "flag", "job.qos=word", "--cluster", "generic"]
-    assert launch.main(words) == 0
-    text = capsys.readouterr().out
-    assert all(f"--{flag}" in text for flag in ("account=recipe", "partition=flag", "qos=word"))
-
-
-def test_the_account_of_the_users_shell(
-    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SBATCH_ACCOUNT", "p42")
-    assert launch.main(["--dry-run", "--cluster", "generic", "sft.yaml"]) == 0
-    assert "--account=p42" in capsys.readouterr().out
-    assert launch.main(["--dry-run", "--cluster", "generic", "sft.yaml", "-A", "other"]) == 0
-    assert "--account=other" in capsys.readouterr().out
-
-
-def test_an_unfinished_runs_name_is_refused_and_a_finished_ones_is_numbered(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--dry-run", "--cluster", "generic", "sft.yaml"]
-    Path("runs/sft").mkdir(parents=True)
-    Path("runs/sft/job.yaml").touch()
-    assert launch.main(words) == 78
-    assert "launch.py resume sft" in capsys.readouterr().err
-    Path("runs/sft/DONE").touch()
-    assert launch.main(words) == 0
-    assert "--job-name=sft-2" in capsys.readouterr().out
-    assert launch.main([*words, "--name", "sft"]) == 78
-
-
-def test_import_launch_loads_no_torch_and_no_submitit() -> None:
-    code = "import sys, launch; print([m for m in ('torch', 'transformers', 'submitit', 'numpy', 'rich') if m in sys.modules])"
-    root = str(launch.submission.ROOT)
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert shown.stdout.strip() == "[]"
+def test_a_call_loads_what_it_needs(here: Path, words: list[str], absent: list[str]) -> None:
+    code = f"import sys, launch; launch.main({words!r}); print([m for m in {absent} if m in sys.modules])"
+    env: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-S", "-c", code] if "--help" in words else [sys.executable, "-c", code]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
+    assert shown.stdout.splitlines()[-1] == "[]"

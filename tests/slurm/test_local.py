@@ -6,54 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import pytest
-
-from settings import dump_yaml, to_plain
-from slurm.config import JobConfig
 from slurm.rundir import RunDir
 from slurm.walltime import Walltime
+from tests.slurm.conftest import READY, ROOT, Start, causes, gone
 from tests.waiting import wait_until
-
-ROOT = Path(__file__).parent.parent.parent
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    return RunDir(tmp_path / "run's folder")
-
-
-@pytest.fixture
-def start(run: RunDir) -> Iterator[Start]:
-    """Start a supervisor over ranks that run a piece of Python; it and its ranks are gone at the end."""
-    started = []
-
-    def go(program: str, **job: object) -> subprocess.Popen[str]:
-        run.path.mkdir(exist_ok=True)
-        (run.path / "program.py").write_text(textwrap.dedent(program))
-        command = [sys.executable, "-S", str(run.path / "program.py")]
-        defaults = {"name": "x", "cluster": "local", "launcher": "srun", "poll_seconds": 0.2, "command": command}
-        settings = JobConfig(**{**defaults, **job})  # type: ignore[arg-type]
-        (run.path / "job.yaml").write_text(dump_yaml(to_plain(settings)))
-        argv = [sys.executable, "-P", "-m", "slurm.supervisor", str(run.path)]
-        process = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
-
-    yield go
-    for process in started:
-        if process.poll() is None:
-            process.kill()  # its shims see that their parent is gone, and take their ranks along
-        process.communicate()
-
-
-def causes(run: RunDir) -> list[str]:
-    return [record["cause"] for record in run.attempts()]
 
 
 def test_a_command_that_ends_is_done(run: RunDir, start: Start) -> None:
@@ -121,12 +79,6 @@ def test_the_users_limit_of_attempts(run: RunDir, start: Start) -> None:
     assert run.cancelled is not None and "max-attempts=2" in run.cancelled["reason"]
 
 
-READY = """
-import os, signal, sys, time
-open("{run}/ready-" + os.environ["OUTLAST_ATTEMPT"], "w").close()
-"""
-
-
 def test_the_stop_file_reaches_a_command_as_TERM(run: RunDir, start: Start) -> None:
     process = start(
         READY.format(run=run.path) + "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); time.sleep(60)"
@@ -184,11 +136,3 @@ def test_a_run_whose_supervisor_was_killed_is_resumed(run: RunDir, start: Start)
     again = subprocess.Popen(process.args, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     assert again.wait(30) == 0
     assert causes(run) == ["crash", "done"] and run.attempts()[0]["reason"] == "its batch host was lost"
-
-
-def gone(pid: int) -> bool:
-    """Ended, also when nobody has reaped it yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True

@@ -130,6 +130,20 @@ def load_newest(
     return None
 
 
+def load_fork(runtime: Runtime, path: Path, shards: Callable[[], Iterator[Shard]]) -> Resumed:
+    """Collective. Fill the shards from another run's checkpoint. Raises ConfigError when any rank finds it broken."""
+    problem = None
+    try:
+        with Reader(path) as reader:
+            reader.fill(shards())
+    except (CheckpointBroken, FileNotFoundError) as error:
+        problem = str(error)
+    problems = [p for p in runtime.gather(problem) if p]
+    if problems:
+        raise ConfigError(f"fork={path}: {problems[0]}: take another checkpoint: launch.py --fork RUN@STEP")
+    return Resumed(Point(reader.manifest.step, reader.manifest.epoch), reader.manifest, None, [])
+
+
 def _existed(run_dir: Path) -> bool:
     """The run has had checkpoints, though none is a candidate now: found broken, without a manifest, or gone."""
     folder = run_dir / "checkpoints"

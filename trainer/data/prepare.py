@@ -17,7 +17,7 @@ import xxhash
 
 from durable import fsync_path
 from settings import ConfigError
-from trainer.config import Data
+from trainer.config import Data, cache_folder
 from trainer.data.encode import Encode, encoder
 from trainer.data.prepared import Manifest, Prepared
 from trainer.data.rows import COLUMNS, Row, batched, read_rows
@@ -30,11 +30,6 @@ FORMAT = 1
 _FILES = ("tokens.bin", "documents.bin", "loss.bin", "starts.bin", "rejects.jsonl")
 _DONE = "done.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-
-def cache_folder(data: Data, run_dir: Path) -> Path:
-    """Where a run's prepared data lies: runs share it, since its folders are named by content."""
-    return Path(data.cache) if data.cache else run_dir.parent / ".prepared"
 
 
 def prepare(

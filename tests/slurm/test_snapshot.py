@@ -1,0 +1,102 @@
+"""Code as it was at submission."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from settings import ConfigError
+from slurm import snapshot
+
+
+def write(folder: Path, *names: str, text: str = "x") -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def names(code: snapshot.CommandCode | None) -> set[str]:
+    assert code is not None
+    return set(map(str, code.files))
+
+
+def test_ours_is_whole_and_known_by_its_hash(tmp_path: Path) -> None:
+    snapshot.copy_ours(tmp_path)
+    first = snapshot.code_hash(tmp_path)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
+    argv = [sys.executable, "-P", "-c", "import slurm.supervisor, trainer.run; print(slurm.supervisor.__file__)"]
+    shown = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, cwd="/")
+    assert shown.stdout.startswith(str(tmp_path / "code"))
+    snapshot.copy_ours(tmp_path)  # --update-code
+    assert first is not None and snapshot.code_hash(tmp_path) == first
+    assert json.loads((tmp_path / "code.json").read_text())["files"] > 60
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_without_git_is_copied_without_what_is_no_code(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "train.py",
+        "lib/model.py",
+        "config.yaml",
+        "weights.bin",
+        "data/a.json",
+        "runs/x/job.yaml",
+        ".cache/a.py",
+    )
+    write(tmp_path, "env/pyvenv.cfg", "env/lib/x.py")
+    code = snapshot.of_command(["python", "train.py", "--config", "config.yaml", "weights.bin"], tmp_path)
+    assert code is not None and names(code) == {"train.py", "lib/model.py", "config.yaml"}
+    target = tmp_path / "copy"
+    words = snapshot.copied(["python", "train.py", "--config", "config.yaml", "weights.bin"], code, target, tmp_path)
+    assert words == ["python", f"{target}/train.py", "--config", f"{target}/config.yaml", "weights.bin"]
+    first = snapshot.copy_command(code, target)
+    write(tmp_path, "train.py", text="edited")
+    assert (target / "train.py").read_text() == "x"
+    assert snapshot.copy_command(code, target) != first
+
+
+def test_a_repository_is_copied_whole_without_what_it_ignores(tmp_path: Path) -> None:
+    write(tmp_path, "src/train.py", "lib.py", "notes.md", "big.bin", ".gitignore", text="big.bin\n")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    code = snapshot.of_command(["bash", "-c", "true", "src/train.py"], tmp_path)
+    assert names(code) == {"src/train.py", "lib.py", "notes.md", ".gitignore"}
+
+
+def test_a_module_of_the_working_folder_is_taken_from_the_copy(tmp_path: Path) -> None:
+    write(tmp_path, "pkg/__init__.py", text="")
+    write(tmp_path, "pkg/__main__.py", text="print('before')")
+    command = [sys.executable, "-m", "pkg"]
+    code = snapshot.of_command(command, tmp_path)
+    assert code is not None
+    snapshot.copy_command(code, tmp_path / "copy")
+    write(tmp_path, "pkg/__main__.py", text="print('after')")
+    env = {**os.environ, **snapshot.module_path(command, code, tmp_path / "copy", tmp_path)}
+    assert subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True).stdout == "before\n"
+    assert snapshot.of_command([sys.executable, "-m", "json.tool"], tmp_path) is None
+    assert snapshot.of_command(["hostname"], tmp_path) is None
+
+
+def test_too_many_files_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "MAX_FILES", 3)
+    write(tmp_path, "train.py", *(f"many/{i}.json" for i in range(5)))
+    with pytest.raises(ConfigError, match="more than 3 files; largest: many .*job.snapshot=false"):
+        snapshot.of_command(["python", "train.py"], tmp_path)
+
+
+def test_a_read_only_checkout_gives_a_writable_copy(tmp_path: Path) -> None:
+    write(tmp_path / "ro", "train.py", "lib/a.sh")
+    (tmp_path / "ro" / "lib" / "a.sh").chmod(0o555)
+    (tmp_path / "ro" / "lib").chmod(0o555)
+    code = snapshot.of_command(["python", "train.py"], tmp_path / "ro")
+    assert code is not None
+    for _ in range(2):  # the second takes the first one's place
+        snapshot.copy_command(code, tmp_path / "copy")
+    assert os.access(tmp_path / "copy" / "lib" / "a.sh", os.X_OK)
+    assert (tmp_path / "copy" / "lib").stat().st_mode & 0o200
+    (tmp_path / "ro" / "lib").chmod(0o755)

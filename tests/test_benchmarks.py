@@ -1,0 +1,127 @@
+"""What `make bench` writes: its rows, its table, and what it keeps. No figure is judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import machine, peers
+from benchmarks.rows import Row, table
+
+ROOT = Path(__file__).parent.parent
+RESULTS = sorted(bench.RESULTS.glob("*.json"))
+TIME = Row("--help, time", "ms", 50.0, "torchx run --help", 150.0, cause="settings 33 ms")
+
+
+def lines(*rows: Row) -> list[str]:
+    return table(rows).splitlines()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_a_race_is_met_by_the_ratio_to_the_peer() -> None:
+    assert (TIME.at_least(3).ratio, TIME.at_least(3).met) == (3.0, True)
+    assert TIME.at_least(3.1).met is False
+    assert replace(TIME, peer=None).at_least(3).met is None
+    assert replace(TIME, outlast=None).at_least(3).ratio is None
+
+
+def test_a_line_of_the_table() -> None:
+    head, rule, line = lines(replace(TIME.at_least(2.5), limit_name="bare Python", limit=1234.6))
+    assert cells(head) == ["name", "outlast", "peer", "limit", "ratio", "goal", "met"]
+    assert cells(line)[:4] == ["--help, time", "50.0 ms", "torchx run --help 150 ms", "bare Python 1,235 ms"]
+    assert cells(line)[4:] == ["3.00x", "at least 2.5x", "met"]
+    assert len(head) == len(rule) == len(line)
+
+
+def test_a_count_stands_whole_and_zero_is_a_figure() -> None:
+    assert cells(lines(Row("calls", "", 1290))[2])[1] == "1,290"
+    assert cells(lines(Row("modules", "", 0, goal="no torch", met=True))[2])[1:] == ["0", "", "", "", "no torch", "met"]
+
+
+def test_what_is_missed_or_missing_stands_with_its_cause() -> None:
+    missed = TIME.at_least(20)
+    absent = replace(TIME, peer_name="torchrun", peer=None, cause="no matching distribution").at_least(1)
+    unknown = replace(missed, name="dry run, time", cause="")
+    shown = lines(missed, absent, unknown, replace(missed, name="peak memory"), TIME.at_least(2))
+    assert [cells(line)[-1] for line in shown[2:7]] == ["MISSED", "missing", "MISSED", "MISSED", "met"]
+    assert shown[8:] == [
+        "- --help, time against torchx run --help; peak memory against torchx run --help: settings 33 ms",
+        "- --help, time against torchrun: no matching distribution",
+        "- dry run, time against torchx run --help: cause not found yet",
+    ]
+
+
+Run = Callable[..., tuple[list[bool], dict[str, Any]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Benchmarks that are one; hands back how it was measured each time, and today's record of it."""
+    measured: list[bool] = []
+
+    def measure(quick: bool) -> list[Row]:
+        measured.append(quick)
+        return [TIME.at_least(2), TIME.at_least(20)]
+
+    here = json.loads(RESULTS[-1].read_text())["command_line"]["machine"]
+    monkeypatch.setattr(bench, "BENCHMARKS", {"waiting": measure})
+    monkeypatch.setattr(machine, "describe", lambda: here)
+    monkeypatch.setattr(machine, "versions", lambda: {"outlast": "abc"})
+
+    def once(*argv: str) -> tuple[list[bool], dict[str, Any]]:
+        assert bench.main(list(argv), tmp_path) == 0
+        [file] = tmp_path.glob("*.json")
+        assert "| --help, time |" in file.with_suffix(".md").read_text()
+        return measured, json.loads(file.read_text())["waiting"]
+
+    return once
+
+
+def test_a_record_holds_rows_with_causes_where_one_is_asked_for(run: Run) -> None:
+    _, block = run("--only", "waiting")
+    assert [Row(**row) for row in block["rows"]] == [replace(TIME.at_least(2), cause=""), TIME.at_least(20)]
+    assert block["versions"] == {"outlast": "abc"}
+
+
+def test_keep_repeats_only_what_does_not_stand(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("--quick")[0] == [True]
+    assert run("--quick", "--keep")[0] == [True]
+    assert run("--keep")[0] == [True, False]  # a quick figure is no full one
+    assert run("--quick", "--keep")[0] == [True, False]  # a full one is a quick one
+    assert run()[0] == [True, False, False]
+    monkeypatch.setattr(machine, "versions", lambda: {"outlast": "def+changes"})
+    assert run("--keep")[0] == [True, False, False, False]
+    assert run("--keep")[0] == [True, False, False, False, False]  # changes without a commit have no version
+
+
+def test_an_unknown_name_is_one_line_and_78() -> None:
+    argv = [sys.executable, "-m", "benchmarks", "--only", "comand_line"]
+    shown = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout) == (78, "")
+    assert shown.stderr == "benchmarks: --only comand_line: there is no such benchmark; there are: command_line\n"
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda path: path.stem)
+def test_the_results_that_are_kept_can_be_read(file: Path) -> None:
+    record = json.loads(file.read_text())
+    assert record.keys() <= bench.BENCHMARKS.keys()
+    for name, block in record.items():
+        assert all(row.keys() == {field.name for field in fields(Row)} for row in block["rows"])
+        assert bench.section(name, block) in file.with_suffix(".md").read_text()
+
+
+def test_every_peer_is_pinned() -> None:
+    pinned = {line.split("==")[0] for line in peers.PINS.read_text().splitlines() if "==" in line}
+    assert {peers.name_of(requirement) for requirement in peers.requirements()} <= pinned
+    assert peers.name_of(peers.requirements()[0]) == "torch"  # first, or another's open range takes the newest CUDA

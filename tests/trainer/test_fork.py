@@ -1,0 +1,63 @@
+"""A new run from another's checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settings import ConfigError, merge
+from tests.trainer.ranks import Zygote, write_run
+from trainer import recipe
+from trainer.audit import audit
+
+PLAIN = {"model": {"config": {"attention_dropout": 0.0}}, "checkpoint": {"keep": 5}}
+"""Without dropout: a fork draws its own random numbers."""
+
+
+def test_a_fork_goes_on_as_the_other_run_did(tmp_path: Path, zygote: Zygote) -> None:
+    first = write_run(tmp_path / "first", zygote, **PLAIN)
+    assert first.go(2) == [0, 0]
+    checkpoint = recipe.checkpoint_to_fork(first.path, 40)
+    second = write_run(tmp_path / "second", zygote, **merge(PLAIN, {"fork": str(checkpoint)}))
+    assert second.go(3) == [0, 0, 0]
+    assert "other than" not in second.log() and "at step 40 of 60" in second.log()
+    was, now = first.history("hash", "lr")[40:], second.history("hash", "lr")
+    assert now == was
+    losses = [(a[1], b[1]) for a, b in zip(first.history("loss")[40:], second.history("loss"), strict=True)]
+    assert all(abs(a - b) < 1e-4 for a, b in losses)  # another world size: the sums round differently
+    proof = audit(second.path)
+    assert proof.ok and "steps 1-40 are of the run that this one was forked from" in str(proof)
+
+
+def test_a_fork_may_change_what_a_resume_may_not(tmp_path: Path, zygote: Zygote) -> None:
+    first = write_run(tmp_path / "first", zygote, train={"steps": 15})
+    assert first.go(1) == [0]
+    checkpoint = recipe.checkpoint_to_fork(first.path, None)
+    changed: dict[str, Any] = {"optim": {"lr": 2e-3}, "train": {"seed": 7, "steps": 400}, "checkpoint": {"every": 1000}}
+    changed["fork"] = str(checkpoint)
+    second = write_run(tmp_path / "second", zygote, **changed)
+    second.start(1)
+    second.reaches(17)
+    second.kill()
+    assert second.go(1) == [0]  # before its first own checkpoint it starts from the other's again
+    assert "other than in the run that this one starts from: optim.lr 0.01 -> 0.002" in second.log()
+    assert [step for (step,) in second.history()] == list(range(16, 401))
+    assert [event["step"] for event in second.events("resume")] == [15, 15]
+
+
+def test_a_fork_whose_checkpoint_is_broken_says_so(tmp_path: Path, zygote: Zygote) -> None:
+    first = write_run(tmp_path / "first", zygote, train={"steps": 20}, export=False)
+    assert first.go(1) == [0]
+    checkpoint = recipe.checkpoint_to_fork(first.path, None)
+    second = write_run(tmp_path / "second", zygote, fork=str(checkpoint))
+    (checkpoint / "rank-0000.safetensors").unlink()
+    assert second.go(2) == [78, 78]
+    assert f"fork={checkpoint}: rank-0000.safetensors is missing" in second.log()
+
+
+def test_a_step_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="steps that are there: none$"):
+        recipe.checkpoint_to_fork(tmp_path, 3)

@@ -1,0 +1,95 @@
+"""From a recipe and words to the trainer's complete config. Torch-free: a login node does it in milliseconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from settings import ConfigError, dump_yaml, merge, override, read_yaml, to_plain
+from trainer import claims, config
+from trainer.checkpoint import committed, folder_name
+from trainer.checkpoint.lineage import in_lineage
+from trainer.config import TrainConfig, cache_folder
+from trainer.plan import batch_layout
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A config that was checked against the layout that it will run on."""
+
+    text: str
+    """RUN_DIR/config.yaml: complete, every default written out."""
+    batch: str
+    """How the ranks share a global batch, as an equation."""
+    folders: list[str]
+    """Folders that the ranks must see: of the data, the model, the tokenizer, and where links in there lead."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A recipe's tree; file names in it count from its own folder."""
+    return config.absolute_paths({"name": path.stem, **read_yaml(path)}, path.parent.resolve())
+
+
+def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """The tree with `key=value` words laid on it; file names in them count from where they were typed."""
+    spoken: dict[str, Any] = {}
+    for assignment in assignments:
+        spoken = override(spoken, assignment)
+    return merge(tree, config.absolute_paths(spoken, Path.cwd()))
+
+
+def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str) -> Ready:
+    """The complete config of a run's tree. Raises ConfigError with one line for the first mistake."""
+    settings = config.resolve(tree, source)
+    config.check_files(settings, source)
+    layout = batch_layout(settings.train, world_size)
+    return Ready(dump_yaml(to_plain(settings)), str(layout), _folders(settings, run_dir))
+
+
+def changed(run_dir: Path, assignments: Iterable[str], world_size: int) -> Ready:
+    """A run's own config with other layout fields. Raises ConfigError for a field that makes the run what it is."""
+    path = run_dir / "config.yaml"
+    old = read_yaml(path)
+    new = overridden(old, assignments)
+    was, now = (config.exact_part(config.resolve(tree, str(path))) for tree in (old, {**new, "name": old["name"]}))
+    for key, before, after in config.differences(was, now):
+        raise ConfigError(
+            f"{key} was {before} and would be {after}: that is another run: start it with --fork {run_dir.name} "
+            f"{key}={after}"
+        )
+    return checked({**new, "name": old["name"]}, run_dir, world_size, str(path))
+
+
+def checkpoint_to_fork(run_dir: Path, step: int | None) -> Path:
+    """The newest checkpoint of a run's own line, or that of one step. Raises ConfigError with those that are there."""
+    folder = run_dir / "checkpoints"
+    points = in_lineage(committed(folder), claims.resume_points(run_dir))
+    chosen = [point for point in points if step in (None, point.step)]
+    if not chosen:
+        there = ", ".join(str(point.step) for point in points) or "none"
+        wanted = f"{run_dir.name}@{step}" if step is not None else run_dir.name
+        raise ConfigError(f"--fork {wanted}: there is no such checkpoint in {folder}: steps that are there: {there}")
+    path = folder / folder_name(chosen[0])
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise ConfigError(f"--fork {run_dir.name}: {path} cannot be read: ask its owner to share the run (--share)")
+    return path
+
+
+def _folders(settings: TrainConfig, run_dir: Path) -> list[str]:
+    models = [Path(folder) for folder in (settings.model.path, settings.model.tokenizer) if folder]
+    files = [Path(file) for file in (*settings.data.train, *settings.data.evaluation)]
+    files += [file for folder in models for file in folder.iterdir()]  # in a Hugging Face cache these are links
+    found = {parent for file in files for parent in (file.parent, file.resolve().parent)}
+    found |= {*models, cache_folder(settings.data, run_dir), *([Path(settings.fork)] if settings.fork else [])}
+    return sorted(map(str, found))
+
+
+def forked(checkpoint: Path) -> dict[str, Any]:
+    """The recipe of a run that starts from another's checkpoint, when its user names none: the other's own."""
+    run_dir = checkpoint.parent.parent
+    tree = read_yaml(run_dir / "config.yaml")
+    layout = {key: value for key, value in read_yaml(run_dir / "job.yaml").items() if key in ("nodes", "gpus_per_node")}
+    return {**tree, "name": f"{tree['name']}-fork", "job": layout}

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import command_line, machine
+from benchmarks import agreement, command_line, machine
 from benchmarks.processes import Unable
 from benchmarks.rows import OPEN, Row, table, verdict
 from durable import write_atomic
@@ -24,6 +24,7 @@ time does not. ratio: how many times better than the peer; limit: what nothing o
 
 BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "command_line": command_line.measure,
+    "agreement": agreement.measure,
 }
 
 

@@ -2,7 +2,7 @@
 
 Steps without it, with it, and with gloo's all_reduce of the same size take turns in the same processes. The figure is
 the CPU time of all ranks beside their computing, all threads counted, over the cores they share: so much longer takes a
-step that fills them. The wall clock says it too, but only on a machine that does nothing else.
+step that fills them. The wall clock would say it too, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.rows import Row
@@ -29,31 +29,26 @@ NONE, OURS, GLOO = "none", "votes", "all_reduce"
 
 
 def measure(quick: bool) -> list[Row]:
-    """Rows for 2 and 4 ranks on two cores."""
-    rounds = 5 if quick else 30
-    rows = []
-    for world, goal in GOALS.items():
-        found = _ranks(world, rounds)
-        for clock in ("cpu", "wall"):
-            base = found[NONE][clock]
-            ours, gloo = (100 * (found[arm][clock] - base) / STEP_SECONDS for arm in (OURS, GLOO))
-            rows.append(
-                Row(
-                    f"agreement at {world} ranks on {CORES} cores, {clock}",
-                    "% of a 50 ms step",
-                    ours,
-                    "gloo all_reduce",
-                    gloo,
-                    ratio=gloo / ours if ours > 0 else None,
-                    goal=f"under {goal:g}" if clock == "cpu" else "",
-                    met=ours < goal if clock == "cpu" else None,
-                )
-            )
-    return rows
+    """A row for 2 and for 4 ranks on two cores."""
+    return [_row(world, goal, _ranks(world, rounds=5 if quick else 12)) for world, goal in GOALS.items()]
 
 
-def _ranks(world: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of a step in each arm, by both clocks."""
+def _row(world: int, goal: float, seconds: dict[str, float]) -> Row:
+    ours, gloo = (100 * (seconds[arm] - seconds[NONE]) / STEP_SECONDS for arm in (OURS, GLOO))
+    return Row(
+        f"agreement at {world} ranks on {CORES} cores",
+        "% of a 50 ms step",
+        ours,
+        "gloo all_reduce",
+        gloo,
+        ratio=gloo / ours if ours > 0 else None,
+        goal=f"under {goal:g} %",
+        met=ours < goal,
+    )
+
+
+def _ranks(world: int, rounds: int) -> dict[str, float]:
+    """Seconds that a step takes of the cores besides its computing, in each arm."""
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
         free.close()
@@ -135,28 +130,19 @@ def main(folder: Path, rounds: int) -> None:
                 work.wait()
         return computing
 
-    times: dict[str, list[tuple[float, float]]] = {NONE: [], OURS: [], GLOO: []}
+    times: dict[str, list[float]] = {NONE: [], OURS: [], GLOO: []}
     for arm in times:
         steps(arm)  # warm
     for _ in range(rounds):
         for arm, found in times.items():
-            found.append(_timed(lambda arm=arm: steps(arm), runtime.barrier))
-    medians = {
-        arm: [statistics.median(column) / BLOCK for column in zip(*found, strict=True)] for arm, found in times.items()
-    }
-    shares = runtime.gather(medians)
+            runtime.barrier()
+            began = time.process_time()
+            computing = steps(arm)
+            found.append((time.process_time() - began - computing) / BLOCK)
+    shares = runtime.gather({arm: statistics.median(found) for arm, found in times.items()})
     if runtime.leads:
-        cpu = {arm: sum(share[arm][0] for share in shares) / CORES for arm in times}
-        print(json.dumps({arm: {"cpu": cpu[arm], "wall": medians[arm][1]} for arm in times}), flush=True)
+        print(json.dumps({arm: sum(share[arm] for share in shares) / CORES for arm in times}), flush=True)
     os._exit(0)
-
-
-def _timed(work: Callable[[], float], barrier: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of CPU beside the computing, and of the wall clock."""
-    barrier()
-    cpu, wall = time.process_time(), time.perf_counter()
-    computing = work()
-    return time.process_time() - cpu - computing, time.perf_counter() - wall
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from durable import read_lines, write_atomic
+from durable import write_atomic
 from slurm import hostfile
 from slurm.cause import RankExit, attempt_cause, foreign_cause, scheduler_cause
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
-from slurm.logs import first_failure, rank_log
+from slurm.ends import events, failure, read_ends
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Scheduler
 from slurm.shim import WAITED
-from slurm.step import Step, enter, read_exits
+from slurm.step import Step, enter
 
 
 def trainer_argv(run: RunDir, python: str) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class Attempt:
     # --- how it ended ---
 
     def record(self, step: Step, facts: JobFacts | None) -> dict[str, Any]:
-        exits = self.exits(step)
+        exits = read_ends(self.run, self.claim.epoch, step.layout.world_size)
         reason = self.stop_reason()
         why = foreign_cause if step.foreign else attempt_cause
         cause = why(exits, scheduler_cause(facts, self.scheduler.restart_count), reason)
@@ -145,26 +145,18 @@ class Attempt:
             "hosts": self.scheduler.hosts(),
         }
 
-    def exits(self, step: Step) -> list[RankExit]:
-        found = read_exits(step.logs)
-        ends = (found.get(rank, {}) for rank in range(step.layout.world_size))
-        return [RankExit(rank, end.get("code"), end.get("signal")) for rank, end in enumerate(ends)]
-
     def stop_reason(self) -> str | None:
         """Why the ranks agreed to stop, in the trainer's words, else ours to them."""
-        for event in reversed(read_lines(self.run.events)):
-            if event.get("event") == "stop" and event.get("epoch") == self.claim.epoch:
-                return str(event.get("reason"))
+        if told := events(self.run, self.claim.epoch, "stop"):
+            return str(told[-1].get("reason"))
         if self.job.command is not None and self.run.stop_file.exists():
             return "stop file"
         return self.word
 
     def detail(self, cause: str, exits: list[RankExit], reason: str | None) -> str:
         """One line for people: the first failure with its log, or the reason of the stop."""
-        if cause in ("crash", "config", "hang"):
-            first = exits[first_failure(self.run, self.claim.epoch)]
-            log = rank_log(self.run, self.claim.epoch, first.rank)
-            return f"{first}; see {(log if log.exists() else log.parent).relative_to(self.run.path)}"
+        if cause in ("crash", "config", "hang", "oom"):
+            return failure(self.run, self.claim.epoch, cause, exits)
         return reason or ""
 
 

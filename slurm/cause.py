@@ -25,6 +25,8 @@ class RankExit:
     rank: int
     code: int | None = None
     signal: int | None = None
+    known: str | None = None
+    """`oom` or `hang`, where more than code and signal tells it."""
 
     @property
     def crashed(self) -> bool:
@@ -57,6 +59,7 @@ def scheduler_cause(facts: JobFacts | None, restart_count: int) -> str | None:
 def predecessor_cause(facts: JobFacts) -> str:
     """Why a job that has ended did so, as its successor asks: a scancel shows as CANCELLED even after a preemption."""
     by_state = {"CANCELLED": "cancel", "TIMEOUT": "timeout", "PREEMPTED": "preemption", "NODE_FAIL": "node_failure"}
+    by_state |= {"OUT_OF_MEMORY": "oom"}
     return by_state.get(facts.state, "preemption" if facts.preempt_time is not None else "crash")
 
 
@@ -81,7 +84,8 @@ def attempt_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason:
     if scheduler is not None:
         return scheduler
     if any(exit.crashed for exit in exits):
-        return "hang" if HANG in codes else "crash"
+        known = {exit.known for exit in exits}  # an oom first: its peers may hang then
+        return "oom" if "oom" in known else "hang" if "hang" in known or HANG in codes else "crash"
     return "timeout" if stop_reason == "deadline" else "signal"
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from durable import write_atomic
-from slurm import agents, below, environment, hostfile, rendezvous
+from slurm import agents, below, environment, hostfile, memory, rendezvous
 from slurm.errors import SlurmError
 from slurm.exits import AGREED, CONFIG
 from slurm.forked import become, open_log, preload, python_module, redirect, run_foreign, run_module
@@ -35,6 +35,7 @@ WAITED = STOP_SIGNALS | {signal.SIGCHLD}
 RENDEZVOUS_SECONDS = 600.0
 TICK_SECONDS = 1.0
 ORPHAN_SECONDS = 10.0
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # the second: what a shell makes of it
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Child:
     rank: int | None
     pid: int
     code: int | None = None
+    memory: int | None = None
+    """The most bytes that it held."""
 
 
 class Shim:
@@ -58,6 +61,9 @@ class Shim:
         self.told: dict[int, int] = {}
         """How many of them each shim below has got."""
         self.told_foreign = False
+        self.oom_kills = memory.oom_kills()
+        self.ending = False
+        """We have killed ranks of ours."""
         self.held: socket.socket | None = None
         """The rendezvous' port, until rank 0 has ended."""
 
@@ -210,10 +216,11 @@ class Shim:
 
     def reap(self) -> None:
         with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            while (ended := os.wait4(-1, os.WNOHANG))[0]:
                 for child in self.alive():
                     if child.pid == ended[0]:
                         child.code = os.waitstatus_to_exitcode(ended[1])
+                        child.memory = ended[2].ru_maxrss * 1024
                         self.record(child)
 
     def record(self, child: Child) -> None:
@@ -221,15 +228,17 @@ class Shim:
         code = child.code
         assert code is not None
         if child.rank is not None:
-            self.write_exit(child.rank, code)
+            oom = code in KILLED and not self.ending and memory.struck_since(self.oom_kills)
+            self.write_exit(child.rank, code, memory=child.memory, **({"oom": True} if oom else {}))
         if code not in AGREED:
             self.end_ranks()  # this node's other ranks cannot go on without it
 
-    def write_exit(self, rank: int, code: int) -> None:
+    def write_exit(self, rank: int, code: int, **more: object) -> None:
         """The rank's record, for the supervisor and for the other shims."""
         end = {"rank": rank, "code": code if code >= 0 else None, "signal": -code if code < 0 else None}
+        record = {**end, **more, "host": self.task.host, "time": time.time()}
         try:
-            write_atomic(self.step.exit_file(rank), json.dumps({**end, "host": self.task.host, "time": time.time()}))
+            write_atomic(self.step.exit_file(rank), json.dumps(record))
         except OSError as error:  # a full disk must not end the ranks that are healthy
             print(f"outlast: {error}", file=sys.stderr)
 
@@ -262,6 +271,7 @@ class Shim:
 
     def end_ranks(self) -> None:
         """At once. Shims below end their own ranks, and write it down; what has none below it yet is killed."""
+        self.ending = True
         between = [] if self.shims_below() else [child.pid for child in self.alive() if child.rank is None]
         self.signal_ranks(signal.SIGKILL)
         send(signal.SIGKILL, between)

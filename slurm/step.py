@@ -65,7 +65,7 @@ class Step:
 
 
 def read_exits(logs: Path) -> dict[int, dict[str, Any]]:
-    """Ends of an attempt's ranks so far, by rank: {"rank", "code", "signal", "host", "time"}."""
+    """Ends of an attempt's ranks so far, by rank: {"rank", "code", "signal", "memory", "oom", "host", "time"}."""
     found = {}
     for file in logs.glob("rank-*.exit"):
         with suppress(OSError, ValueError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable import write_atomic
-from slurm import hostfile
+from slurm import hostfile, progress
 from slurm.cause import RankExit, attempt_cause, foreign_cause, scheduler_cause
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
@@ -39,7 +39,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.deadline = self.scheduler.deadline(self.scheduler.facts())
-        self.word: str | None = None
+        self.words: list[str] = []
         self.first_step = self.run.committed_step()
 
     # --- its life ---
@@ -70,6 +70,8 @@ class Attempt:
         hostfile.write(logs / "hostfile", self.scheduler.hosts(), self.job.gpus_per_node)
         self.write_deadline()
         foreign = self.job.command is not None
+        if foreign:
+            progress.remember(self.run, self.job.progress, self.claim.epoch)
         return Step(
             run_dir=str(self.run.path),
             epoch=self.claim.epoch,
@@ -78,6 +80,7 @@ class Attempt:
             ranks_per_node=self.job.gpus_per_node,
             argv=tuple(self.job.command) if self.job.command else trainer_argv(self.run, self.job.python),
             foreign=foreign,
+            stop_signal=self.job.stop_signal,
             deadline=self.deadline,
             python=self.job.python,
             prefix=enter(self.job.rank_command, self.run.path, self.job.binds),
@@ -102,7 +105,7 @@ class Attempt:
         if cause == "cancel":
             self.cancel_run("scancel")
         elif not (silent and signum == signal.SIGTERM):  # Slurm ends the job then, and the ranks hear it themselves
-            self.tell_ranks(cause or f"signal {signum.name}")
+            self.tell_ranks("deadline" if cause == "timeout" else cause or f"signal {signum.name}")
 
     def poll(self) -> None:
         self.queue_successor()
@@ -112,16 +115,17 @@ class Attempt:
             self.deadline = deadline
             self.write_deadline()
         cause = scheduler_cause(facts, self.scheduler.restart_count)
-        if cause == "preemption":
-            self.tell_ranks(cause)
         foreign_late = self.job.command is not None and self.deadline is not None
-        if foreign_late and time.time() > self.deadline - self.job.lead_seconds:  # type: ignore[operator]
+        if cause == "preemption":  # its grace is a new deadline
+            self.tell_ranks(cause)
+        elif foreign_late and time.time() > self.deadline - self.job.lead_seconds:  # type: ignore[operator]
             self.tell_ranks("deadline")
 
     def tell_ranks(self, why: str) -> None:
-        """Our word to this attempt's ranks: save and leave."""
-        if self.word is None:
-            self.word = why
+        """Our word to this attempt's ranks: save and leave. A foreign command may go on after it, and gets another one
+        for another reason."""
+        if not self.words or (self.job.command is not None and why not in self.words):
+            self.words.append(why)
             write_atomic(self.run.stop_word(self.claim.epoch), why + "\n")
 
     # --- how it ended ---
@@ -139,11 +143,15 @@ class Attempt:
             "end": time.time(),
             "cause": cause,
             "reason": self.detail(cause, exits, reason),
-            "first_step": self.first_step,
-            "committed_step": self.run.committed_step(),
+            **self.steps(),
             "exits": dict(Counter(str(e).split(": ")[1] for e in exits)),
             "hosts": self.scheduler.hosts(),
         }
+
+    def steps(self) -> dict[str, Any]:
+        if self.job.command is not None:
+            return progress.since(self.run, self.job.progress, self.claim.epoch)
+        return {"first_step": self.first_step, "committed_step": self.run.committed_step()}
 
     def stop_reason(self) -> str | None:
         """Why the ranks agreed to stop, in the trainer's words, else ours to them."""
@@ -151,7 +159,7 @@ class Attempt:
             return str(told[-1].get("reason"))
         if self.job.command is not None and self.run.stop_file.exists():
             return "stop file"
-        return self.word
+        return self.words[-1] if self.words else None
 
     def detail(self, cause: str, exits: list[RankExit], reason: str | None) -> str:
         """One line for people: the first failure with its log, or the reason of the stop."""

@@ -6,14 +6,13 @@ or one more restart was cancelled by its user.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from slurm.commands import JobFacts
-from slurm.exits import AGREED, CONFIG, CONTINUE, DONE, FENCED, HANG, NO_PROGRESS, STOPPED
+from slurm.exits import AGREED, BY_A_STOP, CONFIG, CONTINUE, DONE, FENCED, HANG, NO_PROGRESS, STOPPED
 
 _ATTEMPTS_WITHOUT_PROGRESS = 3
 
@@ -27,6 +26,11 @@ class RankExit:
     signal: int | None = None
     known: str | None = None
     """`oom` or `hang`, where more than code and signal tells it."""
+
+    @property
+    def status(self) -> int | None:
+        """Its code; of a signal: the negative number."""
+        return self.code if self.signal is None else -self.signal
 
     @property
     def crashed(self) -> bool:
@@ -64,8 +68,9 @@ def predecessor_cause(facts: JobFacts) -> str:
 
 
 def foreign_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason: str | None) -> str:
-    """The cause of a foreign command's attempt: after a word to stop, exit 0 and death by TERM mean that it heard."""
-    heard = all(exit.code in (DONE, CONTINUE) or exit.signal == signal.SIGTERM for exit in exits)
+    """The cause of a foreign command's attempt: after a word to stop, exit 0 and death by its signal mean that it
+    heard."""
+    heard = all(exit.status in (DONE, CONTINUE, *BY_A_STOP) for exit in exits)
     if heard and scheduler is not None:
         return scheduler
     if heard and stop_reason is not None:
@@ -115,7 +120,7 @@ def decide(
 ) -> Decision:
     """What follows the last of `attempts` (each with cause, committed_step, first_step).
 
-    Of a foreign command no steps are known: its time limits are then no lack of progress.
+    Of a foreign command progress may be known (`progress` of an attempt), else its time limits are no lack of it.
     """
     cause = attempts[-1]["cause"] if attempts else "signal"  # none yet: start
     match cause:
@@ -141,8 +146,11 @@ def decide(
 
 def _no_progress(attempts: Sequence[Mapping[str, Any]], steps_known: bool) -> bool:
     last = attempts[-_ATTEMPTS_WITHOUT_PROGRESS:]
-    bad = ("crash", "oom", "hang", "timeout") if steps_known else ("crash", "oom", "hang")
-    failed = all(attempt["cause"] in bad for attempt in last)
-    return (
-        failed and len(last) == _ATTEMPTS_WITHOUT_PROGRESS and all(a["committed_step"] <= a["first_step"] for a in last)
-    )
+    return len(last) == _ATTEMPTS_WITHOUT_PROGRESS and all(_in_vain(attempt, steps_known) for attempt in last)
+
+
+def _in_vain(attempt: Mapping[str, Any], steps_known: bool) -> bool:
+    told = attempt.get("progress")  # of a foreign command; None: nothing tells it
+    advanced = attempt["committed_step"] > attempt["first_step"] if told is None else told
+    counted = ("crash", "oom", "hang", *(["timeout"] if steps_known or told is not None else []))
+    return attempt["cause"] in counted and not advanced

@@ -33,6 +33,8 @@ class Step:
     """The command of every rank."""
     foreign: bool = False
     """Not our trainer: it keeps default signal handlers and reads no stop file."""
+    stop_signal: str = "TERM"
+    """What a foreign command's ranks get, whatever the word to stop came by."""
     deadline: float | None = None
     """Unix seconds at which the allocation ends."""
     python: str = sys.executable

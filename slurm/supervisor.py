@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from settings import ConfigError
-from slurm import commands, environment
+from slurm import commands, environment, progress
 from slurm.attempt import Attempt, describe
 from slurm.cause import Decision, Next, decide, predecessor_cause
 from slurm.config import JobConfig, read_job
@@ -40,7 +40,7 @@ class Supervisor:
             claim = self.run.claim(self.scheduler.job_id, self.scheduler.restart_count)
             self.epoch = claim.epoch
             self.queue_successor()
-            step, launcher = self.run.committed_step(), self.job.launcher
+            step, launcher = self.run.committed_step() or progress.step(self.run) or 0, self.job.launcher
             say(f"attempt {claim.epoch} starts at step {step}: {self.job.layout}, {launcher}")
             attempt = Attempt(self.run, self.job, self.scheduler, claim, self.cancel_run, self.queue_successor)
             record = attempt.execute()
@@ -122,7 +122,9 @@ class Supervisor:
                 resumed = (claim.resume_from or {}).get("step", 0)
                 lost = {"attempt": epoch, "job_id": claim.job_id, "restart_count": claim.restart_count}
                 times = {"start": claim.time, "end": max(claim.time, self.last_sign(epoch)), "exits": {}, "hosts": []}
-                steps = {"first_step": resumed, "committed_step": self.run.committed_step()}
+                steps: dict[str, object] = {"first_step": resumed, "committed_step": self.run.committed_step()}
+                if self.job.command is not None:
+                    steps = progress.since(self.run, self.job.progress, epoch)
                 self.run.record_attempt({**lost, **times, **steps, "cause": cause, "reason": "its batch host was lost"})
                 found = True
         return found

@@ -62,6 +62,11 @@ class Flag(NamedTuple):
     verbs: tuple[str, ...]
 
 
+def seconds(text: str) -> float:
+    """`90`, `5:00` or `1:00:00`."""
+    return sum((float(part) * 60**power for power, part in enumerate(reversed(text.split(":")))), 0.0)
+
+
 TYPED = "command line"
 """What errors call it, where they else name a file."""
 _START = ("submit", "resume")
@@ -87,6 +92,9 @@ JOB_FLAGS = [
     Flag("--continue-by", "continue_by", str, "auto (chain), chain, requeue, none", _START),
     Flag("--max-attempts", "max_attempts", int, "starts after which the run ends unfinished", _START),
     Flag("--max-gpu-hours", "max_gpu_hours", float, "GPU-hours after which the run ends unfinished", _START),
+    Flag("--stop-signal", "stop_signal", str, "what asks a COMMAND to save: TERM (default), USR1, USR2, INT", _START),
+    Flag("--lead", "lead_seconds", seconds, "how long before the end a COMMAND is asked: SECONDS or HH:MM:SS", _START),
+    Flag("--progress", "progress", str, "a COMMAND's checkpoints, as a GLOB: new ones are progress", _START),
     Flag("--share", "share", None, "the group may read the run; default: you alone", ("submit",)),
 ]
 CALL_FLAGS = [

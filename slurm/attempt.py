@@ -10,16 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from durable import read_lines, write_atomic
-from slurm import hostfile
+from durable import write_atomic
+from slurm import hostfile, progress
 from slurm.cause import RankExit, attempt_cause, failed_node, foreign_cause, scheduler_cause
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
-from slurm.logs import first_failure, job_log, rank_log, srun_words
+from slurm.ends import events, failure, read_ends
+from slurm.logs import first_failure, job_log, srun_words
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Scheduler
 from slurm.shim import WAITED
-from slurm.step import Step, enter, read_exits
+from slurm.step import Step, enter
 
 
 def trainer_argv(run: RunDir, python: str) -> tuple[str, ...]:
@@ -41,7 +42,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.deadline = self.scheduler.deadline(self.scheduler.facts())
-        self.word: str | None = None
+        self.words: list[str] = []
         self.first_step = self.run.committed_step()
         log = job_log(self.run, self.scheduler.job_id)
         self.log_start = log.stat().st_size if log.exists() else 0
@@ -74,6 +75,8 @@ class Attempt:
         hostfile.write(logs / "hostfile", self.scheduler.hosts(), self.job.gpus_per_node)
         self.write_deadline()
         foreign = self.job.command is not None
+        if foreign:
+            progress.remember(self.run, self.job.progress, self.claim.epoch)
         return Step(
             run_dir=str(self.run.path),
             epoch=self.claim.epoch,
@@ -82,6 +85,7 @@ class Attempt:
             ranks_per_node=self.job.gpus_per_node,
             argv=tuple(self.job.command) if self.job.command else trainer_argv(self.run, self.job.python),
             foreign=foreign,
+            stop_signal=self.job.stop_signal,
             deadline=self.deadline,
             python=self.job.python,
             prefix=enter(self.job.rank_command, self.run.path, self.job.binds),
@@ -106,7 +110,7 @@ class Attempt:
         if cause == "cancel":
             self.cancel_run("scancel")
         elif not (silent and signum == signal.SIGTERM):  # Slurm ends the job then, and the ranks hear it themselves
-            self.tell_ranks(cause or f"signal {signum.name}", facts)
+            self.tell_ranks("deadline" if cause == "timeout" else cause or f"signal {signum.name}", facts)
             self.queue_successor()  # ranks that do not leave in time may take us along
 
     def poll(self) -> None:
@@ -117,18 +121,19 @@ class Attempt:
             self.deadline = deadline
             self.write_deadline()
         cause = scheduler_cause(facts, self.scheduler.restart_count)
-        if cause == "preemption":
-            self.tell_ranks(cause, facts)
         if self.budget_ends is not None and time.time() + self.job.poll_seconds > self.budget_ends:
             self.tell_ranks("budget")
         foreign_late = self.job.command is not None and self.deadline is not None
-        if foreign_late and time.time() > self.deadline - self.job.lead_seconds:  # type: ignore[operator]
+        if cause == "preemption":  # its grace is a new deadline
+            self.tell_ranks(cause, facts)
+        elif foreign_late and time.time() > self.deadline - self.job.lead_seconds:  # type: ignore[operator]
             self.tell_ranks("deadline")
 
     def tell_ranks(self, why: str, facts: JobFacts | None = None) -> None:
-        """Our word to this attempt's ranks: save and leave. In a preemption's grace they hear how long it lasts."""
-        if self.word is None:
-            self.word = why
+        """Our word to this attempt's ranks: save and leave. In a preemption's grace they hear how long it lasts. A
+        foreign command may go on after it, and gets another one for another reason."""
+        if not self.words or (self.job.command is not None and why not in self.words):
+            self.words.append(why)
             grace = why == "preemption" and facts is not None and facts.state == "RUNNING"
             until = f"until {facts.end_time:.0f}\n" if grace and facts and facts.end_time else ""
             write_atomic(self.run.stop_word(self.claim.epoch), f"{why}\n{until}")
@@ -136,7 +141,7 @@ class Attempt:
     # --- how it ended ---
 
     def record(self, step: Step, facts: JobFacts | None) -> dict[str, Any]:
-        exits, hosts = self.exits(step), self.scheduler.hosts()
+        exits, hosts = read_ends(self.run, self.claim.epoch, step.layout.world_size), self.scheduler.hosts()
         reason = self.stop_reason()
         why = foreign_cause if step.foreign else attempt_cause
         cause = why(exits, scheduler_cause(facts, self.scheduler.restart_count), reason)
@@ -148,36 +153,32 @@ class Attempt:
             "end": time.time(),
             "cause": cause,
             "reason": self.detail(cause, exits, reason),
-            "first_step": self.first_step,
-            "committed_step": self.run.committed_step(),
+            **self.steps(),
             "exits": dict(Counter(str(e).split(": ")[1] for e in exits)),
             "hosts": hosts,
             "failed_on": failed_node(cause, exits, first_failure(self.run, self.claim.epoch), hosts),
         }
 
-    def exits(self, step: Step) -> list[RankExit]:
-        found = read_exits(step.logs)
-        ends = (found.get(rank, {}) for rank in range(step.layout.world_size))
-        return [RankExit(rank, end.get("code"), end.get("signal")) for rank, end in enumerate(ends)]
+    def steps(self) -> dict[str, Any]:
+        if self.job.command is not None:
+            return progress.since(self.run, self.job.progress, self.claim.epoch)
+        return {"first_step": self.first_step, "committed_step": self.run.committed_step()}
 
     def stop_reason(self) -> str | None:
         """Why the ranks agreed to stop, in the trainer's words, else ours to them."""
-        for event in reversed(read_lines(self.run.events)):
-            if event.get("event") == "stop" and event.get("epoch") == self.claim.epoch:
-                return str(event.get("reason"))
+        if told := events(self.run, self.claim.epoch, "stop"):
+            return str(told[-1].get("reason"))
         if self.job.command is not None and self.run.stop_file.exists():
             return "stop file"
-        return self.word
+        return self.words[-1] if self.words else None
 
     def detail(self, cause: str, exits: list[RankExit], reason: str | None) -> str:
         """One line for people: the first failure with its log, or the reason of the stop."""
         if cause == "crash" and all(end.unknown for end in exits):
             words = srun_words(job_log(self.run, self.scheduler.job_id), self.log_start)
             return f"no rank left an exit record{f': {words}' * bool(words)}"
-        if cause in ("crash", "config", "hang"):
-            first = exits[first_failure(self.run, self.claim.epoch)]
-            log = rank_log(self.run, self.claim.epoch, first.rank)
-            return f"{first}; see {(log if log.exists() else log.parent).relative_to(self.run.path)}"
+        if cause in ("crash", "config", "hang", "oom"):
+            return failure(self.run, self.claim.epoch, cause, exits)
         return reason or ""
 
 

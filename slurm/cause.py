@@ -6,7 +6,6 @@ or one more restart was cancelled by its user.
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from slurm.commands import JobFacts
-from slurm.exits import AGREED, CONFIG, CONTINUE, DONE, FENCED, HANG, NO_PROGRESS, STOPPED
+from slurm.exits import AGREED, BY_A_STOP, CONFIG, CONTINUE, DONE, FENCED, HANG, NO_PROGRESS, STOPPED
 
 _ATTEMPTS_WITHOUT_PROGRESS = 3
 FREE = ("preemption", "node_failure", "requeued")
@@ -34,6 +33,13 @@ class RankExit:
     rank: int
     code: int | None = None
     signal: int | None = None
+    known: str | None = None
+    """`oom` or `hang`, where more than code and signal tells it."""
+
+    @property
+    def status(self) -> int | None:
+        """Its code; of a signal: the negative number."""
+        return self.code if self.signal is None else -self.signal
 
     @property
     def crashed(self) -> bool:
@@ -70,12 +76,14 @@ def scheduler_cause(facts: JobFacts | None, restart_count: int) -> str | None:
 def predecessor_cause(facts: JobFacts) -> str:
     """Why a job that has ended did so, as its successor asks: a scancel shows as CANCELLED even after a preemption."""
     by_state = {"CANCELLED": "cancel", "TIMEOUT": "timeout", "PREEMPTED": "preemption", "NODE_FAIL": "node_failure"}
+    by_state |= {"OUT_OF_MEMORY": "oom"}
     return by_state.get(facts.state, "preemption" if facts.preempt_time is not None else "crash")
 
 
 def foreign_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason: str | None) -> str:
-    """The cause of a foreign command's attempt: after a word to stop, exit 0 and death by TERM mean that it heard."""
-    heard = all(exit.code in (DONE, CONTINUE) or exit.signal == signal.SIGTERM for exit in exits)
+    """The cause of a foreign command's attempt: after a word to stop, exit 0 and death by its signal mean that it
+    heard."""
+    heard = all(exit.status in (DONE, CONTINUE, *BY_A_STOP) for exit in exits)
     if heard and scheduler is not None:
         return scheduler
     if heard and stop_reason is not None:
@@ -94,7 +102,8 @@ def attempt_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason:
     if scheduler is not None:
         return scheduler
     if any(exit.crashed for exit in exits):
-        return "hang" if HANG in codes else "crash"
+        known = {exit.known for exit in exits}  # an oom first: its peers may hang then
+        return "oom" if "oom" in known else "hang" if "hang" in known or HANG in codes else "crash"
     return _WORDS.get(stop_reason or "", "signal")
 
 
@@ -126,7 +135,7 @@ def decide(
 ) -> Decision:
     """What follows the last of `attempts` (each with cause, committed_step, first_step).
 
-    Of a foreign command no steps are known: its time limits are then no lack of progress.
+    Of a foreign command progress may be known (`progress` of an attempt), else its time limits are no lack of it.
     """
     cause = attempts[-1]["cause"] if attempts else "signal"  # none yet: start
     match cause:
@@ -153,11 +162,14 @@ def decide(
 
 def _no_progress(attempts: Sequence[Mapping[str, Any]], steps_known: bool) -> bool:
     last = attempts[-_ATTEMPTS_WITHOUT_PROGRESS:]
-    bad = (*FAILURES, "timeout") if steps_known else FAILURES
-    failed = all(attempt["cause"] in bad for attempt in last)
-    return (
-        failed and len(last) == _ATTEMPTS_WITHOUT_PROGRESS and all(a["committed_step"] <= a["first_step"] for a in last)
-    )
+    return len(last) == _ATTEMPTS_WITHOUT_PROGRESS and all(_in_vain(attempt, steps_known) for attempt in last)
+
+
+def _in_vain(attempt: Mapping[str, Any], steps_known: bool) -> bool:
+    told = attempt.get("progress")  # of a foreign command; None: nothing tells it
+    advanced = attempt["committed_step"] > attempt["first_step"] if told is None else told
+    counted = (*FAILURES, "timeout") if steps_known or told is not None else FAILURES
+    return attempt["cause"] in counted and not advanced
 
 
 def in_a_row(attempts: Sequence[Mapping[str, Any]], causes: Sequence[str]) -> int:

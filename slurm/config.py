@@ -78,6 +78,11 @@ class JobConfig(Struct, frozen=True):
     """The profile that this job was resolved with; `local`: no scheduler."""
     command: list[str] | None = None
     """A foreign command that the ranks run instead of the trainer."""
+    stop_signal: Literal["TERM", "USR1", "USR2", "INT"] = "TERM"
+    """What asks a foreign command to save, whatever the word to stop came by."""
+    progress: str | None = None
+    """Files of a foreign command, as a pattern relative to the working folder or the run's: a new or newer match in an
+    attempt is progress."""
 
     @property
     def world_size(self) -> int:
@@ -126,6 +131,11 @@ def make_job(data: Mapping[str, Any], source: str) -> JobConfig:
     job = convert(data, JobConfig, source)
     refuse_secrets(job, source)
     check_binds(job)
+    for field, given in (("stop_signal", job.stop_signal != "TERM"), ("progress", job.progress is not None)):
+        if given and job.command is None:
+            raise ConfigError(
+                f"{source}: {field} is for a command after --: the trainer hears every signal, and its steps are known"
+            )
     return job
 
 

@@ -126,9 +126,16 @@ def rank_variables(layout: Layout, rank: int, address: str, port: int) -> dict[s
     }
 
 
-def attempt_variables(run_dir: Path, attempt: int, deadline: float | None, hostfile: Path) -> dict[str, str]:
+def attempt_variables(
+    run_dir: Path, attempt: int, deadline: float | None, hostfile: Path, progress: Path
+) -> dict[str, str]:
     """What the trainer may know of its job."""
-    out = {"OUTLAST_RUN_DIR": str(run_dir), "OUTLAST_ATTEMPT": str(attempt), "OUTLAST_HOSTFILE": str(hostfile)}
+    out = {
+        "OUTLAST_RUN_DIR": str(run_dir),
+        "OUTLAST_ATTEMPT": str(attempt),
+        "OUTLAST_PROGRESS": str(progress),
+        "OUTLAST_HOSTFILE": str(hostfile),
+    }
     if deadline is not None:
         out["OUTLAST_DEADLINE"] = f"{deadline:.0f}"
     return out
@@ -147,6 +154,7 @@ def promised(layout: Layout, run_dir: Path, own: Mapping[str, str]) -> list[tupl
         ("MASTER_PORT", "a free port of the first node, held for rank 0"),
         ("OUTLAST_RUN_DIR", str(run_dir)),
         ("OUTLAST_ATTEMPT", "1, 2, 3 ...: this start of the ranks"),
+        ("OUTLAST_PROGRESS", "a file: a program may write its step there, for launch.py status"),
         ("OUTLAST_HOSTFILE", f"a file of {nodes} lines: host slots={ranks}"),
         ("OUTLAST_DEADLINE", "unix seconds at which the allocation ends, if it does"),
         ("OMP_NUM_THREADS", "your shell's, else the CPUs of a rank"),

@@ -66,6 +66,11 @@ class RunDir:
         return self.path / "deadline"
 
     @property
+    def progress_file(self) -> Path:
+        """Where a foreign command may write its step."""
+        return self.path / "progress"
+
+    @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
 

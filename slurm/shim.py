@@ -12,29 +12,32 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from durable import write_atomic
-from slurm import agents, below, environment, hostfile, rendezvous
+from slurm import agents, below, environment, hostfile, memory, rendezvous
 from slurm.errors import SlurmError
-from slurm.exits import AGREED, CONFIG
+from slurm.exits import AGREED, BY_A_STOP, CONFIG, STOP_SIGNALS
 from slurm.forked import become, open_log, preload, python_module, redirect, run_foreign, run_module
 from slurm.step import CODE, Step, read_exits, shim_argv
 
-STOP_SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT})
 WAITED = STOP_SIGNALS | {signal.SIGCHLD}
 RENDEZVOUS_SECONDS = 600.0
 TICK_SECONDS = 1.0
 ORPHAN_SECONDS = 10.0
+SAME_SIGNAL_SECONDS = 5.0  # where Slurm signals every process, a lower shim gets it from the upper one as well
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # the second: what a shell makes of it
 
 
 @dataclass
@@ -44,6 +47,8 @@ class Child:
     rank: int | None
     pid: int
     code: int | None = None
+    memory: int | None = None
+    """The most bytes that it held."""
 
 
 class Shim:
@@ -57,7 +62,11 @@ class Shim:
         """Stop signals so far."""
         self.told: dict[int, int] = {}
         """How many of them each shim below has got."""
-        self.told_foreign = False
+        self.heard: dict[str, float] = {}
+        """What has asked a foreign command to stop, and when it was last passed on."""
+        self.oom_kills = memory.oom_kills()
+        self.ending = False
+        """We have killed ranks of ours."""
         self.held: socket.socket | None = None
         """The rendezvous' port, until rank 0 has ended."""
 
@@ -89,7 +98,8 @@ class Shim:
     def node_variables(self, meeting: rendezvous.Rendezvous) -> dict[str, str]:
         """What the ranks of this node share."""
         step = self.step
-        out = environment.attempt_variables(step.run.path, step.epoch, step.deadline, step.logs / "hostfile")
+        hosts, progress = step.logs / "hostfile", step.run.progress_file
+        out = environment.attempt_variables(step.run.path, step.epoch, step.deadline, hosts, progress)
         # Without it every rank starts a thread for every core of its node. Under srun the CPUs are those of one rank.
         ranks = 1 if step.launcher == "srun" else step.ranks_per_node
         out["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (self.task.cpus or 1) // ranks))
@@ -210,10 +220,11 @@ class Shim:
 
     def reap(self) -> None:
         with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            while (ended := os.wait4(-1, os.WNOHANG))[0]:
                 for child in self.alive():
                     if child.pid == ended[0]:
                         child.code = os.waitstatus_to_exitcode(ended[1])
+                        child.memory = ended[2].ru_maxrss * 1024
                         self.record(child)
 
     def record(self, child: Child) -> None:
@@ -221,30 +232,52 @@ class Shim:
         code = child.code
         assert code is not None
         if child.rank is not None:
-            self.write_exit(child.rank, code)
-        if code not in AGREED:
+            oom = code in KILLED and not self.ending and memory.struck_since(self.oom_kills)
+            self.write_exit(child.rank, code, memory=child.memory, **({"oom": True} if oom else {}))
+        if self.crashed(code):
             self.end_ranks()  # this node's other ranks cannot go on without it
 
-    def write_exit(self, rank: int, code: int) -> None:
+    def crashed(self, status: int) -> bool:
+        """By a code, or a negative signal. A rank may die of the stop that it was asked for while its peers save."""
+        return status not in AGREED and not (self.heard and status in BY_A_STOP)
+
+    def write_exit(self, rank: int, code: int, **more: object) -> None:
         """The rank's record, for the supervisor and for the other shims."""
         end = {"rank": rank, "code": code if code >= 0 else None, "signal": -code if code < 0 else None}
+        record = {**end, **more, "host": self.task.host, "time": time.time()}
         try:
-            write_atomic(self.step.exit_file(rank), json.dumps({**end, "host": self.task.host, "time": time.time()}))
+            write_atomic(self.step.exit_file(rank), json.dumps(record))
         except OSError as error:  # a full disk must not end the ranks that are healthy
             print(f"outlast: {error}", file=sys.stderr)
 
     def tick(self) -> None:
         self.tell_shims()
-        stop_asked = self.step.run.stop_file.exists() or self.step.run.stop_word(self.step.epoch).exists()
-        if self.step.foreign and stop_asked and not self.told_foreign:
-            self.told_foreign = True
-            self.signal_ranks(signal.SIGTERM)
+        for source in self.asked() if self.step.foreign else ():
+            self.ask(source)
+
+    def asked(self) -> Iterator[str]:
+        """Who asks for a stop by a file."""
+        if self.step.run.stop_file.exists():
+            yield "the user"
+        with suppress(OSError):  # a word that changes is a new one
+            yield from self.step.run.stop_word(self.step.epoch).read_text(encoding="utf-8").splitlines()[:1]
+
+    def ask(self, source: str, again: float = math.inf) -> None:
+        """A foreign command's ranks get their stop signal: once for each source, which is a new one after `again`
+        seconds."""
+        now, last = time.monotonic(), self.heard.get(source)
+        if last is None or now - last > again:
+            self.heard[source] = now
+            self.signal_ranks(signal.Signals[f"SIG{self.step.stop_signal}"])
 
     def pass_on(self, signum: int) -> None:
         if signum == signal.SIGTERM and self.peer_crashed():
             self.end_ranks()  # nothing can be saved together any more
         self.signals.append(signum)
-        self.signal_ranks(signum)
+        if self.step.foreign:
+            self.ask(signal.Signals(signum).name, again=SAME_SIGNAL_SECONDS)
+        else:
+            self.signal_ranks(signum)
         self.tell_shims()
 
     def signal_ranks(self, signum: int) -> None:
@@ -258,10 +291,12 @@ class Shim:
             self.told[pid] = len(self.signals)
 
     def peer_crashed(self) -> bool:
-        return any(end.get("code") not in AGREED for end in read_exits(self.step.logs).values())
+        ends = map(status_of, read_exits(self.step.logs).values())
+        return any(end not in AGREED and not (self.step.foreign and end in BY_A_STOP) for end in ends)
 
     def end_ranks(self) -> None:
         """At once. Shims below end their own ranks, and write it down; what has none below it yet is killed."""
+        self.ending = True
         between = [] if self.shims_below() else [child.pid for child in self.alive() if child.rank is None]
         self.signal_ranks(signal.SIGKILL)
         send(signal.SIGKILL, between)
@@ -274,10 +309,16 @@ class Shim:
         codes = [child.code or 0 for child in self.children]
         if any(child.rank is None for child in self.children):
             exits = read_exits(self.step.logs)
-            mine = [exits.get(rank, {}).get("code") for rank in self.ranks]
-            codes = [1 if code is None else code for code in mine]
-        bad = next((code for code in codes if code not in AGREED), 0)
+            codes = [status_of(exits.get(rank, {})) for rank in self.ranks]
+        bad = next((code for code in codes if self.crashed(code)), 0)
         return bad if bad >= 0 else 128 - bad
+
+
+def status_of(end: Mapping[str, Any]) -> int:
+    """A rank's code by its record, of a signal the negative number; without a record it failed."""
+    if end.get("signal") is not None:
+        return -int(end["signal"])
+    return int(end.get("code", 1))
 
 
 def send(signum: int, pids: Iterable[int]) -> None:

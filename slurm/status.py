@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from durable import read_lines
-from slurm import commands, launches
+from slurm import commands, launches, progress
 from slurm.cause import FREE, bad_nodes, in_a_row
 from slurm.errors import CommandFailed
 from slurm.rundir import RunDir
@@ -78,7 +78,7 @@ def _status(run: RunDir, queue: dict[str, commands.QueueLine]) -> RunStatus:
         name=run.name,
         state=state,
         why=why,
-        step=int(steps[-1]["step"]) if steps else 0,
+        step=int(steps[-1]["step"]) if steps else progress.step(run) or 0,
         committed_step=run.committed_step(),
         loss=float(steps[-1]["loss"]) if steps else None,
         attempts=run.attempts(),

@@ -33,6 +33,8 @@ class Step:
     """The command of every rank."""
     foreign: bool = False
     """Not our trainer: it keeps default signal handlers and reads no stop file."""
+    stop_signal: str = "TERM"
+    """What a foreign command's ranks get, whatever the word to stop came by."""
     deadline: float | None = None
     """Unix seconds at which the allocation ends."""
     python: str = sys.executable
@@ -65,7 +67,7 @@ class Step:
 
 
 def read_exits(logs: Path) -> dict[int, dict[str, Any]]:
-    """Ends of an attempt's ranks so far, by rank: {"rank", "code", "signal", "host", "time"}."""
+    """Ends of an attempt's ranks so far, by rank: {"rank", "code", "signal", "memory", "oom", "host", "time"}."""
     found = {}
     for file in logs.glob("rank-*.exit"):
         with suppress(OSError, ValueError):

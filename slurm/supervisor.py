@@ -14,16 +14,16 @@ from typing import Any
 
 from durable import write_atomic
 from settings import ConfigError
-from slurm import commands, environment
+from slurm import commands, environment, progress
 from slurm.attempt import Attempt, describe
 from slurm.cause import Decision, Next, decide, predecessor_cause, scheduler_cause
 from slurm.config import JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
-from slurm.exits import CONFIG, NO_PROGRESS, STOPPED
+from slurm.exits import CONFIG, NO_PROGRESS, STOP_SIGNALS, STOPPED
 from slurm.logs import last_words
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Here, Local, Scheduler, Slurm
-from slurm.shim import STOP_SIGNALS, WAITED
+from slurm.shim import WAITED
 
 # Ranks that start anew in what is left of an allocation need time to load and to train.
 WORTH_A_RESTART = 30.0  # seconds
@@ -47,7 +47,7 @@ class Supervisor:
     def own(self, claim: Claim | None) -> int:
         while claim is not None:
             self.queue_successor()
-            step, launcher = self.run.committed_step(), self.job.launcher
+            step, launcher = self.run.committed_step() or progress.step(self.run) or 0, self.job.launcher
             say(f"attempt {claim.epoch} starts at step {step}: {self.job.layout}, {launcher}")
             seen = self.cancel_run, self.queue_successor
             attempt = Attempt(self.run, self.job, self.scheduler, claim, *seen, self.budget_ends())
@@ -155,7 +155,9 @@ class Supervisor:
                 resumed = (claim.resume_from or {}).get("step", 0)
                 lost = {"attempt": epoch, "job_id": claim.job_id, "restart_count": claim.restart_count}
                 times = {"start": claim.time, "end": max(claim.time, self.last_sign(epoch)), "exits": {}, "hosts": []}
-                steps = {"first_step": resumed, "committed_step": self.run.committed_step()}
+                steps: dict[str, Any] = {"first_step": resumed, "committed_step": self.run.committed_step()}
+                if self.job.command is not None:
+                    steps = progress.since(self.run, self.job.progress, epoch)
                 end = {"cause": cause, "reason": "its supervisor was killed"}
                 host = claim.host if cause == "node_failure" else None
                 self.run.record_attempt({**lost, **times, **steps, **end, "failed_on": host})

@@ -75,7 +75,7 @@ def test_the_shim_needs_the_standard_library_only() -> None:
     modules = (
         "shim",
         "exits",
-        "exits",
+        "memory",
         "forked",
         "step",
         "agents",

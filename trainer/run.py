@@ -33,6 +33,7 @@ from trainer.engines.engine import KINDS
 from trainer.evaluation import evaluate, to_device
 from trainer.export import export
 from trainer.identity import check_same_run, exact_part, layout_part
+from trainer.memory import note_out_of_memory
 from trainer.model import build
 from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
@@ -95,6 +96,9 @@ def run(config_path: Path) -> int:
         except (Diverged, SaveFailed) as error:
             print(f"outlast: {error}", file=sys.stderr)
             return exits.CRASHED
+        except (RuntimeError, MemoryError) as error:  # torch's own is a RuntimeError
+            note_out_of_memory(error, runtime, attempt.watchdog.phase)
+            raise
         # The ranks leave together, and with one code: the commit is behind them.
         attempt.watchdog.enter("leave")
         code = runtime.max(code)

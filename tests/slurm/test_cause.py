@@ -52,6 +52,7 @@ def test_why_a_signal_came(given: JobFacts | None, restart_count: int, cause: st
         ("TIMEOUT", False, "timeout"),
         ("NODE_FAIL", False, "node_failure"),
         ("FAILED", False, "crash"),
+        ("OUT_OF_MEMORY", False, "oom"),
     ],
 )
 def test_what_a_successor_reads_of_its_predecessor(state: str, preempted: bool, cause: str) -> None:
@@ -82,6 +83,10 @@ def exits(*ends: int | str | None) -> list[RankExit]:
         (exits(1, "kill"), None, None, "crash"),
         (exits(86, "kill"), None, None, "hang"),
         (exits(75, None), None, "deadline", "crash"),
+        ([RankExit(0, 1), RankExit(1, None, 9, "oom")], None, None, "oom"),
+        ([RankExit(0, 86), RankExit(1, 1, None, "oom")], None, None, "oom"),  # its peers waited for it
+        ([RankExit(0, 1), RankExit(1, None, 6, "hang")], None, None, "hang"),
+        ([RankExit(0, 1), RankExit(1, None, 9, "oom")], "preemption", None, "preemption"),
     ],
 )
 def test_why_an_attempt_ended(ends: list[RankExit], scheduler: str | None, stop: str | None, cause: str) -> None:

@@ -54,7 +54,10 @@ def test_nothing_of_an_outer_job_stays() -> None:
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_table_of_what_is_promised_is_what_the_ranks_get(nodes: int) -> None:
     layout = Layout(nodes, 8)
-    got = {**rank_variables(layout, 3, "n1", 1), **attempt_variables(Path("/run"), 1, 1.0, Path("/hosts"))}
+    got = {
+        **rank_variables(layout, 3, "n1", 1),
+        **attempt_variables(Path("/run"), 1, 1.0, Path("/hosts"), Path("/progress")),
+    }
     by_the_shim = {"OMP_NUM_THREADS", *(["GLOO_SOCKET_IFNAME"] if nodes > 1 else [])}
     table = promised(layout, Path("/run"), {"NCCL_DEBUG": "WARN"})
     assert {name for name, _ in table} == {*got, *by_the_shim, "NCCL_DEBUG"} and len(table) == len(dict(table))

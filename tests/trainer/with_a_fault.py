@@ -2,7 +2,7 @@
 
 The fault comes on rank RANK (or `all`) when the point is reached as often as POINTS says, and says so by the file
 `reached` beside the config. `wait`: the rank stays there until the file `go` is there. `hold`: it stays there without end
-and without letting go of the interpreter. A number: every call from then on takes so many seconds longer.
+and without letting go of the interpreter. `oom`: it asks for more memory than there is. A number: every call from then on takes so many seconds longer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from trainer import watchdog
 
@@ -40,6 +42,8 @@ def fault(kind: str, folder: Path) -> None:
     (folder / "reached").touch()
     if kind == "hold":
         ctypes.PyDLL(None).sleep(1000)
+    elif kind == "oom":
+        torch.empty(10**15, dtype=torch.uint8)
     elif kind == "wait":
         while not (folder / "go").exists():
             time.sleep(0.01)

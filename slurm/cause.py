@@ -83,7 +83,9 @@ def predecessor_cause(facts: JobFacts) -> str:
 def foreign_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason: str | None) -> str:
     """The cause of a foreign command's attempt: after a word to stop, exit 0 and death by its signal mean that it
     heard."""
-    heard = all(exit.status in (DONE, CONTINUE, *BY_A_STOP) for exit in exits)
+    # Peers of a rank without a handler lose their connection to it before they hear themselves.
+    statuses = {exit.status for exit in exits}
+    heard = statuses <= {DONE, CONTINUE} or not statuses.isdisjoint(BY_A_STOP)
     if heard and scheduler is not None:
         return scheduler
     if heard and stop_reason is not None:

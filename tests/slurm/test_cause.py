@@ -138,7 +138,9 @@ def test_time_limits_of_a_foreign_command_are_no_lack_of_progress() -> None:
         (exits("TERM", "TERM"), None, "deadline", "timeout"),  # it has no handler
         (exits(0, 0), "cancel", None, "cancel"),
         (exits(0, 0), "preemption", None, "preemption"),
-        (exits(1, "TERM"), None, "deadline", "crash"),
+        (exits(1, "TERM", "kill"), None, "deadline", "timeout"),  # the first lost its peer before it heard itself
+        (exits(1, 75), None, "deadline", "crash"),
+        (exits(1, "TERM"), None, None, "crash"),
         (exits("kill", "TERM"), None, None, "crash"),
     ],
 )

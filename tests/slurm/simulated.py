@@ -241,9 +241,14 @@ class Simulation:
             self.stand_still()
         elif dice < DEATH + STANDSTILL + SECOND_SBATCH and len(self.jobs) < 8 and not self.users_word:
             self.queue(None)  # `sbatch submission.sh` by hand, though the run goes on
-        elif dice > 1 - SCANCEL and scancel and self.running[-1].state == "RUNNING":
+        elif dice > 1 - SCANCEL and scancel and self.holds_the_run(self.running[-1]):
             self.tell("  (is cancelled)")
             self.scancel(self.running[-1])
+
+    def holds_the_run(self, job: Job) -> bool:
+        """To cancel another, of several that were sent by hand, is no word about the run."""
+        claim = self.run.read_claim(self.run.newest_epoch())
+        return job.state == "RUNNING" and claim is not None and claim.job_id == str(job.id)
 
     def scancel(self, job: Job) -> None:
         """The user's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from slurm.commands import ENDED, JobFacts, QueueLine
 from slurm.config import JobConfig
 from slurm.environment import Allocation
 from slurm.errors import CommandFailed, ControllerAway
-from slurm.rundir import Claim, RunDir, one_of_each
+from slurm.rundir import Claim
 from slurm.scheduler import Slurm
+from tests.slurm.memory_run import MemoryRun
 
 TOTAL = 6  # commits until a run is done
 MOST_JOBS = 100
@@ -58,88 +59,6 @@ class Job:
     preempted: bool = False
     cancelled: bool = False
     """By its user, which shows in its state only when it has ended."""
-
-
-@dataclass
-class StopFile:
-    memory: dict[str, Any]
-
-    def exists(self) -> bool:
-        return "stop" in self.memory
-
-    def unlink(self, missing_ok: bool = False) -> None:
-        self.memory.pop("stop", None)
-
-
-def _fresh() -> dict[str, Any]:
-    return {"claims": {}, "attempts": [], "jobs": [], "commits": [], "fallbacks": 0}
-
-
-@dataclass(frozen=True)
-class MemoryRun(RunDir):
-    """A run folder without a disk; before and after every write its writer may die or stand still."""
-
-    sim: Any = None
-    memory: dict[str, Any] = field(default_factory=_fresh)
-
-    @property
-    def done(self) -> bool:
-        return "done" in self.memory
-
-    @property
-    def cancelled(self) -> dict[str, Any] | None:
-        return self.memory.get("cancelled")
-
-    @property
-    def stop_file(self) -> Any:
-        return StopFile(self.memory)
-
-    def resumed_after(self) -> int:
-        return int(self.memory.get("resumed", 0))
-
-    def write_done(self, reason: str) -> None:
-        self._write(lambda: self.memory.update(done=reason))
-
-    def cancel(self, cause: str, reason: str, lines: Any = ()) -> None:
-        self._write(lambda: self.memory.update(cancelled={"cause": cause, "reason": reason}))
-
-    def note_fallback(self, words: str | None) -> None:
-        self.memory["fallbacks"] += words is not None
-
-    def claim(self, job_id: str | None, restart_count: int, after: int) -> Claim | None:
-        self.sim.moment()
-        if self.newest_epoch() != after:
-            return None
-        self.sim.claimed(after + 1)
-        record = self.memory["claims"][after + 1] = Claim(after + 1, job_id, restart_count, 0.0)
-        self.sim.moment()
-        return record  # type: ignore[no-any-return]
-
-    def newest_epoch(self) -> int:
-        return max(self.memory["claims"], default=0)
-
-    def read_claim(self, epoch: int) -> Claim | None:
-        return self.memory["claims"].get(epoch)  # type: ignore[no-any-return]
-
-    def committed_step(self) -> int:
-        return max((step for _, step in self.memory["commits"]), default=0)
-
-    def attempts(self) -> list[dict[str, Any]]:
-        return one_of_each(self.memory["attempts"])
-
-    def record_attempt(self, record: dict[str, Any]) -> None:
-        self._write(lambda: self.memory["attempts"].append(record))
-
-    def jobs(self) -> list[dict[str, Any]]:
-        return list(self.memory["jobs"])
-
-    def record_job(self, job_id: str, after: str | None) -> None:
-        self._write(lambda: self.memory["jobs"].append({"job": job_id, "after": after}))
-
-    def _write(self, change: Callable[[], Any]) -> None:
-        self.sim.moment()
-        change()
-        self.sim.moment()
 
 
 class Simulation:
@@ -241,9 +160,14 @@ class Simulation:
             self.stand_still()
         elif dice < DEATH + STANDSTILL + SECOND_SBATCH and len(self.jobs) < 8 and not self.users_word:
             self.queue(None)  # `sbatch submission.sh` by hand, though the run goes on
-        elif dice > 1 - SCANCEL and scancel and self.running[-1].state == "RUNNING":
+        elif dice > 1 - SCANCEL and scancel and self.holds_the_run(self.running[-1]):
             self.tell("  (is cancelled)")
             self.scancel(self.running[-1])
+
+    def holds_the_run(self, job: Job) -> bool:
+        """To cancel another, of several that were sent by hand, is no word about the run."""
+        claim = self.run.read_claim(self.run.newest_epoch())
+        return job.state == "RUNNING" and claim is not None and claim.job_id == str(job.id)
 
     def scancel(self, job: Job) -> None:
         """The user's."""

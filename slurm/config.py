@@ -131,12 +131,17 @@ def make_job(data: Mapping[str, Any], source: str) -> JobConfig:
     job = convert(data, JobConfig, source)
     refuse_secrets(job, source)
     check_binds(job)
+    check_command_only(job, source)
+    return job
+
+
+def check_command_only(job: JobConfig, source: str) -> None:
+    """What is said of a foreign command must not be lost on the trainer. Raises ConfigError."""
     for field, given in (("stop_signal", job.stop_signal != "TERM"), ("progress", job.progress is not None)):
         if given and job.command is None:
             raise ConfigError(
                 f"{source}: {field} is for a command after --: the trainer hears every signal, and its steps are known"
             )
-    return job
 
 
 def check_binds(job: JobConfig) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from durable import fsync_path, nonce, write_atomic
-from settings import ConfigError, dump_yaml, merge, override, to_plain
+from settings import ConfigError, convert, dump_yaml, merge, override, to_plain
 from slurm import cluster as clusters
 from slurm import commands, environment, launches, refusals, snapshot
 from slurm.cluster import Cluster
@@ -60,7 +60,7 @@ def resolve_job(layers: list[tuple[Mapping[str, Any], str]], cluster: Cluster) -
     for layer, source in ((cluster.profile.job, f"profile {cluster.profile.name}"), *layers):
         if not isinstance(layer, Mapping):
             raise ConfigError(f"{source}: job={layer}: a mapping of job settings is expected, as nodes: 2")
-        make_job({"name": "x", **layer}, source)  # alone, so that a mistake is told with its own source
+        convert({"name": "x", **layer}, JobConfig, source)  # alone, so that a mistake is told with its own source
         data = merge(data, layer)
     data["cluster"] = cluster.profile.name
     if "gpus_per_node" not in data:

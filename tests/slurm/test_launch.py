@@ -216,3 +216,9 @@ def test_a_call_loads_what_it_needs(here: Path, words: list[str], absent: list[s
     argv = [sys.executable, "-S", "-c", code] if "--help" in words else [sys.executable, "-c", code]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
     assert shown.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_is_for_a_command_alone_is_refused_without_one(here: Path, capsys: Said) -> None:
+    assert "USR1" not in dry(capsys, "--stop-signal", "USR1", "--", "true")[0]  # it is the job's, not sbatch's
+    line = refused(capsys, "--dry-run", "--cluster", "generic", "sft.yaml", "--stop-signal", "USR1")
+    assert line.startswith("command line: stop_signal is for a command after --")

@@ -108,7 +108,7 @@ def test_a_wrong_account_is_found_and_nothing_is_left(
     program(site / "sbatch", f"{judged}echo '{said}' >&2; exit 1")
     code, line = submit(capsys, "-A", "p1243")
     assert (code, line) == (78, f"--account p1243: Slurm says: {own_words(said)}: did you mean p1234?")
-    assert not list(Path("runs").iterdir())
+    assert not list(Path("runs").glob("*"))
 
 
 def test_the_walltime_of_a_qos(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +123,7 @@ def test_a_site_that_takes_no_jobs_now_is_no_mistake(site: Path, capsys: pytest.
     program(site / "sbatch", "echo 'allocation failure: System submissions disabled' >&2; exit 1")
     code, line = submit(capsys)
     assert (code, line) == (1, "sbatch --test-only: exit 1: System submissions disabled")
-    assert not list(Path("runs").iterdir())
+    assert not list(Path("runs").glob("*"))
 
 
 def test_nodes_that_are_down_are_no_mistake(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

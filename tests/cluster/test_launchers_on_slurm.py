@@ -96,6 +96,7 @@ if attempt == "1":
     os.rename(f"{run}/.{rank}", f"{run}/pid-{rank}")
     while not heard:
         time.sleep(0.05)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Python's end is without handlers
 """
 
 

@@ -62,6 +62,7 @@ if os.environ["OUTLAST_ATTEMPT"] == "1":
     signal.signal(signal.SIGTERM, lambda *a: heard.append(a))
     while not heard:
         time.sleep(0.05)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Python's end is without handlers
 """
 
 
@@ -88,6 +89,8 @@ def test_a_training_in_another_root(launch: Launch, pocket: Pocket, tmp_path: Pa
     reaches(run, 1, 3)
     end_soon(pocket, job_of(run), 7)
     over(run, 300)
-    assert causes(run) == ["timeout", "done"], job_log(run)
-    assert run.attempts()[1]["restart_count"] == 1 and run.attempts()[1]["exits"] == {"exit 0": 4}
+    *cuts, end = causes(run)  # the limit that was moved stays the job's: on a slow machine it cuts again
+    assert end == "done" and set(cuts) == {"timeout"}, job_log(run)
+    assert [record["restart_count"] for record in run.attempts()] == list(range(len(cuts) + 1))
+    assert run.attempts()[-1]["exits"] == {"exit 0": 4}
     assert events(run, "resume")[1]["step"] >= 3 and len(history(run)) == 200

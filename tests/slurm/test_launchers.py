@@ -26,13 +26,14 @@ from tests.waiting import wait_until
 UNTIL_TERM = """
 import os, signal, sys, time
 run, rank = os.environ["OUTLAST_RUN_DIR"], os.environ["RANK"]
-heard = []  # a handler must bear two: where Slurm signals every process, its own copy and the shim's
+heard = []  # where Slurm signals every process there are two: its own and the shim's
 signal.signal(signal.SIGTERM, lambda *a: heard.append(a))
 with open(f"{run}/.{rank}", "w") as file:
     file.write(str(os.getpid()))
 os.rename(f"{run}/.{rank}", f"{run}/pid-{rank}")
 while not heard:
     time.sleep(0.05)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Python's end is without handlers
 sys.exit(75)
 """
 # A wrapper that does not exec: bash stays, and would die of a signal without passing it on.

@@ -126,18 +126,20 @@ class Saver:
         a later step would push out ours, and nothing could be resumed. The deletion itself goes on beside the next
         steps: the other ranks would wait for it."""
         run_dir, epoch = self._runtime.run_dir, self._runtime.epoch
-        if not self._runtime.leads or claims.fenced(run_dir, epoch) or self._deletion and self._deletion.is_alive():
+        if not self._runtime.leads or claims.fenced(run_dir, epoch):
             return
         for point in checkpoints_in_line(run_dir)[self._keep :]:
             trash = self.folder / f".trash-{folder_name(point)}-{secrets.token_hex(4)}"
             (self.folder / folder_name(point)).rename(trash)
-        self._deletion = Thread(target=remove_leftovers, args=(self.folder, epoch), name="deletion", daemon=True)
-        self._deletion.start()
+        if self._deletion is None or not self._deletion.is_alive():
+            self._deletion = Thread(target=remove_leftovers, args=(self.folder, epoch), name="deletion", daemon=True)
+            self._deletion.start()
 
     def end_clean_up(self) -> None:
-        """Wait until all that is not kept is gone."""
+        """By rank 0: all that is not kept is gone."""
         if self._deletion is not None:
             self._deletion.join()
+        remove_leftovers(self.folder, self._runtime.epoch)
 
 
 def remove_leftovers(folder: Path, epoch: int) -> None:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check bench docs clean
+.PHONY: setup demo test nightly check bench docs clean
 
 setup: $(VENV)/.ready  ## environment, Slurm packages (root on Debian), data of the demo
 	@$(BIN)/python -m recipes.demo_data
@@ -17,6 +17,9 @@ demo: setup  ## the main job on a real Slurm, cut and preempted, until it is don
 
 test: setup  ## the whole suite
 	$(BIN)/python -m pytest
+
+nightly: setup  ## every test, also the long ones; 50,000 histories of each kind
+	OUTLAST_HISTORIES=50000 $(BIN)/python -m pytest -m "nightly or not nightly"
 
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .

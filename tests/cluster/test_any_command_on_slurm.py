@@ -39,6 +39,7 @@ def cut(launch: Launch, pocket: Pocket, attempts: int, *words: str) -> RunDir:
     return run
 
 
+@pytest.mark.nightly  # three time limits of a minute each
 @pytest.mark.parametrize(("pattern", "end"), [("saved-*", "done"), ("nothing-*", "no progress")])
 def test_it_is_left_alone_and_counts_as_a_timeout(launch: Launch, pocket: Pocket, pattern: str, end: str) -> None:
     run = cut(launch, pocket, 3, "--progress", pattern)

@@ -54,7 +54,7 @@ exec {real} "$@"
     return f"{programs}:{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize("continue_by", ["chain", "requeue"])
+@pytest.mark.parametrize("continue_by", ["chain", pytest.param("requeue", marks=pytest.mark.nightly)])
 def test_three_time_limits(launch: Launch, pocket: Pocket, continue_by: str) -> None:
     run = launch("--gpus", "2", *SHORT, "--continue-by", continue_by, program=first_attempts(3))
     over(run, 400)
@@ -88,8 +88,8 @@ def test_where_the_requeue_is_refused_a_successor_goes_on(launch: Launch, pocket
 
 
 @pytest.mark.parametrize("continue_by", ["chain", "requeue"])
-@pytest.mark.parametrize("partition", ["preempt", "cancel"])
-@pytest.mark.parametrize("deaf", [False, True])
+@pytest.mark.parametrize("partition", ["preempt", pytest.param("cancel", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("deaf", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_preemption(launch: Launch, pocket: Pocket, continue_by: str, partition: str, deaf: bool) -> None:
     """The ranks leave with 0 inside the grace, which on 22.05 ends a job for good; or only Slurm's kill ends them."""
     then = "signal.signal(signal.SIGTERM, signal.SIG_IGN); wait()" if deaf else "wait()"

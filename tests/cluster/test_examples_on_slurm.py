@@ -50,6 +50,7 @@ def cut_and_preempted(launch: Launch, pocket: Pocket, steps: Steps, *words: str)
     return run
 
 
+@pytest.mark.nightly
 def test_plain_ddp_loses_no_step(launch: Launch, pocket: Pocket) -> None:
     run = cut_and_preempted(launch, pocket, ddp_steps, *example("ddp.py"), "--steps", "3000")
     assert [step for attempt in (1, 2, 3) for step in ddp_steps(run, attempt)] == list(range(1, 3001))
@@ -59,6 +60,7 @@ def test_plain_ddp_loses_no_step(launch: Launch, pocket: Pocket) -> None:
     assert [record["progress"] for record in run.attempts()] == [True] * 3 and status([run])[0].step == 3000
 
 
+@pytest.mark.nightly
 def test_trainer_as_it_is(launch: Launch, pocket: Pocket) -> None:
     """It is ended by TERM, and goes on from its last checkpoint."""
 

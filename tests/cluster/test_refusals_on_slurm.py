@@ -54,8 +54,8 @@ SAYS = "Slurm says: "
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ("-t 12:99:00", "command line: walltime=12:99:00: 12:99:00: minutes and seconds go to 59; a walltime is written [D-]HH:MM:SS"),
-        ("-t 90", "command line: walltime=90: 90: a walltime is written [D-]HH:MM:SS, for example 24:00:00 or 2-00:00:00"),
+        ("-t 12:99:00", "command line: walltime=12:99:00: minutes and seconds go to 59; a walltime is written [D-]HH:MM:SS"),
+        ("-t 90", "command line: walltime=90: a walltime is written [D-]HH:MM:SS, for example 24:00:00 or 2-00:00:00"),
         ("-t 3-00:00:00", "--walltime 3-00:00:00: partition batch allows 1-00:00:00: the run goes on by itself, take --walltime 1-00:00:00"),
         ("-p small -t 00:20:00", "--walltime 00:20:00: partition small allows 00:10:00: the run goes on by itself, take --walltime 00:10:00"),
         ("-p small --nodes 2", "--nodes 2: partition small gives one job 1 node: take --nodes 1"),

@@ -334,4 +334,4 @@ def test_the_queue_is_asked_little(
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     assert say(capsys, *submit_words("x"))[0] == 0
-    assert (tmp_path / "calls").read_text().split() == ["scontrol", "sinfo", "sbatch", "squeue", "sbatch"]  # judged, then sent
+    assert (tmp_path / "calls").read_text().split() == ["scontrol", "sinfo", "sbatch", "squeue", "sbatch"]

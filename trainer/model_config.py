@@ -16,8 +16,8 @@ def new_config(settings: Model) -> Any:
 
     values = dict(settings.config or {})
     kind = values.pop("model_type")
+    known = known_fields(kind)
     try:
-        known = AutoConfig.for_model(kind).to_dict()
         unknown = next((key for key in values if key not in known), None)
         config = AutoConfig.for_model(kind, **values)
     except Exception as error:  # transformers raises what its checks raise: KeyError, ValueError, its own
@@ -28,6 +28,16 @@ def new_config(settings: Model) -> Any:
             f"model.config.{unknown}: {kind} has no such field{f': did you mean {near}?' if near else ''}"
         )
     return config
+
+
+def known_fields(kind: str) -> dict[str, Any]:
+    """The fields of an architecture's config, with their defaults. Raises ConfigError."""
+    from transformers import AutoConfig
+
+    try:
+        return dict(AutoConfig.for_model(kind).to_dict())
+    except Exception as error:
+        raise ConfigError(f"model.config: {' '.join(str(error).split())[:300]}") from None
 
 
 def folder_config(folder: str) -> dict[str, Any]:

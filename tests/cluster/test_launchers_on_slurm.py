@@ -16,7 +16,7 @@ from slurm.rundir import RunDir
 from slurm.step import read_exits
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
 from tests.cluster.training import end_soon, history, reaches, sha256, write_recipe
-from tests.launchers import AGENTS, DEEPSPEED, LAUNCHERS
+from tests.launchers import AGENTS, DEEPSPEED_AT_NIGHT, LAUNCHERS
 from tests.waiting import wait_until
 
 STEPS = "train.steps=200"  # at least 12 s at four ranks, so that a time limit 7 s away cuts
@@ -60,9 +60,9 @@ def usr1_to_the_ranks(pocket: Pocket, run: RunDir) -> None:
     ("launcher", "cut", "cause"),
     [
         ("srun", time_limit, "timeout"),
-        ("torchrun", users_stop, "stop"),
-        pytest.param("deepspeed", term_to_the_supervisor, "signal", marks=DEEPSPEED.marks),
-        ("fork", usr1_to_the_ranks, "signal"),
+        pytest.param("torchrun", users_stop, "stop", marks=pytest.mark.nightly),
+        pytest.param("deepspeed", term_to_the_supervisor, "signal", marks=DEEPSPEED_AT_NIGHT.marks),
+        pytest.param("fork", usr1_to_the_ranks, "signal", marks=pytest.mark.nightly),
     ],
 )
 def test_cut_and_bit_identical(
@@ -143,8 +143,9 @@ for step in range(3):
     optimizer.step()
 total = torch.tensor([float(os.environ["LOCAL_RANK"])])
 dist.all_reduce(total)
-print("weights", model.module.weight.tolist(), "sum", int(total))
+print("weights", model.module.weight.tolist(), "sum", int(total), flush=True)
 dist.destroy_process_group()
+os._exit(0)  # torch 2.13 aborts now and then while the interpreter ends, under its own torchrun as well
 """
 
 
@@ -154,7 +155,8 @@ def test_a_plain_ddp_script(launch: Launch, tmp_path: Path, launcher: str) -> No
     words = ["--nodes", "2", "--gpus", "2", "--launcher", launcher]
     run = launch(*words, "--", sys.executable, "ddp.py", name="ddp")  # the working folder is where it was typed
     over(run, 240)
-    assert causes(run) == ["done"], job_log(run)
+    first = [run.attempt_dir(1) / f"rank-{rank:04d}.log" for rank in range(4)]
+    assert causes(run) == ["done"], "\n".join([job_log(run), *(path.read_text() for path in first)])
     logs = [(run.attempt_dir(1) / f"rank-{rank:04d}.log").read_text() for rank in range(4)]
     said = {log.splitlines()[-1] for log in logs}  # c10d may grumble about names before
     assert len(said) == 1 and said.pop().startswith("weights") and logs[0].endswith(" sum 2\n"), logs

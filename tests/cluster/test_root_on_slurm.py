@@ -66,7 +66,7 @@ if os.environ["OUTLAST_ATTEMPT"] == "1":
 """
 
 
-@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+@pytest.mark.parametrize("launcher", ["srun", pytest.param("torchrun", marks=pytest.mark.nightly)])
 def test_a_command_in_another_root(launch: Launch, tmp_path: Path, rank_command: list[str], launcher: str) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()

@@ -109,28 +109,3 @@ def test_a_run_that_waits_gives_up_its_place(launch: Launch, pocket: Pocket, rec
     wait_until(lambda: pocket.jobs() == [blocker], "the run's job to leave the queue")
     assert run.cancelled is not None and run.newest_epoch() == 0
     pocket.ask("scancel", blocker)
-
-
-def test_slurms_own_words_when_it_refuses(launch: Launch, pocket: Pocket, recipe: Path, tmp_path: Path) -> None:
-    argv = [
-        sys.executable,
-        str(ROOT / "launch.py"),
-        "--nodes",
-        "1",
-        "--gpus",
-        "2",
-        "--runs-dir",
-        str(tmp_path / "runs"),
-    ]
-    env = {**os.environ, **pocket.env()}
-    for words, code, text in (
-        (["--constraint", "nosuch"], 1, "Invalid feature specification"),
-        (["--sbatch", "begin=whenever"], 1, "Invalid --begin"),
-        (["--partition", "bacth"], 78, "did you mean batch?"),
-        (["--gpus", "16", "--nodes", "1"], 78, "--nodes 2 --gpus 8 is the same 16 ranks"),
-        (["--nodes", "3"], 78, "has 2 nodes"),
-        (["-t", "400-00:00:00"], 78, "allows"),
-    ):
-        done = subprocess.run([*argv, str(recipe), *words], env=env, capture_output=True, text=True, timeout=60)
-        assert done.returncode == code and text in done.stderr and done.stderr.count("\n") == 1, (words, done.stderr)
-        assert not (tmp_path / "runs" / "small").exists() and not pocket.jobs()

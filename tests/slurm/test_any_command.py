@@ -18,6 +18,7 @@ from slurm.config import make_job
 from slurm.rundir import RunDir
 from slurm.status import status
 from slurm.walltime import Walltime
+from tests.launchers import DEEPSPEED_AT_NIGHT
 from tests.slurm.conftest import Start, causes
 from tests.waiting import wait_until
 
@@ -74,7 +75,7 @@ def leave(run: RunDir) -> None:
     (run.path / "leave").touch()
 
 
-@pytest.mark.parametrize("launcher", ["fork", "torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["fork", "torchrun", DEEPSPEED_AT_NIGHT])
 @pytest.mark.parametrize("source", [stop_file, ctrl_c, to_the_supervisor, to_the_nodes_shim, to_every_shim])
 def test_every_source_is_told_once_and_by_the_wished_signal(
     run: RunDir, start: Start, launcher: str, source: Callable[[RunDir, subprocess.Popen[str]], None]

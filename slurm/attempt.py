@@ -12,7 +12,7 @@ from typing import Any
 
 from durable import write_atomic
 from slurm import hostfile, progress
-from slurm.cause import RankExit, attempt_cause, failed_node, foreign_cause, scheduler_cause
+from slurm.cause import RankExit, attempt_cause, cut_short, failed_node, foreign_cause, scheduler_cause
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
 from slurm.ends import events, failure, read_ends
@@ -87,6 +87,7 @@ class Attempt:
             foreign=foreign,
             stop_signal=self.job.stop_signal,
             deadline=self.deadline,
+            cut_short=not foreign and cut_short(self.run.attempts()),
             python=self.job.python,
             prefix=enter(self.job.rank_command, self.run.path, self.job.binds),
         )

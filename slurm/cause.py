@@ -174,6 +174,12 @@ def _in_vain(attempt: Mapping[str, Any], steps_known: bool) -> bool:
     return attempt["cause"] in counted and not advanced
 
 
+def cut_short(attempts: Sequence[Mapping[str, Any]]) -> bool:
+    """Slurm took the nodes from the last attempt before it had committed a step: the next one saves sooner."""
+    last = attempts[-1] if attempts else None
+    return last is not None and last["cause"] in FREE and last["committed_step"] <= last["first_step"]
+
+
 def in_a_row(attempts: Sequence[Mapping[str, Any]], causes: Sequence[str]) -> int:
     """How many of the last attempts ended by one of these causes."""
     return next((i for i, attempt in enumerate(reversed(attempts)) if attempt["cause"] not in causes), len(attempts))

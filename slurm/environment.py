@@ -127,7 +127,7 @@ def rank_variables(layout: Layout, rank: int, address: str, port: int) -> dict[s
 
 
 def attempt_variables(
-    run_dir: Path, attempt: int, deadline: float | None, hostfile: Path, progress: Path
+    run_dir: Path, attempt: int, deadline: float | None, cut_short: bool, hostfile: Path, progress: Path
 ) -> dict[str, str]:
     """What the trainer may know of its job."""
     out = {
@@ -138,6 +138,8 @@ def attempt_variables(
     }
     if deadline is not None:
         out["OUTLAST_DEADLINE"] = f"{deadline:.0f}"
+    if cut_short:
+        out["OUTLAST_CUT_SHORT"] = "1"
     return out
 
 

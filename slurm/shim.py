@@ -99,7 +99,7 @@ class Shim:
         """What the ranks of this node share."""
         step = self.step
         hosts, progress = step.logs / "hostfile", step.run.progress_file
-        out = environment.attempt_variables(step.run.path, step.epoch, step.deadline, hosts, progress)
+        out = environment.attempt_variables(step.run.path, step.epoch, step.deadline, step.cut_short, hosts, progress)
         # Without it every rank starts a thread for every core of its node. Under srun the CPUs are those of one rank.
         ranks = 1 if step.launcher == "srun" else step.ranks_per_node
         out["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (self.task.cpus or 1) // ranks))

@@ -37,6 +37,8 @@ class Step:
     """What a foreign command's ranks get, whatever the word to stop came by."""
     deadline: float | None = None
     """Unix seconds at which the allocation ends."""
+    cut_short: bool = False
+    """Slurm took the nodes from the last attempt before it had committed a step."""
     python: str = sys.executable
     """The Python where the ranks are."""
     prefix: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from durable import write_atomic
-from trainer import claims, config, exits
+from trainer import claims, config, events, exits
 from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import folder_name
@@ -33,6 +33,7 @@ from trainer.engines.engine import KINDS
 from trainer.evaluation import evaluate, to_device
 from trainer.export import export
 from trainer.identity import check_same_run, exact_part, layout_part
+from trainer.interval import first_save
 from trainer.memory import note_out_of_memory
 from trainer.model import build
 from trainer.model_config import check_vocabulary
@@ -181,11 +182,21 @@ class Training:
             self.say(f"another layout ({what}): same weights, moments and batches, not bit-identical from here on")
         if runtime.leads:
             claims.note_resume(runtime.run_dir, runtime.epoch, self.committed or Point(0, 0))
+        self.first_save = self.sooner() if runtime.cut_short else None
         self.clean_up()
         source = folder_name(self.committed) if self.committed else self.settings.fork
         how = f"resumed from {source}" if source else "starts"
         text = f"{how} at step {self.progress.step} of {self.total}; {self.layout}"
         self.attempt.tell("resume", self.progress.step, text, **{"from": source}, world_size=runtime.world_size)
+
+    def sooner(self) -> int | None:
+        """The step after which the next save is due, since the last attempt was cut before its first one."""
+        runtime, step = self.runtime, self.progress.step
+        found = first_save(events.read(runtime.run_dir), runtime.epoch, step) if runtime.leads else None
+        due: int | None = runtime.from_leader(found)
+        if due is not None:
+            self.say(f"the last attempt was cut before it had saved: this one saves after step {due}")
+        return due
 
     def forked(self) -> Resumed | None:
         """Another run's checkpoint that this one starts from, as long as it has none of its own."""
@@ -301,7 +312,8 @@ class Training:
 
     def save_due(self) -> bool:
         step = self.progress.step
-        return 0 < step < self.total and step % self.settings.checkpoint.every == 0 and self.safe != self.progress
+        due = step % self.settings.checkpoint.every == 0 or step == self.first_save
+        return 0 < step < self.total and due and self.safe != self.progress
 
     def save(self) -> bool:
         """A checkpoint of the steps that are done. A failure leaves the last one standing, and is said."""

@@ -29,6 +29,8 @@ class Runtime:
     """This attempt's number: its claim."""
     deadline: float | None
     """Unix seconds at which the allocation ended when this attempt started."""
+    cut_short: bool
+    """The last attempt was cut before it had saved anything."""
     leader_host: str
     """Where rank 0 is, as the others reach it."""
     patience: float
@@ -90,8 +92,8 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     deadline = float(os.environ["OUTLAST_DEADLINE"]) if "OUTLAST_DEADLINE" in os.environ else None
-    host = os.environ.get("MASTER_ADDR", "")
-    runtime = Runtime(rank, world_size, device, run_dir, 0, deadline, host, patience, control)
+    cut_short, host = "OUTLAST_CUT_SHORT" in os.environ, os.environ.get("MASTER_ADDR", "")
+    runtime = Runtime(rank, world_size, device, run_dir, 0, deadline, cut_short, host, patience, control)
     check_devices(runtime.gather((os.uname().nodename, _identity(device))))
     epoch = int(given) if given else runtime.from_leader(claims.claim(run_dir) if rank == 0 else None)
     return replace(runtime, epoch=epoch)

@@ -11,6 +11,7 @@ from slurm.cause import (
     RankExit,
     attempt_cause,
     bad_nodes,
+    cut_short,
     decide,
     failed_node,
     foreign_cause,
@@ -194,3 +195,15 @@ def test_a_node_that_failed_twice_is_bad_for_a_day() -> None:
     assert bad_nodes(attempts, 24 * hour - 1) == ["a", "b"]
     assert bad_nodes(attempts, 24.5 * hour) == ["b"] and bad_nodes(attempts, 26 * hour) == []
     assert bad_nodes([{"end": hour}], hour) == []  # written by an older supervisor
+
+
+@pytest.mark.parametrize(
+    ("cause", "committed", "short"),
+    [("preemption", 40, True), ("node_failure", 40, True), ("preemption", 41, False), ("crash", 40, False)],
+)
+def test_nodes_that_are_taken_before_a_commit_bring_the_next_save_forward(
+    cause: str, committed: int, short: bool
+) -> None:
+    """A crash does not: a poisoned run would seem to get on."""
+    assert cut_short([{"cause": cause, "first_step": 40, "committed_step": committed}]) is short
+    assert not cut_short([])

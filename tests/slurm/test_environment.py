@@ -56,7 +56,7 @@ def test_the_table_of_what_is_promised_is_what_the_ranks_get(nodes: int) -> None
     layout = Layout(nodes, 8)
     got = {
         **rank_variables(layout, 3, "n1", 1),
-        **attempt_variables(Path("/run"), 1, 1.0, Path("/hosts"), Path("/progress")),
+        **attempt_variables(Path("/run"), 1, 1.0, False, Path("/hosts"), Path("/progress")),
     }
     by_the_shim = {"OMP_NUM_THREADS", *(["GLOO_SOCKET_IFNAME"] if nodes > 1 else [])}
     table = promised(layout, Path("/run"), {"NCCL_DEBUG": "WARN"})

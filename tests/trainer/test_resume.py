@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.trainer.ranks import Run
+from trainer.interval import first_save
 
 NewRun = Callable[..., Run]
 FSDP = {"engine": {"kind": "fsdp"}}
@@ -41,3 +43,35 @@ def test_bit_identical_after_a_stop_and_a_kill(new_run: NewRun, engine: str, wor
         e["step"]: e["loss"] for e in whole.events("evaluation")
     }
     assert cut.done()["sha256"] == whole.done()["sha256"]
+
+
+def told(epoch: int, event: str, step: int) -> dict[str, Any]:
+    return {"epoch": epoch, "event": event, "step": step}
+
+
+@pytest.mark.parametrize(
+    ("last", "step", "first"),
+    [
+        ([("resume", 40), ("step", 41), ("step", 60)], 40, 50),  # half of what it came to
+        ([("resume", 40), ("step", 41)], 40, 41),
+        ([("resume", 40)], 40, 41),  # it came to nothing: neither may this one
+        ([("resume", 40), ("stop", 40)], 40, None),  # it was asked to leave, and had nothing to save
+        ([("resume", 40), ("step", 60), ("stop", 60)], 40, 50),  # no time was left for its save
+        ([("resume", 40), ("step", 60), ("save", 60)], 60, None),
+        ([], 40, None),
+    ],
+)
+def test_what_the_last_attempt_says_of_the_next_save(last: list[tuple[str, int]], step: int, first: int | None) -> None:
+    others = [told(1, "resume", 0), told(1, "step", 40)]
+    assert first_save([*others, *(told(2, *event) for event in last)], 3, step) == first
+
+
+def test_an_attempt_after_one_that_was_cut_before_its_save_saves_sooner(new_run: NewRun) -> None:
+    run = new_run("run", checkpoint={"every": 50})
+    run.start(1)
+    run.reaches(8)
+    assert run.kill() == [-9]
+    reached = max(event["step"] for event in run.events("step"))
+    assert run.go(1, OUTLAST_CUT_SHORT="1") == [0], run.log()
+    assert [event["step"] for event in run.events("save")] == [reached // 2, 50, 60]
+    assert f"this one saves after step {reached // 2}" in run.log()

@@ -49,6 +49,11 @@ VERBS = {
         "a new job for a run that ended, on another layout if wished",
         "launch.py resume sft --nodes 4 engine.kind=fsdp",
     ),
+    "drill": Verb(
+        "[RECIPE] [key=value ...]",
+        "a small copy of the recipe through time limit, preemption, kill, node loss and cancel",
+        "launch.py drill recipes/sft.yaml",
+    ),
 }
 POCKET = "a real Slurm on this machine, to try things: up, status, down"
 
@@ -70,25 +75,26 @@ def seconds(text: str) -> float:
 TYPED = "command line"
 """What errors call it, where they else name a file."""
 _START = ("submit", "resume")
+_JOB = (*_START, "drill")
 _EVERY = tuple(VERBS)
 
 # The job's fields, so that precedence is one merge of layers.
 JOB_FLAGS = [
-    Flag("-N --nodes", "nodes", int, "number of nodes", _START),
-    Flag("--gpus --gpus-per-node", "gpus_per_node", int, "GPUs on EACH node; default: a full node", _START),
-    Flag("-t --walltime --time", "walltime", str, "time limit of one job, [D-]HH:MM:SS; the run outlasts it", _START),
-    Flag("--time-min", "time_min", str, "a shorter limit that Slurm may choose, to start earlier", _START),
-    Flag("-p --partition", "partition", str, "partition", _START),
-    Flag("-A --account", "account", str, "account", _START),
-    Flag("-q --qos", "qos", str, "quality of service", _START),
+    Flag("-N --nodes", "nodes", int, "number of nodes", _JOB),
+    Flag("--gpus --gpus-per-node", "gpus_per_node", int, "GPUs on EACH node; default: a full node", _JOB),
+    Flag("-t --walltime --time", "walltime", str, "time limit of one job, [D-]HH:MM:SS; the run outlasts it", _JOB),
+    Flag("--time-min", "time_min", str, "a shorter limit that Slurm may choose, to start earlier", _JOB),
+    Flag("-p --partition", "partition", str, "partition", _JOB),
+    Flag("-A --account", "account", str, "account", _JOB),
+    Flag("-q --qos", "qos", str, "quality of service", _JOB),
     Flag("-J --name", "name", str, "name of the run; default: the recipe's", ("submit",)),
-    Flag("-C --constraint", "constraint", str, "node features", _START),
-    Flag("--reservation", "reservation", str, "reservation", _START),
-    Flag("-w --nodelist", "nodelist", str, "only these nodes", _START),
-    Flag("-x --exclude", "exclude", str, "not these nodes", _START),
-    Flag("--mem", "mem", str, "memory of a node", _START),
-    Flag("--mail-user", "mail_user", str, "address for Slurm's mails", _START),
-    Flag("--launcher", "launcher", str, "srun (default), torchrun, deepspeed, fork", _START),
+    Flag("-C --constraint", "constraint", str, "node features", _JOB),
+    Flag("--reservation", "reservation", str, "reservation", _JOB),
+    Flag("-w --nodelist", "nodelist", str, "only these nodes", _JOB),
+    Flag("-x --exclude", "exclude", str, "not these nodes", _JOB),
+    Flag("--mem", "mem", str, "memory of a node", _JOB),
+    Flag("--mail-user", "mail_user", str, "address for Slurm's mails", _JOB),
+    Flag("--launcher", "launcher", str, "srun (default), torchrun, deepspeed, fork", _JOB),
     Flag("--continue-by", "continue_by", str, "auto (chain), chain, requeue, none", _START),
     Flag("--max-attempts", "max_attempts", int, "starts after which the run ends unfinished", _START),
     Flag("--max-gpu-hours", "max_gpu_hours", float, "GPU-hours after which the run ends unfinished", _START),
@@ -98,8 +104,8 @@ JOB_FLAGS = [
     Flag("--share", "share", None, "the group may read the run; default: you alone", ("submit",)),
 ]
 CALL_FLAGS = [
-    Flag("--sbatch", "sbatch", str, "any other sbatch option, KEY=VALUE; may be repeated", _START),
-    Flag("--cluster", "cluster", str, "auto, local, or a profile's name or path", _START),
+    Flag("--sbatch", "sbatch", str, "any other sbatch option, KEY=VALUE; may be repeated", _JOB),
+    Flag("--cluster", "cluster", str, "auto, local, or a profile's name or path", _JOB),
     Flag("--here", "here", None, "in the allocation of this shell (salloc), in the foreground", _START),
     Flag("--fork", "fork", str, "start from a checkpoint of another run: RUN or RUN@STEP", ("submit",)),
     Flag("--update-code", "update_code", None, "go on with the code of now, not of the submission", ("resume",)),
@@ -108,7 +114,10 @@ CALL_FLAGS = [
     Flag("-f --follow", "follow", None, "go on printing, over all attempts", ("logs",)),
     Flag("--rank", "rank", int, "of this rank", ("logs",)),
     Flag("--attempt", "attempt", int, "of this attempt", ("logs",)),
-    Flag("--json", "json", None, "as JSON", ("submit", "resume", "status", "logs")),
+    Flag("--all", "all", None, "the whole matrix of faults, in half an hour", ("drill",)),
+    Flag("--random", "random", int, "so many random faults in one run", ("drill",)),
+    Flag("--seed", "seed", int, "of what is random", ("drill",)),
+    Flag("--json", "json", None, "as JSON", ("submit", "resume", "status", "logs", "drill")),
     Flag("--runs-dir", "runs_dir", str, "folder of the run folders; default: runs", _EVERY),
 ]
 _DEFAULTS: dict[str, Any] = {"cluster": "auto", "runs_dir": "runs"}
@@ -224,6 +233,16 @@ def resume(args: argparse.Namespace, job: dict[str, Any]) -> int:
     run.lift_end()
     print(f"{run.name} goes on from step {run.committed_step()}")
     return verbs.start(ready, args.here)
+
+
+def drill(args: argparse.Namespace, job: dict[str, Any]) -> int:
+    from envs.drill.drill import rehearse
+    from slurm import submission
+    from trainer import recipe as recipes
+
+    tree, _ = the_recipe(args, None, None)
+    spoken, training = submission.job_words([word for word in args.words if "=" in word])
+    return rehearse(recipes.overridden(tree, training), {**job, **spoken}, args)
 
 
 # --- from words to a checked submission -----------------------------------------------------------------
@@ -353,11 +372,10 @@ def dispatch(words: list[str], command: list[str] | None) -> int:
 
         raise ConfigError(f"{verb} takes no command, not: {' '.join(command)}")
     use_pocket()
-    match verb:
-        case "submit":
-            return submit(args, job, command)
-        case "resume":
-            return resume(args, job)
+    if verb == "submit":
+        return submit(args, job, command)
+    if verb in ("resume", "drill"):
+        return (resume if verb == "resume" else drill)(args, job)
     from slurm import verbs
 
     return verbs.READING[verb](args)

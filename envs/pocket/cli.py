@@ -49,7 +49,7 @@ def _up(options: argparse.Namespace) -> int:
     shape = f"{len(pocket.nodes)} nodes x {pocket.gpus} fake GPUs"
     lines = [
         f"{pocket.name} is up: {shape}, in {took:.1f} s",
-        "  partitions: batch (default); urgent preempts jobs in preempt (requeued) and cancel (cancelled)",
+        "  partitions: batch (default); urgent preempts jobs in preempt and nograce (requeued) and cancel (cancelled)",
         "  launch.py finds it by itself; for plain sbatch and squeue:",
         f"    export SLURM_CONF={pocket.slurm_conf}",
     ]

@@ -216,5 +216,6 @@ def _partitions() -> Iterator[str]:
     common = "Nodes=ALL MaxTime=1-00:00:00 DefaultTime=30"
     yield f"PartitionName=batch {common} Default=YES PriorityTier=1 PreemptMode=OFF"
     yield f"PartitionName=preempt {common} PriorityTier=1 PreemptMode=REQUEUE GraceTime={GRACE_S}"
+    yield f"PartitionName=nograce {common} PriorityTier=1 PreemptMode=REQUEUE GraceTime=0"
     yield f"PartitionName=cancel {common} PriorityTier=1 PreemptMode=CANCEL GraceTime={GRACE_S}"
     yield f"PartitionName=urgent {common} PriorityTier=10 PreemptMode=OFF"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -195,3 +196,21 @@ def test_scancel_during_the_grace_of_a_preemption_never_comes_back(
     assert run.newest_epoch() == 1, job_log(run)
     if continue_by == "chain":
         assert run.cancelled is not None and run.cancelled["cause"] == "cancel", job_log(run)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("continue_by", ["chain", "requeue"])
+def test_of_twenty_cancels_at_random_times_none_comes_back(launch: Launch, pocket: Pocket, continue_by: str) -> None:
+    """While they wait, as their supervisor starts, while ranks start and run; with the queue empty nothing is left that
+    could come back."""
+    chance = random.Random(continue_by)
+    for batch in range(5):
+        names = [f"{continue_by}-{batch}-{number}" for number in range(4)]
+        words = ["--nodes", "2", "--gpus", "2", "--continue-by", continue_by]
+        runs = [launch(*words, program=WAITS + "wait()\n", name=name) for name in names]
+        for run in runs:
+            time.sleep(chance.random() * 2)  # the moment is what is tested, nothing waits for it
+            pocket.ask("scancel", job_of(run))
+        wait_until(lambda: not pocket.jobs(), "the queue to be empty")
+        assert [run.newest_epoch() for run in runs if run.newest_epoch() > 1] == []
+        assert all(run.cancelled or not run.newest_epoch() for run in runs), [causes(run) for run in runs]

@@ -69,6 +69,7 @@ def test_only_urgent_preempts() -> None:
     assert tiers == {
         "batch": ("1", "OFF"),
         "preempt": ("1", "REQUEUE"),
+        "nograce": ("1", "REQUEUE"),
         "cancel": ("1", "CANCEL"),
         "urgent": ("10", "OFF"),
     }

@@ -1,0 +1,199 @@
+"""`launch.py drill`: a small copy of the user's recipe through faults, and a table of what came of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from envs.drill.endings import START, cancel, done_in_the_grace, other_layouts, poison, two_starters
+from envs.drill.faults import EVALUATION, MATRIX, PREEMPTION, QUICK, RANDOM, REQUEUED, SAVE, STEP, Fault
+from envs.drill.place import Place, Site
+from envs.drill.shrink import shrink
+from envs.drill.stage import Row, Stage
+from envs.drill.watch import Silent, wait_until
+from envs.pocket.errors import PocketError
+from envs.pocket.life import up
+from settings import ConfigError
+
+NODES, GPUS = 2, 2
+"""On the pocket cluster, unless the user says otherwise: four ranks share two cores."""
+STEPS_A_FAULT = 50
+"""Steps that a run has for each of its faults: those before it, and those that pass while Slurm acts."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """One run, and the faults that it goes through."""
+
+    name: str
+    faults: Sequence[Fault]
+    job: Mapping[str, Any]
+    """Settings of its job."""
+
+
+@dataclass(frozen=True)
+class Programme:
+    """What a drill does."""
+
+    courses: Sequence[Course]
+    cancels: Sequence[str] = (STEP,)
+    """Moments at which a run is cancelled."""
+    others: Sequence[Callable[[Stage], Iterator[Row]]] = ()
+
+    @property
+    def steps(self) -> int:
+        """Of each run that goes through faults, and of the one that nobody hurts."""
+        return STEPS_A_FAULT * max(4, *(len(course.faults) for course in self.courses))
+
+
+def chain(faults: Sequence[Fault]) -> Course:
+    return Course("chain", faults, {"partition": "preempt", "continue_by": "chain"})
+
+
+DAILY = Programme([chain(QUICK)])
+WHOLE = Programme(
+    [
+        chain(MATRIX),
+        Course("requeue", REQUEUED, {"partition": "preempt", "continue_by": "requeue"}),
+        Course("nograce", [replace(PREEMPTION, number="F2")], {"partition": "nograce"}),
+        Course("cancel", [replace(PREEMPTION, number="F23")], {"partition": "cancel"}),
+    ],
+    (START, STEP, SAVE, EVALUATION),
+    (poison, two_starters, done_in_the_grace, other_layouts),
+)
+
+
+def at_random(count: int, seed: int) -> Programme:
+    """So many faults of all kinds that kill ranks, nodes and daemons, or end jobs."""
+    return Programme([chain(random.Random(seed).choices(RANDOM, k=count))], cancels=())
+
+
+def on_a_site(programme: Programme) -> Programme:
+    """What the user of a site can do there: nobody kills its nodes."""
+    faults = [fault for fault in programme.courses[0].faults if fault.anywhere]
+    return Programme([Course("chain", faults, {"continue_by": "chain"})], programme.cancels[:1])
+
+
+@dataclass
+class Result:
+    rows: list[Row] = field(default_factory=list)
+    compared: dict[str, list[str]] = field(default_factory=dict)
+    """Of each run that went through faults: what tells it from the one that nobody hurt."""
+    steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not any(row.wrong for row in self.rows) and not any(self.compared.values())
+
+
+def drill(
+    recipe: dict[str, Any], programme: Programme, place: Place, folder: Path, seed: int, console: Console
+) -> Result:
+    """The programme with a small copy of a complete recipe (its `job` section among it).
+
+    Raises ConfigError for a recipe that cannot be made small, Silent when nothing happens any more.
+    """
+    began = time.monotonic()
+    job = recipe["job"]
+    result = Result(steps=programme.steps)
+    small = shrink(recipe, folder, job["nodes"] * job["gpus_per_node"], result.steps)
+    stage = Stage(place, folder, small, seed, lambda line: console.print(f"  {line}", style="dim"))
+    for rows in acts(stage, programme, result):
+        for row in rows:
+            result.rows.append(row)
+            wrong = escape("".join(f"; {what}" for what in row.wrong))
+            console.print(f"  {row.number:<4} {row.injected}: {row.cause}[red]{wrong}[/]")
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def acts(stage: Stage, programme: Programme, result: Result) -> Iterator[Iterator[Row]]:
+    """The parts of a drill, one after another; each gives a row a fault."""
+    hurt = []
+    for course in programme.courses:
+        hurt.append(stage.start(course.name, job=course.job))
+        yield stage.through(hurt[-1], course.faults)
+    whole = stage.start("whole")
+    stage.say("whole: the run that nobody hurts")
+    wait_until(lambda: whole.over, "the whole run", seconds=3600)
+    result.compared.update({run.name: stage.same(run, whole) for run in hurt})
+    yield cancel(stage, programme.cancels)
+    for act in programme.others:
+        yield act(stage)
+
+
+# --- for people -----------------------------------------------------------------------------------------
+
+
+def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
+    """The verb. `recipe`: the user's, with its words laid on it; `job`: what the command line says of the job."""
+    console = Console(highlight=False, soft_wrap=True, stderr=args.json)
+    programme = WHOLE if args.all else at_random(args.random, args.seed or 0) if args.random else DAILY
+    if args.cluster == "local":
+        raise ConfigError("a drill needs a Slurm: leave out --cluster for the pocket cluster, or name the site's")
+    at_home = args.cluster in ("auto", "pocket")
+    shape = {"nodes": NODES, "gpus_per_node": GPUS} if at_home else {}
+    given = {key: value for key, value in recipe["job"].items() if not at_home or key in ("environment", "setup")}
+    launcher = {"launcher": "fork"} if at_home else {}  # four ranks on two cores start in 5 s instead of 11
+    recipe = {**recipe, "job": {"nodes": 1, "gpus_per_node": 1, **launcher, **given, **shape, **job}}
+    runs = Path(args.runs_dir)
+    runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="drill-", dir=runs)).resolve()
+    place: Place = Site()
+    pocket = None
+    try:
+        if at_home:
+            place = pocket = up("pocket-drill", recipe["job"]["nodes"], recipe["job"]["gpus_per_node"])
+        else:
+            programme = on_a_site(programme)
+        count = sum(len(course.faults) for course in programme.courses)
+        console.print(f"[bold]drill of {recipe['name']}[/]: {count} faults, in {folder}")
+        result = drill(recipe, programme, place, folder, args.seed or 0, console)
+    except (Silent, PocketError) as error:
+        console.print(f"[red]the drill ended:[/] {error}\nits runs: {folder}/runs")
+        return 1
+    finally:
+        if pocket:
+            pocket.down()
+    if args.json:
+        print(json.dumps({**asdict(result), "ok": result.ok}, indent=2))
+    else:
+        show(result, console)
+    if result.ok:
+        shutil.rmtree(folder)
+    else:
+        console.print(f"its runs stay: {folder}/runs")
+    return 0 if result.ok else 1
+
+
+def show(result: Result, console: Console) -> None:
+    table = Table(title="drill", title_justify="left")
+    for name in ("", "injected", "at step", "found", "went on in", "back after", "lost", ""):
+        right = name in ("at step", "back after", "lost")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in result.rows:
+        back = "-" if row.back is None else f"{row.back:.0f} s"
+        numbers = ["-" if value is None else str(value) for value in (row.step, row.lost)]
+        verdict = f"[red]{escape('; '.join(row.wrong))}[/]" if row.wrong else "[green]as it must[/]"
+        table.add_row(row.number, row.injected, numbers[0], row.cause, row.went_on, back, numbers[1], verdict)
+    console.print(table)
+    for name, wrong in result.compared.items():
+        if wrong:
+            console.print(f"[red]{name}: not the run that nobody hurt:[/] {escape('; '.join(wrong))}")
+        else:
+            what = f"{result.steps} losses, gradient norms and samples, and the weights"
+            console.print(f"[green]{name}:[/] {what}: bit for bit those of the run that nobody hurt")
+    lost = [row.lost for row in result.rows if row.lost is not None]
+    console.print(f"{len(result.rows)} faults, {sum(lost)} steps done again, {result.seconds:.0f} s")

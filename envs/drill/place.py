@@ -1,0 +1,60 @@
+"""Where a drill takes place: the pocket cluster, whose daemons and nodes can be hurt, or the site's own Slurm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+from envs.pocket.errors import PocketError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Place(Protocol):
+    def env(self) -> dict[str, str]:
+        """Of a process that talks to this Slurm."""
+
+    def ask(self, *argv: str) -> str:
+        """Output of a Slurm command. Raises PocketError."""
+
+    def jobs(self) -> list[str]:
+        """Ids of our jobs that wait or run."""
+
+
+class Breakable(Place, Protocol):
+    """A pocket cluster."""
+
+    @property
+    def nodes(self) -> list[str]: ...
+
+    def node_states(self) -> dict[str, str]: ...
+
+    def wait_ready(self) -> None: ...
+
+    def stop_slurmd(self, node: str) -> None: ...
+
+    def start_slurmd(self, node: str) -> None: ...
+
+    def kill_node(self, node: str) -> None: ...
+
+    def stop_controller(self, crash: bool = False) -> None: ...
+
+    def start_controller(self) -> None: ...
+
+
+class Site:
+    """The Slurm that this machine belongs to: what its user may do there, no more."""
+
+    def env(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    def ask(self, *argv: str) -> str:
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise PocketError(f"`{' '.join(argv)}` failed: {' '.join(done.stderr.split())}")
+        return done.stdout
+
+    def jobs(self) -> list[str]:
+        return self.ask("squeue", "--noheader", "--me", "--format=%i").split()

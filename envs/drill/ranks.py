@@ -1,0 +1,56 @@
+"""The ranks of a run on this machine, and a signal to one: `python -m envs.drill.ranks RUN_DIR SIGNAL` on a node."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from envs.drill.watch import wait_until
+from slurm import below
+from slurm.rundir import RunDir
+
+
+def strike(run: RunDir, number: signal.Signals, dice: random.Random) -> None:
+    os.kill(dice.choice(wait_until(lambda: ranks(run), "ranks")), number)
+
+
+def ranks(run: RunDir) -> list[int]:
+    """Process ids of a run's ranks on this machine: what the lowest shims started."""
+    shims = [pid for pid in _called(below.SHIM) if f'{{"run_dir": "{run.path}"' in _command_line(pid)]
+    lowest = [pid for pid in shims if not below.shims_below(pid)]
+    return sorted(rank for pid in lowest for rank in below.all_below(pid))
+
+
+def step_daemons(job_id: str) -> list[int]:
+    """Process ids of the slurmstepd of a job's srun steps, one a node: they stand between slurmd and the ranks."""
+    title = re.compile(rf"slurmstepd: \[{job_id}\.\d+\]")
+    return [pid for pid in _pids() if title.match(_command_line(pid))]
+
+
+def _called(name: str) -> Iterator[int]:
+    for pid in _pids():
+        try:
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                yield pid
+        except OSError:  # it has just ended
+            continue
+
+
+def _pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    strike(RunDir(Path(sys.argv[1])), signal.Signals[sys.argv[2]], random.Random())

@@ -1,0 +1,111 @@
+"""A user's recipe made small: the same kind of model and tokenizer, a part of the same data, a few hundred steps."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from settings import ConfigError
+from trainer.model_config import folder_config, known_fields
+
+ROWS = 2000
+"""Of every data file."""
+SEQ_LEN = 64
+SEQUENCES = 8
+"""Of a rank, in one step."""
+HANG_SECONDS = 10
+"""A step is a hang after that."""
+SAVES = 24
+"""In a whole run."""
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 64,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "n_embd": 64,
+    "n_inner": 128,
+    "n_head": 4,
+}
+"""What makes a Hugging Face model large, by its config's names; together they fit."""
+COUNTS = {
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
+"""What a model may have fewer of."""
+DROPPED = ("rope_scaling", "rope_parameters", "layer_types", "max_window_layers")
+"""What is fitted to the sizes or the number of the layers, and plays no part at 64 tokens."""
+
+
+def shrink(tree: dict[str, Any], folder: Path, world_size: int, steps: int) -> dict[str, Any]:
+    """The recipe's tree with everything that takes time made small; its data's first rows are written to `folder`.
+
+    What the drill is about stays as it is: tokenizer, format, engine, precision, optimizer. Raises ConfigError.
+    """
+    model, data, train = tree.get("model"), tree.get("data"), tree.get("train")
+    if not (isinstance(model, dict) and isinstance(data, dict) and isinstance(train, dict)):
+        raise ConfigError(f"{tree.get('name')}: a drill needs a recipe with model, data and train")
+    small = {key: value for key, value in tree.items() if key not in ("fork", "watchdog")}
+    small["model"] = small_model(model)
+    small["data"] = {
+        **data,
+        **{split: first_rows(data.get(split, []), folder, split) for split in ("train", "evaluation")},
+        "seq_len": min(SEQ_LEN, data.get("seq_len", SEQ_LEN)),
+        "cache": str(folder / "prepared"),
+    }
+    kept = {key: value for key, value in train.items() if key in ("seed", "precision", "deterministic")}
+    small["train"] = {**kept, "steps": steps, "global_batch_size": world_size * SEQUENCES}
+    small["checkpoint"] = {"every": max(1, steps // SAVES)}
+    small["watchdog"] = {"step_seconds": HANG_SECONDS}
+    if data.get("evaluation"):
+        small["evaluation"] = {"every": max(1, steps // 8), "batches": 4}
+    return small
+
+
+def small_model(model: dict[str, Any]) -> dict[str, Any]:
+    """A new model of the same architecture; its tokenizer stays the user's. Raises ConfigError."""
+    kept = {key: value for key, value in model.items() if key not in ("path", "config")}
+    if model.get("config"):
+        return {**kept, "config": small_config(model["config"])}
+    folder = str(model.get("path"))
+    values = folder_config(folder)
+    known = known_fields(str(values.get("model_type")))
+    values = {key: value for key, value in values.items() if key in known or key == "model_type"}
+    return {"tokenizer": folder, **kept, "config": small_config(values)}
+
+
+def small_config(values: dict[str, Any]) -> dict[str, Any]:
+    """A Hugging Face config with its sizes cut."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in DROPPED:
+            continue
+        if isinstance(value, dict):
+            out[key] = small_config(value)
+        elif key in SIZES and value is not None:
+            out[key] = SIZES[key]
+        elif key in COUNTS and value is not None:
+            out[key] = min(value, COUNTS[key])
+        else:
+            out[key] = value
+    return out
+
+
+def first_rows(files: list[str], folder: Path, split: str) -> list[str]:
+    """Copies of the files' first rows. Raises ConfigError."""
+    out = []
+    for number, file in enumerate(files):
+        target = folder / f"{split}-{number}.jsonl"
+        try:
+            with open(file, "rb") as source, open(target, "wb") as part:
+                part.writelines(islice(source, ROWS))
+        except OSError as error:
+            raise ConfigError(f"{file}: {error.strerror}") from None
+        out.append(str(target))
+    return out

@@ -1,0 +1,146 @@
+"""The drill's own judgement: what it makes small, and what it lets pass."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durable import append_line
+from envs.drill.drill import WHOLE, at_random, on_a_site
+from envs.drill.faults import KILL, PREEMPTION, TIME_LIMIT, Fault, Scene
+from envs.drill.place import Site
+from envs.drill.shrink import ROWS, shrink, small_config, small_model
+from envs.drill.stage import Row, judge
+from envs.drill.watch import history, weights
+from settings import ConfigError, dump_yaml
+from slurm.rundir import RunDir
+from trainer import config
+from trainer.model_config import new_config
+from trainer.plan import batch_layout
+
+LARGE = {
+    "llama": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    | {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256}
+    | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}},
+    "mixtral": {"hidden_size": 4096, "num_hidden_layers": 32, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "gpt2": {"n_embd": 1600, "n_layer": 48, "n_head": 25, "vocab_size": 50257},
+    "qwen2": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
+    | {"layer_types": ["full_attention"] * 28, "max_window_layers": 28},
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_model_becomes_a_small_one_that_can_be_built(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "torch_dtype": "bfloat16", **LARGE[kind]}))
+    small = small_model({"path": str(tmp_path), "attention": "eager"})
+    assert small["attention"] == "eager" and small["tokenizer"] == str(tmp_path) and "path" not in small
+    built = new_config(config.Model(**small))
+    assert built.hidden_size == 64 and built.num_hidden_layers == 2
+    assert built.hidden_size % built.num_attention_heads == 0
+    assert built.vocab_size == LARGE[kind].get("vocab_size", built.vocab_size)
+    assert small_config(small["config"]) == small["config"]
+
+
+def test_a_small_recipe_is_whole_and_reads_a_part_of_the_data(tmp_path: Path) -> None:
+    rows = tmp_path / "train.jsonl"
+    rows.write_text("".join(f'{{"text": "{i}"}}\n' for i in range(3 * ROWS)))
+    (tmp_path / "parts").mkdir()
+    tree = {
+        "name": "big",
+        "model": {"config": {"model_type": "llama", **LARGE["llama"]}, "tokenizer": "t"},
+        "data": {"train": [str(rows)], "evaluation": [str(rows)], "seq_len": 8192, "format": "text"},
+        "train": {"epochs": 3, "global_batch_size": 1024, "micro_batch_size": 2, "seed": 7, "precision": "bf16"},
+        "optim": {"lr": 1e-5},
+        "engine": {"kind": "fsdp"},
+        "checkpoint": {"every": 1000, "keep": 5},
+        "fork": "elsewhere",
+    }
+    small = config.resolve(shrink(tree, tmp_path / "parts", 4, 200), "small")
+    assert batch_layout(small.train, 4).gradient_accumulation_steps == 1
+    assert (small.train.steps, small.train.seed, small.train.precision) == (200, 7, "bf16")
+    assert small.engine == config.Fsdp() and small.fork is None and small.data.seq_len == 64
+    assert len(Path(small.data.train[0]).read_text().splitlines()) == ROWS
+    assert small.data.train != small.data.evaluation and small.checkpoint.every * 20 <= 200
+    with pytest.raises(ConfigError, match="big: a drill needs a recipe with model, data and train"):
+        shrink({"name": "big"}, tmp_path, 4, 200)
+
+
+class Told:
+    """A run folder in which a run has gone through one fault."""
+
+    def __init__(
+        self, folder: Path, cause: str = "crash", reached: int = 17, resumed: int = 10, job: str = "2"
+    ) -> None:
+        self.run = RunDir(folder)
+        (folder / "claims").mkdir(parents=True)
+        (folder / "config.yaml").write_text(dump_yaml({"checkpoint": {"every": 10}}))
+        self.claim(1, "1")
+        self.tell(1, "resume", 0)
+        self.steps(1, 1, reached)
+        end = {"attempt": 1, "cause": cause, "reason": "why", "job_id": "1"}
+        append_line(folder / "attempts.jsonl", end)
+        self.claim(2, job)
+        self.tell(2, "resume", resumed)
+        self.steps(2, resumed + 1, 20)
+
+    def claim(self, epoch: int, job: str) -> None:
+        claim = {"epoch": epoch, "job_id": job, "restart_count": 0, "time": 0.0}
+        (self.run.claims_dir / f"{epoch:04d}.json").write_text(json.dumps(claim))
+
+    def tell(self, epoch: int, kind: str, step: int, **values: Any) -> None:
+        append_line(
+            self.run.events, {"epoch": epoch, "event": kind, "step": step, "time": step + 5.0 * epoch, **values}
+        )
+
+    def steps(self, epoch: int, first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            self.tell(epoch, "step", step, loss=1 / step, grad_norm=1.0, hash=step)
+
+    def judged(self, fault: Fault) -> Row:
+        row = Row(fault.number, fault.text)
+        judge(Scene(Site(), self.run, 1, random.Random(0)), fault, row)
+        return row
+
+
+def test_a_crash_that_loses_what_it_may(tmp_path: Path) -> None:
+    row = Told(tmp_path / "run").judged(KILL)
+    assert row.wrong == [] and (row.cause, row.lost, row.went_on) == ("crash", 7, "the next job")
+    assert row.back == 11 + 10 - (17 + 5)
+
+
+@pytest.mark.parametrize(
+    ("told", "fault", "words"),
+    [
+        ({"cause": "hang"}, KILL, "expected crash: why"),
+        ({"reached": 17, "resumed": 0}, KILL, "17 steps were lost, 10 may be"),
+        ({"cause": "timeout"}, TIME_LIMIT, "7 steps were lost, 0 may be"),
+        ({"cause": "cancel", "resumed": 17}, PREEMPTION, "expected preemption: why"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, told: dict[str, Any], fault: Fault, words: str) -> None:
+    assert words in Told(tmp_path / "run", **told).judged(fault).wrong
+
+
+def test_a_run_that_does_not_go_on_is_wrong(tmp_path: Path) -> None:
+    told = Told(tmp_path / "run")
+    told.run.events.write_text("".join(told.run.events.read_text().splitlines(keepends=True)[:18]))
+    told.run.cancel("no progress", "three attempts")
+    assert "three attempts" in told.judged(KILL).wrong[0]
+
+
+def test_only_the_steps_that_count_are_compared(tmp_path: Path) -> None:
+    run = Told(tmp_path / "run").run
+    assert history(run, "hash") == [(step, step) for step in range(1, 21)]
+    (run.path / "DONE").write_text('{"sha256": "ab"}')
+    assert weights(run) == "ab"
+
+
+def test_programmes() -> None:
+    assert at_random(20, 1) == at_random(20, 1) != at_random(20, 2)
+    assert len(at_random(20, 1).courses[0].faults) == 20
+    site = on_a_site(WHOLE)
+    assert {fault.number for fault in site.courses[0].faults} == {"F3", "F5"} and len(site.cancels) == 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from durable import write_atomic
 from slurm import hostfile, progress
-from slurm.cause import RankExit, attempt_cause, cut_short, failed_node, foreign_cause, scheduler_cause
+from slurm.cause import FAILURES, RankExit, attempt_cause, cut_short, failed_node, foreign_cause, scheduler_cause
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
 from slurm.ends import events, failure, read_ends
@@ -20,7 +20,9 @@ from slurm.logs import first_failure, job_log, srun_words
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Scheduler
 from slurm.shim import WAITED
-from slurm.step import Step, enter
+from slurm.step import EXITS, Step, enter
+
+STEP_OUTLIVES = 30.0  # seconds; torchrun's agent may still end
 
 
 def trainer_argv(run: RunDir, python: str) -> tuple[str, ...]:
@@ -43,6 +45,9 @@ class Attempt:
     def __post_init__(self) -> None:
         self.deadline = self.scheduler.deadline(self.scheduler.facts())
         self.words: list[str] = []
+        self.left: float | None = None
+        """When all ranks had left, as far as we have looked."""
+        self.stuck = False
         self.first_step = self.run.committed_step()
         log = job_log(self.run, self.scheduler.job_id)
         self.log_start = log.stat().st_size if log.exists() else 0
@@ -62,9 +67,11 @@ class Attempt:
             try:
                 if info is not None and info.si_signo != signal.SIGCHLD:
                     self.on_signal(signal.Signals(info.si_signo))
-                if time.monotonic() >= next_poll:
+                if look := time.monotonic() >= next_poll:
                     next_poll = time.monotonic() + self.job.poll_seconds
                     self.poll()
+                if (look or self.words) and self.outlived(step):
+                    process.kill()
             except OSError as error:  # a full disk must not end healthy ranks
                 print(f"outlast: {error}", flush=True)
         return self.record(step, self.scheduler.facts())
@@ -130,6 +137,18 @@ class Attempt:
         elif foreign_late and time.time() > self.deadline - self.job.lead_seconds:  # type: ignore[operator]
             self.tell_ranks("deadline")
 
+    def outlived(self, step: Step) -> bool:
+        """Whether the step goes on without its ranks. srun waits for ever for a slurmstepd that was killed (seen)."""
+        if (
+            self.left is None
+            and len(list(self.run.attempt_dir(self.claim.epoch).glob(EXITS))) == step.layout.world_size
+        ):
+            self.left = time.monotonic()
+        # When Slurm ends the job for a lost node, the end must be written before it ends us as well.
+        patience = 1.0 if "node_failure" in self.words else STEP_OUTLIVES
+        self.stuck = self.left is not None and time.monotonic() > self.left + patience
+        return self.stuck
+
     def tell_ranks(self, why: str, facts: JobFacts | None = None) -> None:
         """Our word to this attempt's ranks: save and leave. In a preemption's grace they hear how long it lasts. A
         foreign command may go on after it, and gets another one for another reason."""
@@ -146,6 +165,9 @@ class Attempt:
         reason = self.stop_reason()
         why = foreign_cause if step.foreign else attempt_cause
         cause = why(exits, scheduler_cause(facts, self.scheduler.restart_count), reason)
+        if self.stuck and cause in (*FAILURES, "signal"):
+            # Its dead step keeps the GPUs: Slurm would let the next one of this job wait as long.
+            cause, reason = "node_failure", "a node's slurmstepd is gone: srun did not end with its ranks"
         return {
             "attempt": self.claim.epoch,
             "job_id": self.scheduler.job_id,

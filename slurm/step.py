@@ -21,6 +21,10 @@ CODE = Path(__file__).parent.parent
 _SHIM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from slurm.shim import main; sys.exit(main(sys.argv[1]))"
 
 
+EXITS = "rank-*.exit"
+"""A rank's end, in the logs of its attempt."""
+
+
 @dataclass(frozen=True)
 class Step:
     run_dir: str
@@ -71,7 +75,7 @@ class Step:
 def read_exits(logs: Path) -> dict[int, dict[str, Any]]:
     """Ends of an attempt's ranks so far, by rank: {"rank", "code", "signal", "memory", "oom", "host", "time"}."""
     found = {}
-    for file in logs.glob("rank-*.exit"):
+    for file in logs.glob(EXITS):
         with suppress(OSError, ValueError):
             end = json.loads(file.read_text(encoding="utf-8"))
             found[int(end["rank"])] = end

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -28,8 +29,12 @@ from settings import ConfigError
 
 NODES, GPUS = 2, 2
 """On the pocket cluster, unless the user says otherwise: four ranks share two cores."""
-STEPS_A_FAULT = 50
-"""Steps that a run has for each of its faults: those before it, and those that pass while Slurm acts."""
+SPARE = 1
+"""Nodes more: a run goes on elsewhere while a lost node's ranks may live on."""
+STEPS_A_FAULT = 60
+"""Steps that a run has for each of its faults: to a checkpoint, to the moment, to the next attempt's first ones."""
+PACE_STEPS = 60
+"""Of the run that tells how long a step takes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Course:
     faults: Sequence[Fault]
     job: Mapping[str, Any]
     """Settings of its job."""
+    to_the_end: bool = False
+    """Else it is stopped after its last fault: what was done so far is compared."""
+
+    def steps(self, step_seconds: float) -> int:
+        return int(sum(STEPS_A_FAULT + fault.seconds / step_seconds for fault in self.faults)) + STEPS_A_FAULT
 
 
 @dataclass(frozen=True)
@@ -51,14 +61,13 @@ class Programme:
     """Moments at which a run is cancelled."""
     others: Sequence[Callable[[Stage], Iterator[Row]]] = ()
 
-    @property
-    def steps(self) -> int:
+    def steps(self, step_seconds: float) -> int:
         """Of each run that goes through faults, and of the one that nobody hurts."""
-        return STEPS_A_FAULT * max(4, *(len(course.faults) for course in self.courses))
+        return max(course.steps(step_seconds) for course in self.courses)
 
 
 def chain(faults: Sequence[Fault]) -> Course:
-    return Course("chain", faults, {"partition": "preempt", "continue_by": "chain"})
+    return Course("chain", faults, {"partition": "preempt", "continue_by": "chain"}, to_the_end=True)
 
 
 DAILY = Programme([chain(QUICK)])
@@ -82,7 +91,7 @@ def at_random(count: int, seed: int) -> Programme:
 def on_a_site(programme: Programme) -> Programme:
     """What the user of a site can do there: nobody kills its nodes."""
     faults = [fault for fault in programme.courses[0].faults if fault.anywhere]
-    return Programme([Course("chain", faults, {"continue_by": "chain"})], programme.cancels[:1])
+    return Programme([Course("chain", faults, {"continue_by": "chain"}, to_the_end=True)], programme.cancels[:1])
 
 
 @dataclass
@@ -107,9 +116,11 @@ def drill(
     """
     began = time.monotonic()
     job = recipe["job"]
-    result = Result(steps=programme.steps)
-    small = shrink(recipe, folder, job["nodes"] * job["gpus_per_node"], result.steps)
+    result = Result()
+    small = shrink(recipe, folder, job["nodes"] * job["gpus_per_node"], PACE_STEPS)
     stage = Stage(place, folder, small, seed, lambda line: console.print(f"  {line}", style="dim"))
+    stage.say("pace: how long a step takes")
+    result.steps = stage.recipe["train"]["steps"] = programme.steps(stage.pace())
     for rows in acts(stage, programme, result):
         for row in rows:
             result.rows.append(row)
@@ -124,7 +135,7 @@ def acts(stage: Stage, programme: Programme, result: Result) -> Iterator[Iterato
     hurt = []
     for course in programme.courses:
         hurt.append(stage.start(course.name, job=course.job))
-        yield stage.through(hurt[-1], course.faults)
+        yield stage.through(hurt[-1], course.faults, course.to_the_end)
     whole = stage.start("whole")
     stage.say("whole: the run that nobody hurts")
     wait_until(lambda: whole.over, "the whole run", seconds=3600)
@@ -155,7 +166,8 @@ def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
     pocket = None
     try:
         if at_home:
-            place = pocket = up("pocket-drill", recipe["job"]["nodes"], recipe["job"]["gpus_per_node"])
+            nodes = recipe["job"]["nodes"] + SPARE
+            place = pocket = up("pocket-drill", nodes, recipe["job"]["gpus_per_node"])
         else:
             programme = on_a_site(programme)
         count = sum(len(course.faults) for course in programme.courses)
@@ -179,21 +191,24 @@ def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
 
 
 def show(result: Result, console: Console) -> None:
-    table = Table(title="drill", title_justify="left")
-    for name in ("", "injected", "at step", "found", "went on in", "back after", "lost", ""):
-        right = name in ("at step", "back after", "lost")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("fault", "injected", "at", "found", "went on", "back", "lost", ""):
+        table.add_column(name, justify="right" if name in ("at", "back", "lost") else "left")
     for row in result.rows:
+        at, lost = ("-" if value is None else str(value) for value in (row.step, row.lost))
         back = "-" if row.back is None else f"{row.back:.0f} s"
-        numbers = ["-" if value is None else str(value) for value in (row.step, row.lost)]
-        verdict = f"[red]{escape('; '.join(row.wrong))}[/]" if row.wrong else "[green]as it must[/]"
-        table.add_row(row.number, row.injected, numbers[0], row.cause, row.went_on, back, numbers[1], verdict)
+        verdict = "[red]no[/]" if row.wrong else "[green]ok[/]"
+        table.add_row(row.number, row.injected, at, row.cause, row.went_on, back, lost, verdict)
     console.print(table)
-    for name, wrong in result.compared.items():
-        if wrong:
-            console.print(f"[red]{name}: not the run that nobody hurt:[/] {escape('; '.join(wrong))}")
+    for row in result.rows:
+        for wrong in row.wrong:
+            console.print(f"[red]{row.number} {row.injected}:[/] {escape(wrong)}")
+    for name, found in result.compared.items():
+        if found:
+            console.print(f"[red]{name}: not the run that nobody hurt:[/] {escape('; '.join(found))}")
         else:
-            what = f"{result.steps} losses, gradient norms and samples, and the weights"
-            console.print(f"[green]{name}:[/] {what}: bit for bit those of the run that nobody hurt")
-    lost = [row.lost for row in result.rows if row.lost is not None]
-    console.print(f"{len(result.rows)} faults, {sum(lost)} steps done again, {result.seconds:.0f} s")
+            console.print(
+                f"[green]{name}:[/] bit for bit the run that nobody hurt: losses, gradients, samples, weights"
+            )
+    again = sum(row.lost or 0 for row in result.rows)
+    console.print(f"{len(result.rows)} faults, {again} steps done again, {result.seconds:.0f} s")

@@ -52,7 +52,7 @@ def poison(stage: Stage) -> Iterator[Row]:
     world = stage.recipe["job"]["nodes"] * stage.recipe["job"]["gpus_per_node"]
     large = {"global_batch_size": 512 * world, "micro_batch_size": 512}
     little = {"setup": ["ulimit -v 4000000"]}  # KiB a process: enough to start, not for such a step
-    broken = {"launcher": "srun", "environment": {"PYTHONHOME": "/nowhere"}}
+    broken = {"launcher": "srun", "environment": {"TORCH_DISTRIBUTED_DEBUG": "nonsense"}}  # torch does not import then
     kinds: list[tuple[str, str, dict[str, Any]]] = [
         ("exit 1 at the start", "crash", {"job": broken}),
         ("a loss that is not finite", "crash", {"optim": {"lr": 1e30}}),
@@ -83,7 +83,7 @@ def two_starters(stage: Stage) -> Iterator[Row]:
     stage.place.ask("sbatch", "--parsable", str(run.script))
     wait_until(lambda: run.over and len(run.attempts()) == run.newest_epoch(), "the end")
     gone(stage, run)
-    row.cause, row.went_on = str(run.attempts()[-1]["cause"]), "the same nodes"
+    row.cause, row.went_on = str(run.attempts()[-1]["cause"]), "same nodes"
     if run.newest_epoch() != 1 or not run.done:
         row.wrong.append(f"{run.newest_epoch()} attempts, done: {run.done}")
     yield row
@@ -113,7 +113,7 @@ def other_layouts(stage: Stage) -> Iterator[Row]:
     run, first = stage.start("layouts"), (job["nodes"], job["gpus_per_node"])
     whole = {event["step"]: event for event in events(RunDir(stage.folder / "runs" / "whole"), "step")}
     for epoch, (nodes, gpus) in enumerate([(1, 1), (1, first[1]), (first[0], 1), first], 1):
-        row = Row("F16", f"stop, and resume on {nodes} x {gpus}", cause="stop", went_on="the next job")
+        row = Row("F16", f"stop, and resume on {nodes} x {gpus}", cause="stop", went_on="next job")
         row.step = ready(Scene(stage.place, run, epoch, random.Random(f"{stage.seed} {epoch}")), STEP)
         stage.launch("stop", "layouts")
         wait_until(lambda: run.over, "the stop")

@@ -16,6 +16,7 @@ from typing import cast
 from envs.drill.place import Breakable, Place, Site
 from envs.drill.ranks import ranks, step_daemons, strike
 from envs.drill.watch import wait_until
+from slurm import nodelist
 from slurm.rundir import RunDir
 
 STEP, SAVE, EVALUATION = "a step", "a save", "an evaluation"
@@ -41,8 +42,9 @@ class Scene:
         return cast(Breakable, self.place)
 
     @property
-    def last_node(self) -> str:
-        return self.pocket.nodes[-1]
+    def nodes(self) -> list[str]:
+        """The batch host first."""
+        return nodelist.expand(self.place.ask("squeue", "--noheader", "--format=%N", f"--jobs={self.job}").strip())
 
     @property
     def job_start(self) -> float:
@@ -67,6 +69,8 @@ class Fault:
     causes: tuple[str, ...]
     """What the attempt's end may be called."""
     moment: str = STEP
+    seconds: float = 2.0
+    """For which the steps may go on after it."""
     replays: bool = False
     """Steps since the last save may be lost, and are done again; else none is."""
     mend: Callable[[Scene], None] | None = None
@@ -126,34 +130,32 @@ def kill_again_at_the_start(scene: Scene) -> None:
 
 
 def kill_step_daemon(scene: Scene) -> None:
-    os.kill(scene.dice.choice(step_daemons(scene.job)), signal.SIGKILL)
+    os.kill(scene.dice.choice(step_daemons(scene.run)), signal.SIGKILL)
 
 
 def kill_slurmd(scene: Scene) -> None:
-    scene.pocket.stop_slurmd(scene.last_node)
+    scene.pocket.stop_slurmd(scene.nodes[-1])
 
 
 def kill_both_daemons(scene: Scene) -> None:
+    found = step_daemons(scene.run)
     kill_slurmd(scene)
-    for pid in step_daemons(scene.job):
+    for pid in found:
         os.kill(pid, signal.SIGKILL)
 
 
 def kill_node(scene: Scene) -> None:
-    scene.pocket.kill_node(scene.last_node)
+    scene.pocket.kill_node(scene.nodes[-1])
 
 
 def kill_batch_host(scene: Scene) -> None:
-    """The supervisor dies with it, so nobody writes the attempt's end: the node comes back once Slurm has missed it."""
-    node = scene.pocket.nodes[0]
-    scene.pocket.kill_node(node)
-    wait_until(lambda: scene.pocket.node_states()[node].startswith("down"), f"Slurm to miss {node}")
-    scene.pocket.start_slurmd(node)
-    scene.pocket.wait_ready()
+    """The supervisor dies with it: the next job writes the attempt's end."""
+    scene.pocket.kill_node(scene.nodes[0])
 
 
-def mend_node(scene: Scene) -> None:
-    scene.pocket.start_slurmd(scene.last_node)
+def mend_nodes(scene: Scene) -> None:
+    for node in scene.pocket.nodes:
+        scene.pocket.start_slurmd(node)
     scene.pocket.wait_ready()
 
 
@@ -192,10 +194,10 @@ _LOST_NODE = ("node_failure", "crash", "requeued")
 """Whether the other ranks' connections break before Slurm misses the node."""
 
 KILL = Fault("F5", "kill -9 of a rank", send(signal.SIGKILL), ("crash",), replays=True, anywhere=True)
-TIME_LIMIT = Fault("F3", "the time limit, without any signal", time_limit, ("timeout",), anywhere=True)
-PREEMPTION = Fault("F1", "an urgent job wants the nodes", preempt, ("preemption",))
+TIME_LIMIT = Fault("F3", "time limit, no signal", time_limit, ("timeout",), seconds=10, anywhere=True)
+PREEMPTION = Fault("F1", "urgent job wants the nodes", preempt, ("preemption",))
 NODE_LOSS = Fault(
-    "F6", "a node loses its power", kill_node, _LOST_NODE, replays=True, mend=mend_node, check=no_later_commit
+    "F6", "node loses its power", kill_node, _LOST_NODE, replays=True, mend=mend_nodes, check=no_later_commit
 )
 
 QUICK = (KILL, TIME_LIMIT, PREEMPTION, NODE_LOSS)
@@ -211,7 +213,13 @@ MATRIX = (
     Fault("F6", "kill -9 of a slurmstepd", kill_step_daemon, _LOST_NODE, replays=True, check=no_later_commit),
     NODE_LOSS,
     Fault(
-        "F6", "the batch host loses its power", kill_batch_host, ("node_failure",), replays=True, check=no_later_commit
+        "F6",
+        "batch host loses its power",
+        kill_batch_host,
+        ("node_failure",),
+        replays=True,
+        mend=mend_nodes,
+        check=no_later_commit,
     ),
     Fault(
         "F6",
@@ -219,16 +227,17 @@ MATRIX = (
         kill_both_daemons,
         _LOST_NODE,
         replays=True,
-        mend=mend_node,
+        mend=mend_nodes,
         check=no_later_commit,
     ),
     Fault(
         "F7",
-        "kill -9 of slurmd, its ranks live on",
+        "kill -9 of slurmd alone",
         kill_slurmd,
         _LOST_NODE,
+        seconds=25,
         replays=True,
-        mend=mend_node,
+        mend=mend_nodes,
         check=no_later_commit,
     ),
     Fault("F8", "a rank is frozen", send(signal.SIGSTOP), ("hang",), replays=True, check=stacks_are_there),
@@ -236,7 +245,7 @@ MATRIX = (
     Fault("F15", "two stop signals to ranks", send_twice, ("signal",)),
     Fault("F15", "a stop signal by scancel", ask_to_stop, ("signal",)),
     Fault("F18", "TERM while slurmctld is dead", crash_controller, ("signal",), mend=mend_controller),
-    Fault("F19", "submitit's folder is deleted", lose_submitit_folder, ("timeout",)),
+    Fault("F19", "submitit's folder is deleted", lose_submitit_folder, ("timeout",), seconds=10),
 )
 """What a run goes on after, in a chain of jobs."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -26,10 +25,22 @@ def ranks(run: RunDir) -> list[int]:
     return sorted(rank for pid in lowest for rank in below.all_below(pid))
 
 
-def step_daemons(job_id: str) -> list[int]:
-    """Process ids of the slurmstepd of a job's srun steps, one a node: they stand between slurmd and the ranks."""
-    title = re.compile(rf"slurmstepd: \[{job_id}\.\d+\]")
-    return [pid for pid in _pids() if title.match(_command_line(pid))]
+def step_daemons(run: RunDir) -> list[int]:
+    """Process ids of the slurmstepd that stand between slurmd and a run's ranks, one a node."""
+    return sorted({above for rank in ranks(run) if (above := _step_daemon(rank))})
+
+
+def _step_daemon(pid: int) -> int | None:
+    """The slurmstepd above a process. Its title is of no use: Slurm cuts it to the length of its first command line."""
+    while pid > 1:
+        try:
+            head, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        except OSError:
+            return None
+        if head.endswith("(slurmstepd"):
+            return pid
+        pid = int(rest.split()[1])
+    return None
 
 
 def _called(name: str) -> Iterator[int]:

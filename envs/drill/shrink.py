@@ -16,8 +16,8 @@ SEQUENCES = 8
 """Of a rank, in one step."""
 HANG_SECONDS = 10
 """A step is a hang after that."""
-SAVES = 24
-"""In a whole run."""
+SAVE_EVERY, EVALUATE_EVERY = 12, 30
+"""Steps."""
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -61,10 +61,10 @@ def shrink(tree: dict[str, Any], folder: Path, world_size: int, steps: int) -> d
     }
     kept = {key: value for key, value in train.items() if key in ("seed", "precision", "deterministic")}
     small["train"] = {**kept, "steps": steps, "global_batch_size": world_size * SEQUENCES}
-    small["checkpoint"] = {"every": max(1, steps // SAVES)}
+    small["checkpoint"] = {"every": SAVE_EVERY}
     small["watchdog"] = {"step_seconds": HANG_SECONDS}
     if data.get("evaluation"):
-        small["evaluation"] = {"every": max(1, steps // 8), "batches": 4}
+        small["evaluation"] = {"every": EVALUATE_EVERY, "batches": 4}
     return small
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from durable import write_atomic
-from envs.drill.faults import EVALUATION, SAVE, Fault, Scene
+from envs.drill.faults import EVALUATION, SAVE, STEP, Fault, Scene
 from envs.drill.place import ROOT, Place
 from envs.drill.watch import Silent, events, history, last_step, wait_until, weights
 from settings import dump_yaml, merge, read_yaml
 from slurm.rundir import RunDir
+
+END = 1800.0
+"""Seconds in which the rest of a run passes."""
 
 
 @dataclass
@@ -60,17 +64,28 @@ class Stage:
             raise Silent(f"launch.py {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
 
-    def through(self, run: RunDir, faults: Sequence[Fault]) -> Iterator[Row]:
-        """One run through faults, one after another, to its end."""
+    def pace(self) -> float:
+        """Seconds of a step, by a short run."""
+        run = self.start("pace")
+        wait_until(lambda: run.over, f"the end of {run.path}")
+        if not (steps := events(run, "step")):
+            raise Silent(f"{run.path} made no step: {run.cancelled}")
+        return float(statistics.median(step["seconds"] for step in steps))
+
+    def through(self, run: RunDir, faults: Sequence[Fault], to_the_end: bool) -> Iterator[Row]:
+        """One run through faults, one after another; to its end, or until it goes on after the last one."""
         for number, fault in enumerate(faults):
             dice = random.Random(f"{self.seed} {run.name} {number}")
             scene = Scene(self.place, run, max(1, run.newest_epoch()), dice)
             self.say(f"{run.name}: {fault.text}")
             yield self.one(scene, fault)
-        wait_until(lambda: run.over and len(run.attempts()) == run.newest_epoch(), f"the end of {run.path}")
+        if not to_the_end and not run.over:
+            self.launch("stop", run.name)
+        wait_until(lambda: run.over and len(run.attempts()) == run.newest_epoch(), f"the end of {run.path}", END)
 
     def one(self, scene: Scene, fault: Fault) -> Row:
-        run, row = scene.run, Row(fault.number, f"{fault.text}, in {fault.moment}")
+        when = "" if fault.moment == STEP else f", in {fault.moment}"
+        run, row = scene.run, Row(fault.number, f"{fault.text}{when}")
         try:
             row.step = ready(scene, fault.moment)
             fault.inject(scene)
@@ -78,21 +93,23 @@ class Stage:
         finally:
             if fault.mend:
                 fault.mend(scene)
-        wait_until(lambda: run.over or events(run, "step", scene.epoch + 1), f"a step of attempt {scene.epoch + 1}")
+        wait_until(lambda: run.over or going_on(run, scene.epoch), f"a step after attempt {scene.epoch}")
         judge(scene, fault, row)
         return row
 
     def same(self, run: RunDir, whole: RunDir) -> list[str]:
         """What tells a run from the one that nobody hurt: no loss, no gradient norm, no sample, no weight may."""
-        if not (run.done and whole.done):
+        stopped = (run.cancelled or {}).get("cause") == "stop"
+        if not whole.done or not (run.done or stopped):
             return [f"{one.name} did not finish: {one.cancelled}" for one in (run, whole) if not one.done]
         keys = ("loss", "grad_norm", "hash")
         pairs = zip(history(run, *keys), history(whole, *keys), strict=False)
         other = [ours[0] for ours, theirs in pairs if ours != theirs]
         wrong = [f"step {other[0]} has another loss, gradient or samples ({len(other)} steps)"] if other else []
-        if len(history(run)) != len(history(whole)):
-            wrong.append(f"{len(history(run))} steps instead of {len(history(whole))}")
-        if weights(run) != weights(whole):
+        steps = run.committed_step() if stopped else len(history(whole))
+        if len(history(run)) != steps:
+            wrong.append(f"{len(history(run))} steps instead of {steps}")
+        if run.done and weights(run) != weights(whole):
             wrong.append("other weights")
         audit = subprocess.run(
             [sys.executable, "-m", "trainer.audit", str(run.path)], cwd=ROOT, capture_output=True, text=True
@@ -128,32 +145,39 @@ def saving(run: RunDir, epoch: int) -> bool:
     return next((run.path / "checkpoints").glob(f".tmp-*-e{epoch:04d}-*"), None) is not None
 
 
+def going_on(run: RunDir, epoch: int) -> int | None:
+    """The attempt after `epoch` that does steps again: one that a second signal ended at its start did none."""
+    return next((event["epoch"] for event in events(run, "step") if event["epoch"] > epoch), None)
+
+
 def judge(scene: Scene, fault: Fault, row: Row) -> None:
     """Fill in what came of a fault, and what of it is wrong."""
     run, epoch = scene.run, scene.epoch
-    end = next(record for record in run.attempts() if record["attempt"] == epoch)
+    end = next((record for record in run.attempts() if record["attempt"] == epoch), None)
+    if end is None:
+        row.wrong.append("the run was over before it was felt: give it more steps")
+        return
     row.cause = end["cause"]
     if end["cause"] not in fault.causes:
         row.wrong.append(f"expected {' or '.join(fault.causes)}: {end['reason']}")
     if wrong := fault.check(scene):
         row.wrong.append(wrong)
-    resumed = events(run, "resume", epoch + 1)
-    if not resumed:
+    later = going_on(run, epoch)
+    if later is None:
         row.wrong.append(f"the run did not go on: {run.cancelled}")
         return
-    row.lost = max(0, last_step(run, epoch) - resumed[0]["step"])
+    row.lost = max(0, last_step(run, epoch) - events(run, "resume", later)[0]["step"])
     allowed = read_yaml(run.path / "config.yaml")["checkpoint"]["every"] if fault.replays else 0
     if row.lost > allowed:
         row.wrong.append(f"{row.lost} steps were lost, {allowed} may be")
-    row.went_on = where(run, epoch)
-    before, after = events(run, "step", epoch), events(run, "step", epoch + 1)
-    if before and after:
-        row.back = after[0]["time"] - before[-1]["time"]
+    row.went_on = where(run, epoch, later)
+    if before := events(run, "step", epoch):
+        row.back = events(run, "step", later)[0]["time"] - before[-1]["time"]
 
 
-def where(run: RunDir, epoch: int) -> str:
-    """Where the attempt after `epoch` ran."""
-    old, new = run.read_claim(epoch), run.read_claim(epoch + 1)
+def where(run: RunDir, epoch: int, later: int) -> str:
+    """Where the attempt that went on after `epoch` ran."""
+    old, new = run.read_claim(epoch), run.read_claim(later)
     if old is None or new is None or old.job_id != new.job_id:
-        return "the next job"
-    return "the same job again" if old.restart_count != new.restart_count else "the same nodes"
+        return "next job"
+    return "same job" if old.restart_count != new.restart_count else "same nodes"

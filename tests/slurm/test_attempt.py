@@ -1,0 +1,70 @@
+"""One attempt, over a step that is no srun."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from slurm import attempt
+from slurm.attempt import Attempt
+from slurm.commands import JobFacts
+from slurm.config import make_job
+from slurm.rundir import RunDir
+from slurm.scheduler import Local
+from slurm.step import Step
+
+
+class OneNode(Local):
+    """Its step runs a shell's words."""
+
+    words = ""
+
+    def facts(self) -> JobFacts | None:
+        return None
+
+    def step_argv(self, step: Step) -> list[str]:
+        return ["sh", "-c", f"cd {step.run_dir}/logs/attempt-0001; {self.words}"]
+
+
+def ends(*codes: int) -> str:
+    files = {f"rank-{rank:04d}.exit": {"rank": rank, "code": code, "signal": None} for rank, code in enumerate(codes)}
+    told = [f"echo '{json.dumps({**end, 'time': 1.0, 'host': 'n'})}' > {name}" for name, end in files.items()]
+    return "; ".join(told)
+
+
+@pytest.mark.parametrize(
+    ("codes", "cause"), [((1, 1), "node_failure"), ((75, 75), "node_failure"), ((0, 0), "done"), ((78, 78), "config")]
+)
+def test_a_step_that_does_not_end_with_its_ranks_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: tuple[int, ...], cause: str
+) -> None:
+    """As srun, whose slurmstepd was killed: it would wait to the time limit, and a next step with it."""
+    monkeypatch.setattr(attempt, "STEP_OUTLIVES", 0.2)
+    run = RunDir(tmp_path / "run")
+    run.logs.mkdir(parents=True)
+    job = make_job({"name": "x", "gpus_per_node": 2, "cluster": "local", "poll_seconds": 0.1}, "test")
+    scheduler = OneNode(job)
+    scheduler.words = f"{ends(*codes)}; exec sleep 1000"
+    claim = run.claim(None, 0, after=0)
+    assert claim is not None
+    began = time.monotonic()
+    record = Attempt(run, job, scheduler, claim, lambda reason: None, lambda: None).execute()
+    assert time.monotonic() - began < 60
+    assert record["cause"] == cause
+    assert ("slurmstepd is gone" in record["reason"]) == (cause == "node_failure")
+
+
+def test_a_step_whose_ranks_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "STEP_OUTLIVES", 0.5)
+    run = RunDir(tmp_path / "run")
+    run.logs.mkdir(parents=True)
+    job = make_job({"name": "x", "gpus_per_node": 2, "cluster": "local", "poll_seconds": 0.1}, "test")
+    scheduler = OneNode(job)
+    scheduler.words = f"{ends(75)}; sleep 1; {ends(75, 75)}"
+    claim = run.claim(None, 0, after=0)
+    assert claim is not None
+    record = Attempt(run, job, scheduler, claim, lambda reason: None, lambda: None).execute()
+    assert record["cause"] == "signal" and record["exits"] == {"exit 75": 2}

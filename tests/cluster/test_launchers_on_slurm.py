@@ -16,7 +16,7 @@ from slurm.rundir import RunDir
 from slurm.step import read_exits
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
 from tests.cluster.training import end_soon, history, reaches, sha256, write_recipe
-from tests.launchers import AGENTS, DEEPSPEED_AT_NIGHT, LAUNCHERS
+from tests.launchers import DEEPSPEED_AT_NIGHT, LAUNCHERS
 from tests.waiting import wait_until
 
 STEPS = "train.steps=200"  # at least 12 s at four ranks, so that a time limit 7 s away cuts
@@ -100,7 +100,7 @@ if attempt == "1":
 """
 
 
-@pytest.mark.parametrize("launcher", AGENTS)
+@pytest.mark.parametrize("launcher", ["torchrun", DEEPSPEED_AT_NIGHT])
 def test_an_agents_ranks_hear_and_their_ends_are_told(launch: Launch, pocket: Pocket, launcher: str) -> None:
     """TERM to the supervisor; kill -9 of a rank; the stop file: each ends an attempt of its own run."""
     words = ["--nodes", "2", "--gpus", "2", "--launcher", launcher]

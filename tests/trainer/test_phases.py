@@ -74,7 +74,9 @@ def test_a_stop_while(
     run.go_on()
     assert run.wait() == [75] * WORLD, run.log()
     (stopped,) = run.events("stop")
-    assert stopped["phase"] in phases.split(", ") and stopped["step"] in steps, stopped
+    # A vote that was cast just before the signal came says nothing of it: then the next phase's does.
+    following = {"preparation": "model", "model": "resume"}.get(phases, phases)
+    assert stopped["phase"] in [*phases.split(", "), following] and stopped["step"] in steps, stopped
     assert one_valid_checkpoint(run, stopped["step"])
     if point == "save":
         assert [event["step"] for event in run.events("save")] == [5]  # no second one of the same state

@@ -19,8 +19,6 @@ from slurm.rundir import RunDir
 CODE = Path(__file__).parent.parent
 """The folder of our code, which a foreign command must not see."""
 _SHIM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from slurm.shim import main; sys.exit(main(sys.argv[1]))"
-
-
 EXITS = "rank-*.exit"
 """A rank's end, in the logs of its attempt."""
 

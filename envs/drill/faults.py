@@ -84,11 +84,16 @@ class Fault:
 # --- what is done ---------------------------------------------------------------------------------------
 
 
+def end_soon(place: Place, job: str, seconds: float) -> None:
+    """Slurm's own time limit, moved close. An operator may do so."""
+    end = datetime.fromtimestamp(time.time() + seconds).strftime("%Y-%m-%dT%H:%M:%S")
+    place.ask("scontrol", "update", f"JobId={job}", f"EndTime={end}")
+
+
 def time_limit(scene: Scene) -> None:
     """Slurm's own time limit, moved close: by seconds where we may, else to the next whole minute but one."""
     if not isinstance(scene.place, Site):
-        end = datetime.fromtimestamp(time.time() + 8).strftime("%Y-%m-%dT%H:%M:%S")
-        scene.place.ask("scontrol", "update", f"JobId={scene.job}", f"EndTime={end}")
+        end_soon(scene.place, scene.job, 8)
     else:
         minutes = int(time.time() - scene.job_start) // 60 + 2
         scene.place.ask("scontrol", "update", f"JobId={scene.job}", f"TimeLimit={minutes}")

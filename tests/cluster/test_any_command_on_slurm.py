@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from envs.drill.faults import end_soon
 from envs.pocket import Pocket
 from slurm.rundir import RunDir
 from tests.cluster.conftest import Launch, causes, job_log, over
-from tests.cluster.training import end_soon
 from tests.waiting import wait_until
 
 GOES_ON = """

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from envs.drill.faults import end_soon
 from envs.pocket import Pocket
 from slurm.rundir import RunDir
 from slurm.status import status
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
-from tests.cluster.training import end_soon
 from tests.waiting import wait_until
 
 EXAMPLES = ROOT / "recipes" / "any"

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from envs.drill.faults import end_soon
+from envs.drill.watch import events, history
 from envs.pocket import Pocket
 from tests.cluster.conftest import Launch, causes, job_log, job_of, over
-from tests.cluster.training import end_soon, events, history, reaches, write_recipe
+from tests.cluster.training import reaches, write_recipe
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may change its root")
 

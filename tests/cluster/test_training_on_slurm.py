@@ -6,27 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from envs.drill.faults import end_soon
+from envs.drill.ranks import ranks
+from envs.drill.watch import events, history, weights
 from envs.pocket import Pocket
-from slurm import below
 from slurm.rundir import RunDir
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
-from tests.cluster.training import end_soon, events, history, reaches, sha256
+from tests.cluster.training import reaches
 from tests.waiting import wait_until
-
-
-def forked_ranks(run: RunDir) -> list[int]:
-    """Processes of the ranks under the launcher fork: they bear their shim's command line, and a name of their own."""
-    found = []
-    for path in Path("/proc").iterdir():
-        with suppress(OSError):
-            if path.name.isdigit() and (path / "comm").read_text().strip() == below.RANK:
-                found += [int(path.name)] if f'{{"run_dir": "{run.path}"' in (path / "cmdline").read_text() else []
-    return sorted(found)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +32,7 @@ def test_killed_cut_and_preempted_is_bit_identical(
     words += [f"engine.kind={engine}", f"train.steps={steps}"]
     run = launch(*words, name="cut")
     reaches(run, 1, 16)  # past a save, so that the crash loses steps and the next attempt replays them
-    os.kill(forked_ranks(run)[-1], signal.SIGKILL)
+    os.kill(ranks(run)[-1], signal.SIGKILL)
     reaches(run, 2, 3)
     end_soon(pocket, job_of(run), 7)
     reaches(run, 3, 2)
@@ -58,7 +49,7 @@ def test_killed_cut_and_preempted_is_bit_identical(
     assert causes(whole) == ["done"], job_log(whole)
     assert history(run, "loss", "grad_norm", "hash") == history(whole, "loss", "grad_norm", "hash")
     assert len(history(run)) == steps
-    assert sha256(run) == sha256(whole)
+    assert weights(run) == weights(whole)
     audit = subprocess.run(
         [sys.executable, "-m", "trainer.audit", str(run.path)], cwd=ROOT, capture_output=True, text=True
     )

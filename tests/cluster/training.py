@@ -1,15 +1,10 @@
-"""A small training for the tests on Slurm, and what its run folder says."""
+"""A small training for the tests on Slurm, and how far it has come."""
 
 from __future__ import annotations
 
-import json
-import time
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from durable import read_lines
-from envs.pocket import Pocket
+from envs.drill.watch import events
 from settings import dump_yaml, read_yaml
 from slurm.rundir import RunDir
 from tests.cluster.conftest import ROOT, causes, job_log
@@ -37,10 +32,6 @@ def write_recipe(folder: Path) -> Path:
     return path
 
 
-def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
-    return [event for event in read_lines(run.events) if event["event"] == kind]
-
-
 def reaches(run: RunDir, attempt: int, steps: int) -> int:
     """Wait until an attempt has done so many steps. Returns the last one."""
 
@@ -50,20 +41,3 @@ def reaches(run: RunDir, attempt: int, steps: int) -> int:
     wait_until(lambda: len(done()) >= steps or run.over, f"{steps} steps of attempt {attempt}", 240)
     assert len(done()) >= steps, f"{causes(run)}\n{job_log(run)}"
     return done()[-1]
-
-
-def history(run: RunDir, *keys: str) -> list[tuple[Any, ...]]:
-    """The steps that count, in order, with these values."""
-    resumes = [(event["epoch"], event["step"]) for event in events(run, "resume")]
-    kept = [e for e in events(run, "step") if all(e["step"] <= s for epoch, s in resumes if epoch > e["epoch"])]
-    return [tuple(e[key] for key in ("step", *keys)) for e in sorted(kept, key=lambda e: e["step"])]
-
-
-def sha256(run: RunDir) -> str:
-    return str(json.loads((run.path / "DONE").read_text())["sha256"])
-
-
-def end_soon(pocket: Pocket, job: str, seconds: float) -> None:
-    """Slurm's own time limit, moved close."""
-    end = datetime.fromtimestamp(time.time() + seconds).strftime("%Y-%m-%dT%H:%M:%S")
-    pocket.ask("scontrol", "update", f"JobId={job}", f"EndTime={end}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,17 @@ def ends(*codes: int) -> str:
     return "; ".join(told)
 
 
+def execute(run: RunDir, words: str) -> dict[str, Any]:
+    """The record of an attempt of two ranks over these words."""
+    run.logs.mkdir(parents=True)
+    job = make_job({"name": "x", "gpus_per_node": 2, "cluster": "local", "poll_seconds": 0.1}, "test")
+    scheduler = OneNode(job)
+    scheduler.words = words
+    claim = run.claim(None, 0, after=0)
+    assert claim is not None
+    return Attempt(run, job, scheduler, claim, lambda reason: None, lambda: None).execute()
+
+
 @pytest.mark.parametrize(
     ("codes", "cause"), [((1, 1), "node_failure"), ((75, 75), "node_failure"), ((0, 0), "done"), ((78, 78), "config")]
 )
@@ -43,15 +55,8 @@ def test_a_step_that_does_not_end_with_its_ranks_is_ended(
 ) -> None:
     """As srun, whose slurmstepd was killed: it would wait to the time limit, and a next step with it."""
     monkeypatch.setattr(attempt, "STEP_OUTLIVES", 0.2)
-    run = RunDir(tmp_path / "run")
-    run.logs.mkdir(parents=True)
-    job = make_job({"name": "x", "gpus_per_node": 2, "cluster": "local", "poll_seconds": 0.1}, "test")
-    scheduler = OneNode(job)
-    scheduler.words = f"{ends(*codes)}; exec sleep 1000"
-    claim = run.claim(None, 0, after=0)
-    assert claim is not None
     began = time.monotonic()
-    record = Attempt(run, job, scheduler, claim, lambda reason: None, lambda: None).execute()
+    record = execute(RunDir(tmp_path / "run"), f"{ends(*codes)}; exec sleep 1000")
     assert time.monotonic() - began < 60
     assert record["cause"] == cause
     assert ("slurmstepd is gone" in record["reason"]) == (cause == "node_failure")
@@ -59,12 +64,5 @@ def test_a_step_that_does_not_end_with_its_ranks_is_ended(
 
 def test_a_step_whose_ranks_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempt, "STEP_OUTLIVES", 0.5)
-    run = RunDir(tmp_path / "run")
-    run.logs.mkdir(parents=True)
-    job = make_job({"name": "x", "gpus_per_node": 2, "cluster": "local", "poll_seconds": 0.1}, "test")
-    scheduler = OneNode(job)
-    scheduler.words = f"{ends(75)}; sleep 1; {ends(75, 75)}"
-    claim = run.claim(None, 0, after=0)
-    assert claim is not None
-    record = Attempt(run, job, scheduler, claim, lambda reason: None, lambda: None).execute()
+    record = execute(RunDir(tmp_path / "run"), f"{ends(75)}; sleep 1; {ends(75, 75)}")
     assert record["cause"] == "signal" and record["exits"] == {"exit 75": 2}

@@ -56,7 +56,8 @@ def one_valid_checkpoint(run: Run, step: int) -> bool:
         ("group", 1, 0, "preparation", {0}),
         ("preparation", 0, 2, "preparation", {0}),
         ("preparation", 0, 0, "preparation", {0}),
-        ("model", 1, 0, "model", {0}),
+        # All are busy: a rank that has built its model has cast its vote, and a signal after that waits for the next.
+        ("model", "all", 0, "model", {0}),
         ("load", 1, 1, "resume", {0}),
         # A vote is cast a step ahead, and ranks that wait for the busy one may have begun the step after.
         ("first step", 2, 2, "first step, step", {1, 2, 3}),
@@ -66,7 +67,7 @@ def one_valid_checkpoint(run: Run, step: int) -> bool:
     ],
 )
 def test_a_stop_while(
-    run: Run, sha256: str, point: str, busy: int, signalled: int, phases: str, steps: set[int]
+    run: Run, sha256: str, point: str, busy: int | str, signalled: int, phases: str, steps: set[int]
 ) -> None:
     run.start_with_fault(WORLD, point, busy, "wait")
     run.reaches_fault()
@@ -74,9 +75,7 @@ def test_a_stop_while(
     run.go_on()
     assert run.wait() == [75] * WORLD, run.log()
     (stopped,) = run.events("stop")
-    # A vote that was cast just before the signal came says nothing of it: then the next phase's does.
-    following = {"preparation": "model", "model": "resume"}.get(phases, phases)
-    assert stopped["phase"] in [*phases.split(", "), following] and stopped["step"] in steps, stopped
+    assert stopped["phase"] in phases.split(", ") and stopped["step"] in steps, stopped
     assert one_valid_checkpoint(run, stopped["step"])
     if point == "save":
         assert [event["step"] for event in run.events("save")] == [5]  # no second one of the same state

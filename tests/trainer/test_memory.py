@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.trainer.ranks import Run
 from trainer import memory
-from trainer.runtime import Runtime
 
 NewRun = Callable[..., Run]
 
@@ -33,6 +33,6 @@ def test_a_rank_that_asks_for_more_than_there_is_tells_it(new_run: NewRun) -> No
 )
 def test_which_errors_mean_it(new_run: NewRun, error: Exception, device: str | None) -> None:
     run = new_run("run")
-    runtime = Runtime(3, 4, torch.device("cpu"), run.path, 2, None, "", 0.0, None)  # type: ignore[arg-type]
+    runtime = SimpleNamespace(rank=3, run_dir=run.path, epoch=2)
     memory.note_out_of_memory(error, runtime, "model")  # type: ignore[arg-type]
     assert [(event["device"], event["rank"]) for event in run.events("oom")] == ([(device, 3)] if device else [])

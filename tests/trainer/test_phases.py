@@ -117,12 +117,12 @@ def test_an_export_is_the_last_act_and_is_ended(run: Run, sha256: str) -> None:
 
 
 def test_a_user_who_stops_the_preparation_ends_the_run(run: Run) -> None:
-    run.start_with_fault(WORLD, "preparation", 0, "wait")
+    run.start_with_fault(WORLD, "preparation", 0, "0.6")  # longer than the time between two looks at the file
     run.reaches_fault()
     (run.path / "stop").write_text("enough\n")
-    run.go_on()
     assert run.wait() == [77] * WORLD, run.log()
-    assert run.events("stop")[0]["reason"] == "stop file"
+    (stopped,) = run.events("stop")
+    assert (stopped["reason"], stopped["phase"]) == ("stop file", "preparation")
 
 
 # --- a save that cannot end in time ---------------------------------------------------------------------

@@ -95,7 +95,7 @@ JOB_FLAGS = [
     Flag("--mem", "mem", str, "memory of a node", _JOB),
     Flag("--mail-user", "mail_user", str, "address for Slurm's mails", _JOB),
     Flag("--launcher", "launcher", str, "srun (default), torchrun, deepspeed, fork", _JOB),
-    Flag("--continue-by", "continue_by", str, "auto (chain), chain, requeue, none", _START),
+    Flag("--continue-by", "continue_by", str, "auto, chain, array, requeue, none", _START),
     Flag("--max-attempts", "max_attempts", int, "starts after which the run ends unfinished", _START),
     Flag("--max-gpu-hours", "max_gpu_hours", float, "GPU-hours after which the run ends unfinished", _START),
     Flag("--stop-signal", "stop_signal", str, "what asks a COMMAND to save: TERM (default), USR1, USR2, INT", _START),

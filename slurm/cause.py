@@ -34,7 +34,7 @@ class RankExit:
     code: int | None = None
     signal: int | None = None
     known: str | None = None
-    """`oom` or `hang`, where more than code and signal tells it."""
+    """`oom`, `hang`, or `asked`: by a stop signal that its shim had passed on; more than code and signal tell."""
 
     @property
     def status(self) -> int | None:
@@ -90,6 +90,9 @@ def foreign_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason:
         return scheduler
     if heard and stop_reason is not None:
         return {"stop file": "stop", **_WORDS}.get(stop_reason, stop_reason.split()[0])
+    asked = [exit for exit in exits if exit.known == "asked"]
+    if asked and all(exit in asked or exit.status in (DONE, CONTINUE) for exit in exits):
+        return "signal"  # that went to the ranks alone
     return attempt_cause(exits, scheduler, stop_reason)
 
 

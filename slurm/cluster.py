@@ -9,6 +9,8 @@ from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from settings import ConfigError, convert, nearest, read_yaml
 from slurm import commands
 from slurm.commands import Site
@@ -148,6 +150,16 @@ def _check_qos(job: JobConfig, site: Site) -> None:
                 f"--walltime {job.walltime}: the QOS {job.qos} allows {limit}: the run goes on by itself, "
                 f"take --walltime {limit}"
             )
+
+
+def with_continuation(job: JobConfig, cluster: Cluster) -> JobConfig:
+    """What `--continue-by auto` means here. Behind a dependency a job gains no priority, so that every link of a chain
+    would wait as long as a new job; the jobs of an array gain it together (measured: docs/decisions.md)."""
+    if job.continue_by != "auto":
+        return job
+    site = cluster.site
+    array = site is not None and site.ages and job.array_jobs <= site.largest_array
+    return replace(job, continue_by="array" if array else "chain")
 
 
 def full_node(partition: str | None, cluster: Cluster) -> int:

@@ -214,6 +214,10 @@ class Site:
     name: str
     version: tuple[int, ...]
     """(22, 5) for 22.05.8."""
+    ages: bool
+    """A waiting job gains priority, but only while nothing but the queue holds it: not behind a dependency."""
+    largest_array: int
+    """Jobs that an array may have."""
     enforces_limits: bool
     """A job that its partition never admits is refused; else it waits in the queue for ever."""
     accounts: bool
@@ -238,6 +242,10 @@ def parse_site(text: str) -> Site:
     return Site(
         name=facts["ClusterName"],
         version=tuple(map(int, version.groups())) if version else (),
+        ages=facts.get("PriorityType") == "priority/multifactor"
+        and facts.get("PriorityWeightAge", "0") not in ("0", "(null)")
+        and "ACCRUE_ALWAYS" not in facts.get("PriorityFlags", ""),
+        largest_array=int(facts.get("MaxArraySize", "1")) - 1,  # the index must stay below it
         enforces_limits=facts.get("EnforcePartLimits") != "NO",
         accounts=facts.get("AccountingStorageType", "").endswith("slurmdbd"),
     )
@@ -297,12 +305,13 @@ ENDED = {
     *("REVOKED", "TIMEOUT"),
 }
 # With a suffix and no width nothing is padded or cut. The log's path is last: it may hold any character.
-_QUEUE = "--Format=JobID:|,State:|,Reason:|,TimeLeft:|,Dependency:|,STDOUT:"
+_QUEUE = "--Format=JobArrayID:|,State:|,Reason:|,TimeLeft:|,Dependency:|,STDOUT:"
 
 
 @dataclass(frozen=True)
 class QueueLine:
     job_id: str
+    """812; of an array 812_3, and 812_[4-8] for those that wait."""
     state: str
     reason: str
     left: str
@@ -315,18 +324,29 @@ class QueueLine:
     def alive(self) -> bool:
         return self.state not in ENDED
 
+    def waits_behind(self, job_id: str) -> bool:
+        """It starts when that one has ended: by its dependency, or as the next one of the same array."""
+        same_array = "_" in job_id and sent_as(self.job_id) == sent_as(job_id)
+        return self.state == "PENDING" and (same_array or self.after == job_id)
+
+
+def sent_as(job_id: str) -> str:
+    """The id that sbatch gave: an array's own for each job of it."""
+    return job_id.partition("_")[0]
+
 
 def parse_queue(text: str) -> list[QueueLine]:
     found = []
     for line in filter(str.strip, text.splitlines()):
         job_id, state, reason, left, dependency, log = line.split("|", 5)
-        after = re.search(r"afterany:(\d+)", dependency)
+        after = re.search(r"afterany:(\d+(?:_\d+)?)", dependency)
+        job_id = re.sub(r"%\d+\]", "]", job_id)  # 812_[4-8%1]: so many at a time
         found.append(QueueLine(job_id, state, reason, left, after[1] if after else None, log.rstrip()))
     return found
 
 
 def queue(job_ids: Sequence[str]) -> dict[str, QueueLine]:
-    """Jobs of these ids that wait or run, from one squeue."""
+    """Jobs of these ids that wait or run, from one squeue; of an array each line of its own."""
     if not job_ids:
         return {}
     try:

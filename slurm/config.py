@@ -58,8 +58,11 @@ class JobConfig(Struct, frozen=True):
     """Folders besides the run's that the ranks need, for {binds} in the rank command."""
     srun_args: list[str] = []
     """More words for srun (pyxis: --container-image=...; then give rank_python as well)."""
-    continue_by: Literal["auto", "chain", "requeue", "none"] = "auto"
-    """chain (auto): a successor job waits in the queue. requeue: the same job id again."""
+    continue_by: Literal["auto", "chain", "array", "requeue", "none"] = "auto"
+    """chain: a successor job waits in the queue. array: several do, one runs at a time. requeue: the same job id again.
+    auto: array where jobs that wait for nothing but nodes gain priority by it, else chain."""
+    array_jobs: Annotated[int, Meta(ge=2)] = 8
+    """Jobs of an array; the last one queues the next array."""
     max_attempts: Count | None = None
     """Starts of the ranks after which the run ends unfinished."""
     max_gpu_hours: Annotated[float, Meta(gt=0)] | None = None
@@ -90,7 +93,8 @@ class JobConfig(Struct, frozen=True):
 
     @property
     def chained(self) -> bool:
-        return self.continue_by in ("auto", "chain")
+        """A job waits to go on while this one runs."""
+        return self.continue_by in ("auto", "chain", "array")
 
     @property
     def python(self) -> str:

@@ -10,14 +10,14 @@ from contextlib import suppress
 from typing import Any
 
 from durable import write_atomic
-from settings import ConfigError, dump_yaml, merge, read_yaml, to_plain
+from settings import ConfigError, merge, read_yaml
 from slurm import cluster as clusters
 from slurm import commands, environment, launches, snapshot
 from slurm.config import check_launcher, make_job
 from slurm.environment import without_job
 from slurm.logs import follow
 from slurm.rundir import RunDir
-from slurm.submission import Submission, code_environment
+from slurm.submission import Submission, code_environment, write_job
 
 
 def run_here(run: RunDir, allocation: bool) -> int:
@@ -109,7 +109,7 @@ def reopen(run: RunDir, changes: Mapping[str, Any], cluster: str, dry_run: bool 
     fixed = {"name": run.name, "cluster": where.profile.name, "command": saved.get("command")}
     job = make_job({**merge(saved, changes), **fixed}, str(job_file))
     clusters.check_fits(job, where)
-    return Submission(job, where, run, None)
+    return Submission(clusters.with_continuation(job, where), where, run, None)
 
 
 def rewrite(submission: Submission, update_code: bool) -> None:
@@ -120,5 +120,4 @@ def rewrite(submission: Submission, update_code: bool) -> None:
         snapshot.copy_ours(run.path)
     if submission.config_text is not None:
         write_atomic(run.path / "config.yaml", submission.config_text)
-    write_atomic(run.script, submission.script)
-    write_atomic(run.path / "job.yaml", dump_yaml(to_plain(submission.job)))
+    write_job(submission, run)

@@ -34,10 +34,11 @@ def continuation(ready: Submission) -> str:
     job = ready.job
     how = {
         "chain": f"by a successor that waits in the queue as {job.name}+next",
+        "array": f"by an array of {job.array_jobs} jobs, one at a time",
         "requeue": "under the same job id (requeue)",
         "none": "by hand: launch.py resume",
     }
-    return f"goes on {how['chain' if job.chained else job.continue_by]}"
+    return f"goes on {how[job.continue_by]}"
 
 
 def cost(ready: Submission) -> list[str]:

@@ -28,7 +28,7 @@ def read_ends(run: RunDir, epoch: int, world_size: int) -> list[RankExit]:
     for rank in range(world_size):
         end = found.get(rank, {})
         oom, hung = end.get("oom") or rank in told, _nccl_gave_up(run, epoch, rank, end)
-        known = "oom" if oom else "hang" if hung else None
+        known = "oom" if oom else "hang" if hung else "asked" if end.get("asked") else None
         out.append(RankExit(rank, end.get("code"), end.get("signal"), known))
     return out
 

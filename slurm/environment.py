@@ -12,6 +12,7 @@ from pathlib import Path
 
 # Every variable of Slurm that we depend on. Names of 20.11 to 26.05; SLURM_STEP_* are of the srun step.
 JOB_ID = "SLURM_JOB_ID"
+ARRAY_ID, ARRAY_TASK = "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"
 RESTART_COUNT = "SLURM_RESTART_COUNT"  # absent on the first start
 JOB_NODELIST = "SLURM_JOB_NODELIST"
 NODE_RANK = "SLURM_NODEID"  # relative to the step when read in a task
@@ -69,12 +70,14 @@ class Allocation:
     """The job that this process was started by; without Slurm: no id, this host alone."""
 
     job_id: str | None
+    """812; of an array 812_3, since 812 means all of it to Slurm's commands."""
     restart_count: int
     nodelist: str | None
 
 
 def allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
-    return Allocation(environ.get(JOB_ID), int(environ.get(RESTART_COUNT, 0)), environ.get(JOB_NODELIST))
+    job_id = f"{environ[ARRAY_ID]}_{environ[ARRAY_TASK]}" if ARRAY_ID in environ else environ.get(JOB_ID)
+    return Allocation(job_id, int(environ.get(RESTART_COUNT, 0)), environ.get(JOB_NODELIST))
 
 
 @dataclass(frozen=True)

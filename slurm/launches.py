@@ -95,7 +95,7 @@ def reconcile(run: RunDir) -> str | None:
     if job is None:
         end(run, launch)
         return f"the last submission of {run.name} was cut short and has queued nothing"
-    run.record_job(job.job_id, after=None)
+    run.record_job(commands.sent_as(job.job_id), after=None)
     return f"the last submission of {run.name} was cut short after it had queued job {job.job_id}, which is {job.state}"
 
 
@@ -112,9 +112,10 @@ def _find_job(run: RunDir) -> QueueLine | None:
     """The job of this run that is not noted; of several one that is alive."""
     noted = {record["job"] for record in run.jobs()}
     for pause in (SETTLING_SECONDS, 0.0):
-        found = [job for job in commands.jobs_of(run.logs, commands.PATIENCE) if job.job_id not in noted]
+        jobs = commands.jobs_of(run.logs, commands.PATIENCE)
+        found = [job for job in jobs if commands.sent_as(job.job_id) not in noted]
         if found:
-            return max(found, key=lambda job: (job.alive, int(job.job_id)))
+            return max(found, key=lambda job: (job.alive, int(commands.sent_as(job.job_id))))
         time.sleep(pause)
     return None
 

@@ -16,6 +16,7 @@ from slurm.config import JobConfig
 TABLE = (
     (r"MaxSubmit|GrpSubmit", ("continue_by",),
      "your places in the queue are used up: scancel a job; a chained run takes two places, --continue-by requeue one"),
+    (r"job array", ("continue_by",), "this site takes no such array: take --continue-by chain"),
     (r"Billing|Minutes|GrpWall|usage threshold", ("account",), "the budget is used up, or too small for this job"),
     (r"MaxWall|TimeLimit\b", ("walltime",), "take less: the run goes on by itself through time limits"),
     (r"(Grp|Max|Min)GRES", ("gpus_per_node", "nodes"), "take fewer GPUs in all"),
@@ -41,6 +42,8 @@ TABLE = (
     (r"processors requested|cpu count|task count", ("cpus_per_gpu", "gpus_per_node"), "take fewer cores or GPUs"),
 )
 # fmt: on
+
+NO_PLACES = re.compile(TABLE[0][0])
 
 # Slurm's words for what no node can give, but also for what none can give as long as some are down or drained.
 NO_SUCH_NODES = re.compile(r"(node|partition) configuration (is )?not available|nodes are busy|node not available")

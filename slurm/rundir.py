@@ -215,7 +215,9 @@ class RunDir:
         return read_lines(self.path / "jobs.jsonl")
 
     def record_job(self, job_id: str, after: str | None) -> None:
-        append_line(self.path / "jobs.jsonl", {"job": job_id, "after": after, "time": time.time()}, sync=True)
+        """Once, whoever comes to know of it first."""
+        if all(record["job"] != job_id for record in self.jobs()):
+            append_line(self.path / "jobs.jsonl", {"job": job_id, "after": after, "time": time.time()}, sync=True)
 
 
 def one_of_each(ends: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from settings import ConfigError, nearest
+from slurm.commands import sent_as
 from slurm.rundir import RunDir
 
 
@@ -28,7 +29,7 @@ def find_run(word: str | None, runs_dir: Path) -> RunDir:
     if (Path(word) / "job.yaml").exists():
         return RunDir(Path(word).resolve())
     for run in runs:
-        if run.name == word or any(record["job"] == word for record in run.jobs()):
+        if run.name == word or any(record["job"] == sent_as(word) for record in run.jobs()):
             return run
     near = nearest(word, [run.name for run in runs])
     hint = f"did you mean {near}?" if near else f"looked in {runs_dir}; another folder: --runs-dir DIR"

@@ -79,24 +79,22 @@ class Slurm:
         """The job of this run that waits behind ours, noted or not: we may have been killed after an sbatch."""
         jobs = commands.jobs_of(self.run.logs)
         # One that runs already owns the run: then it is us who are lost to Slurm.
-        return next((job.job_id for job in jobs if job.after == self._id and job.state == "PENDING"), None)
+        return next((job.job_id for job in jobs if job.waits_behind(self._id)), None)
 
     def queue_successor(self) -> str | None:
         wanted = self.job.chained or (self._ending and self.job.continue_by != "none")
         return self._queue_successor() if wanted and self._successor is None else None
 
     def _queue_successor(self) -> str:
-        waiting = self.successor()
-        job_id = waiting or commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
+        job_id = self.successor() or commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
         self._successor = job_id
-        if all(record["job"] != job_id for record in self.run.jobs()):
-            self.run.record_job(job_id, after=self._id)
+        self.run.record_job(commands.sent_as(job_id), after=self._id)
         # Until here Slurm's own requeue would have gone on after the loss of our node. From here on it would only make
         # the successor wait; where a site forbids this, it does.
         with suppress(CommandFailed):
             commands.update(self._id, Requeue="0")
         self.avoid_bad_nodes(job_id)
-        return f"job {job_id} waits to go on after this one{' already' if waiting else ''}"
+        return f"job {job_id} waits to go on after this one"
 
     def take_name(self, facts: JobFacts | None) -> None:
         """A successor was queued as NAME+next; now that it runs it is the run."""

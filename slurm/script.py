@@ -51,7 +51,9 @@ def options(job: JobConfig, run_dir: Path, workdir: Path) -> Iterator[tuple[str,
         yield "mail-user", job.mail_user
         yield "mail-type", "END,FAIL"
     yield "chdir", str(workdir)
-    yield "output", f"{_literal(run_dir)}/logs/job-%j.log"
+    if job.continue_by == "array":
+        yield "array", f"1-{job.array_jobs}%1"  # one at a time
+    yield "output", f"{_literal(run_dir)}/logs/job-{'%A_%a' if job.continue_by == 'array' else '%j'}.log"
     yield "open-mode", "append"  # a requeue truncates the log otherwise
     # Also in a chain, for the time until the successor waits: then the supervisor turns it off.
     yield ("no-requeue" if job.continue_by == "none" else "requeue"), True

@@ -233,7 +233,9 @@ class Shim:
         assert code is not None
         if child.rank is not None:
             oom = code in KILLED and not self.ending and memory.struck_since(self.oom_kills)
-            self.write_exit(child.rank, code, memory=child.memory, **({"oom": True} if oom else {}))
+            known = {"oom": oom, "asked": bool(self.heard) and code in BY_A_STOP}
+            told = {what: True for what, true in known.items() if true}
+            self.write_exit(child.rank, code, memory=child.memory, **told)
         if self.crashed(code):
             self.end_ranks()  # this node's other ranks cannot go on without it
 

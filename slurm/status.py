@@ -71,7 +71,8 @@ def _jobs(run: RunDir) -> list[str]:
 
 
 def _status(run: RunDir, queue: dict[str, commands.QueueLine]) -> RunStatus:
-    mine = {job: queue[job] for job in _jobs(run) if job in queue}
+    ours = set(map(commands.sent_as, _jobs(run)))
+    mine = {job: line for job, line in queue.items() if commands.sent_as(job) in ours}
     steps = [event for event in read_lines(run.events) if event.get("event") == "step"]
     state, why = _state(run, mine)
     return RunStatus(

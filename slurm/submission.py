@@ -73,7 +73,7 @@ def resolve_job(layers: list[tuple[Mapping[str, Any], str]], cluster: Cluster) -
             f"--time-min {job.time_min} is longer than --walltime {job.walltime}: Slurm may only shorten it"
         )
     clusters.check_fits(job, cluster)
-    return job
+    return clusters.with_continuation(job, cluster)
 
 
 def check_name(name: str) -> None:
@@ -197,6 +197,11 @@ def _fill(submission: Submission, run: RunDir) -> None:
         keep(submission.fork, fork_copy(run, submission.fork))
     if submission.config_text is not None:
         write_atomic(run.path / "config.yaml", submission.config_text)
+    write_job(submission, run)
+
+
+def write_job(submission: Submission, run: RunDir) -> None:
+    """What the supervisor reads of the job, and what sbatch does."""
     write_atomic(run.path / "job.yaml", dump_yaml(to_plain(submission.job)))
     write_atomic(run.script, submission.script)
 
@@ -240,8 +245,8 @@ def rehearse(submission: Submission) -> list[str]:
         raise _explained(error, submission) from None
 
 
-def send(submission: Submission) -> str:
-    """Queue the run's job, once. Returns its id.
+def send(submission: Submission) -> tuple[Submission, str]:
+    """Queue the run's job, once. Returns what was sent and its id: where an array finds no places, a chain goes.
 
     Raises ConfigError for what Slurm refuses and for a run that has a job in the queue, else CommandFailed; what may
     have been queued all the same is then told, and `launches.reconcile` finds it.
@@ -256,15 +261,28 @@ def send(submission: Submission) -> str:
     except OSError as error:
         raise _unwritable(run, error) from None
     try:
-        job_id = _sbatch(submission)
+        submission, job_id = _send_what_fits(submission)
     except (CommandFailed, OSError, KeyboardInterrupt) as error:
-        return _look_for_job(submission, launch, error)
+        return submission, _look_for_job(submission, launch, error)
     try:
         run.record_job(job_id, after=None)
     except OSError as error:  # the submission stays unsettled: who asks next finds the job
         told = f"job {job_id} is in the queue, but {run.path} takes no more files ({error.strerror})"
         raise CommandFailed(f"{told}: make room, then look with launch.py status {run.name}") from None
-    return job_id
+    return submission, job_id
+
+
+def _send_what_fits(submission: Submission) -> tuple[Submission, str]:
+    """An array takes a place in the queue for each of its jobs, which a user's limits may not give."""
+    try:
+        return submission, _sbatch(submission)
+    except CommandFailed as error:
+        refused = not isinstance(error, ControllerAway) and refusals.NO_PLACES.search(error.words)
+        if submission.job.continue_by != "array" or not refused:
+            raise
+    chain = dataclasses.replace(submission, job=replace(submission.job, continue_by="chain"))
+    write_job(chain, chain.run)
+    return chain, _sbatch(chain)
 
 
 def _sbatch(submission: Submission) -> str:

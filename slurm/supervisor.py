@@ -118,8 +118,8 @@ class Supervisor:
         job_id = self.scheduler.job_id
         if isinstance(self.scheduler, Here):
             return
-        if job_id is not None and all(record["job"] != job_id for record in self.run.jobs()):
-            self.run.record_job(job_id, self.after)
+        if job_id is not None:
+            self.run.record_job(commands.sent_as(job_id), self.after)
 
     def job_before(self) -> str | None:
         """Who held the run last; whom we were queued behind, when its user has resumed the run since, or nobody did."""

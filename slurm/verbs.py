@@ -33,9 +33,8 @@ def start(ready: Submission, here: bool) -> int:
         raise ConfigError(
             f"no Slurm of the cluster {ready.job.cluster} answers here: --dry-run shows what it would get"
         )
-    job_id = submission.send(ready)
-    chain = f"; {name}+next will wait behind it to go on" if ready.job.chained else ""
-    print(f"job {job_id} is in the queue{chain}\n")
+    sent, job_id = submission.send(ready)
+    print(f"job {job_id} is in the queue; the run {describe.continuation(sent)}\n")
     print(f"  launch.py status {name}\n  launch.py logs {name} -f\n  launch.py stop {name}")
     return 0
 

@@ -179,7 +179,7 @@ def test_a_preempted_run_goes_on_after_the_urgent_job(launch: Launch, pocket: Po
     assert causes(run) == ["preemption", "done"], job_log(run)
 
 
-@pytest.mark.parametrize("continue_by", ["chain", "requeue"])
+@pytest.mark.parametrize("continue_by", ["chain", "requeue", pytest.param("array", marks=pytest.mark.nightly)])
 def test_scancel_during_the_grace_of_a_preemption_never_comes_back(
     launch: Launch, pocket: Pocket, continue_by: str
 ) -> None:
@@ -199,7 +199,7 @@ def test_scancel_during_the_grace_of_a_preemption_never_comes_back(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("continue_by", ["chain", "requeue"])
+@pytest.mark.parametrize("continue_by", ["chain", "array", "requeue"])
 def test_of_twenty_cancels_at_random_times_none_comes_back(launch: Launch, pocket: Pocket, continue_by: str) -> None:
     """While they wait, as their supervisor starts, while ranks start and run; with the queue empty nothing is left that
     could come back."""

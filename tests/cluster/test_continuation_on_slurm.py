@@ -1,4 +1,4 @@
-"""How a run goes on, on a real Slurm: both ways, what is done where one is refused, and what a supervisor's death costs."""
+"""How a run goes on, on a real Slurm: each way, what is done where one is refused, and what a supervisor's death costs."""
 
 from __future__ import annotations
 
@@ -54,14 +54,17 @@ exec {real} "$@"
     return f"{programs}:{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize("continue_by", ["chain", pytest.param("requeue", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("continue_by", ["array", "chain", pytest.param("requeue", marks=pytest.mark.nightly)])
 def test_three_time_limits(launch: Launch, pocket: Pocket, continue_by: str) -> None:
-    run = launch("--gpus", "2", *SHORT, "--continue-by", continue_by, program=first_attempts(3))
+    words = ["--continue-by", continue_by, "job.array_jobs=2"]
+    run = launch("--gpus", "2", *SHORT, *words, program=first_attempts(3))
     over(run, 400)
     assert causes(run) == ["timeout"] * 3 + ["done"], job_log(run)
     jobs = [(record["job_id"], record["restart_count"]) for record in run.attempts()]
     if continue_by == "requeue":
         assert jobs == [(job_of(run), count) for count in range(4)] and len(run.jobs()) == 1
+    elif continue_by == "array":
+        assert jobs == [(f"{job_of(run, index)}_{task}", 0) for index in range(2) for task in (1, 2)]
     else:
         assert jobs == [(job_of(run, index), 0) for index in range(4)]
     wait_until(lambda: not pocket.jobs(), "nothing to be left in the queue")
@@ -87,7 +90,7 @@ def test_where_the_requeue_is_refused_a_successor_goes_on(launch: Launch, pocket
     assert "Requested operation is presently disabled" in says(run, pocket)
 
 
-@pytest.mark.parametrize("continue_by", ["chain", "requeue"])
+@pytest.mark.parametrize("continue_by", ["chain", "requeue", pytest.param("array", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("partition", ["preempt", pytest.param("cancel", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("deaf", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_preemption(launch: Launch, pocket: Pocket, continue_by: str, partition: str, deaf: bool) -> None:

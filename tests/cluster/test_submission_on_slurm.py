@@ -189,6 +189,28 @@ def python(pocket: Pocket, code: str) -> str:
     return f'cd {ROOT} && {sys.executable} -c "{opening}; {code}"'
 
 
+def test_where_an_array_finds_no_places_a_chain_is_sent(
+    site: Pocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = "sbatch: error: AssocMaxSubmitJobLimit\\nsbatch: error: Batch job submission failed: Job violates policy"
+    instead_of_sbatch(tmp_path, monkeypatch, f"printf '{refused}\\n' >&2; exit 1")
+    code, said = say(capsys, "--continue-by", "array", *submit_words("x"))
+    run = RunDir(tmp_path / "runs" / "x")
+    assert code == 0 and "goes on by a successor that waits in the queue as x+next" in said
+    assert [job.job_id for job in queued(run)] == [job_of(run)] and "continue_by: chain" in (
+        run.path / "job.yaml"
+    ).read_text()
+    assert say(capsys, "stop", "x")[0] == 0 and not queued(run)
+    code, said = say(capsys, "--continue-by", "array", *submit_words("y"))
+    run = RunDir(tmp_path / "runs" / "y")
+    assert code == 0 and "goes on by an array of 8 jobs" in said
+    assert [job.job_id for job in queued(run)] == [f"{job_of(run)}_[1-8]"] and str(job_of(run)) in say(
+        capsys, "status", "y"
+    )[1]
+    assert "is in the queue already" in say(capsys, "resume", "y")[1]
+    assert say(capsys, "stop", "y")[0] == 0 and not queued(run)
+
+
 def test_a_controller_that_dies_with_the_request_has_queued_nothing(
     site: Pocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

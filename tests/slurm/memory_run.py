@@ -83,7 +83,8 @@ class MemoryRun(RunDir):
         return list(self.memory["jobs"])
 
     def record_job(self, job_id: str, after: str | None) -> None:
-        self._write(lambda: self.memory["jobs"].append({"job": job_id, "after": after}))
+        if all(record["job"] != job_id for record in self.jobs()):
+            self._write(lambda: self.memory["jobs"].append({"job": job_id, "after": after}))
 
     def _write(self, change: Callable[[], Any]) -> None:
         self.sim.moment()

@@ -7,7 +7,7 @@ or a kill -9), and there other jobs may run to their ends while this one stands 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 
 from slurm import supervisor
 from slurm.cause import Next, decide
-from slurm.commands import ENDED, JobFacts, QueueLine
+from slurm.commands import ENDED, JobFacts, QueueLine, sent_as
 from slurm.config import JobConfig
 from slurm.environment import Allocation
 from slurm.errors import CommandFailed, ControllerAway
@@ -25,6 +25,7 @@ from slurm.scheduler import Slurm
 from tests.slurm.memory_run import MemoryRun
 
 TOTAL = 6  # commits until a run is done
+ARRAY = 3  # jobs of an array
 MOST_JOBS = 100
 DEEPEST = 2  # zombies at once
 
@@ -49,8 +50,8 @@ class Died(BaseException):
 
 @dataclass
 class Job:
-    id: int
-    after: int | None
+    id: str
+    after: str | None
     requeue: bool
     """Slurm starts it again after the loss of its node."""
     state: str = "PENDING"
@@ -67,9 +68,12 @@ class Simulation:
     def __init__(self, seed: int, continue_by: str) -> None:
         self.random = random.Random(seed)
         self.run = MemoryRun(Path("/nonexistent/run"), sim=self)
-        self.config = JobConfig(name="x", cluster="sim", continue_by=continue_by, poll_seconds=0.001)  # type: ignore[arg-type]
         self.site = self.random.choice(["plain", "plain", "one job a user", "no requeue", "preempts by cancel"])
-        self.jobs: dict[int, Job] = {}
+        if continue_by == "array" and self.site == "one job a user":
+            continue_by = "chain"  # as launch.py falls back when it sends
+        self.config = JobConfig(name="x", cluster="sim", continue_by=continue_by, poll_seconds=0.001)  # type: ignore[arg-type]
+        self.jobs: dict[str, Job] = {}
+        self.sent = 0
         self.running: list[Job] = []
         """Jobs whose supervisors live, the innermost last; all others of them are zombies."""
         self.users_word = False
@@ -99,30 +103,44 @@ class Simulation:
 
     # --- Slurm ---
 
-    def queue(self, after: int | None) -> Job:
+    def queue(self, after: str | None) -> str:
+        """Returns the id of what was sent: of a job, or of an array of them."""
         assert len(self.jobs) < MOST_JOBS, f"{len(self.jobs)} jobs: it does not end\n{self.story()}"
-        job = Job(100 + len(self.jobs), after, requeue=self.site != "no requeue")
-        self.jobs[job.id] = job
-        return job
+        self.sent += 1
+        name = str(100 + self.sent)
+        array = [f"{name}_{task + 1}" for task in range(ARRAY)]
+        for job_id in array if self.config.continue_by == "array" else [name]:
+            self.jobs[job_id] = Job(job_id, after, requeue=self.site != "no requeue")
+        return name
+
+    def named(self, job_id: str) -> list[Job]:
+        """The jobs that Slurm's commands mean by 101, 101_2, 101_[2,3]."""
+        name, _, tasks = job_id.partition("_")
+        ids = [f"{name}_{task}" for task in tasks.strip("[]").split(",")] if tasks else [name]
+        return [self.jobs[one] for one in ids]
 
     def eligible(self) -> Job | None:
         """The next that may start: of several any."""
 
         def free(job: Job) -> bool:
-            return job.after is None or self.jobs[job.after].state in ENDED
+            alone = not any(other.state in ("RUNNING", "COMPLETING") for other in self.array(job))
+            return alone and (job.after is None or self.jobs[job.after].state in ENDED)
 
         waiting = [job for job in self.jobs.values() if job.state == "PENDING" and free(job)]
         return self.random.choice(waiting) if waiting else None
 
+    def array(self, job: Job) -> list[Job]:
+        """The others of its array."""
+        return [one for one in self.jobs.values() if one is not job and sent_as(one.id) == sent_as(job.id)]
+
     def start(self, job: Job) -> None:
         job.state, job.reason, job.preempted = "RUNNING", "None", False
         self.tell(f"job {job.id} (after {job.after}, restarts {job.restarts}) starts")
-        slurm = Slurm(self.run, self.config, Allocation(str(job.id), job.restarts, "n1"))
+        slurm = Slurm(self.run, self.config, Allocation(job.id, job.restarts, "n1"))
         self.running.append(job)
         end = "COMPLETED"
         try:
-            after = str(job.after) if job.after else None
-            stuck = supervisor.Supervisor(self.run, self.config, slurm, after).supervise() == 1
+            stuck = supervisor.Supervisor(self.run, self.config, slurm, job.after).supervise() == 1
             # A second job is refused, and a job that is preempted by a cancel looks like one that its user cancels.
             self.orphaned |= stuck and self.site == "one job a user" and job.preempted
         except Died:
@@ -144,8 +162,12 @@ class Simulation:
     def after_a_loss(self, job: Job) -> None:
         if job.state == "NODE_FAIL" and job.requeue:
             self.again(job)
-        elif job.state != "COMPLETED" and not any(other.after == job.id for other in self.jobs.values()):
+        elif job.state != "COMPLETED" and not any(self.waits_behind(job)):
             self.orphaned = True
+
+    def waits_behind(self, job: Job) -> Iterator[bool]:
+        yield from (other.after == job.id for other in self.jobs.values())
+        yield from (other.state == "PENDING" for other in self.array(job))
 
     def again(self, job: Job) -> None:
         job.state, job.restarts = "PENDING", job.restarts + 1
@@ -167,7 +189,7 @@ class Simulation:
     def holds_the_run(self, job: Job) -> bool:
         """To cancel another, of several that were sent by hand, is no word about the run."""
         claim = self.run.read_claim(self.run.newest_epoch())
-        return job.state == "RUNNING" and claim is not None and claim.job_id == str(job.id)
+        return job.state == "RUNNING" and claim is not None and claim.job_id == job.id
 
     def scancel(self, job: Job) -> None:
         """The user's."""
@@ -194,35 +216,42 @@ class Simulation:
 
     def show_job(self, job_id: str) -> JobFacts | None:
         self.asked()
-        job = self.jobs[int(job_id)]
+        job = self.jobs[job_id]
         reason = "NodeDown" if job.state == "NODE_FAIL" else job.reason
         return JobFacts(job_id, "x", job.state, reason, job.restarts, None, 1.0 if job.preempted else None)
 
     def jobs_of(self, logs: Path, patience: float = 0.0) -> list[QueueLine]:
         self.asked()
-        return [
-            QueueLine(str(job.id), job.state, "None", "1", str(job.after) if job.after else None, f"{logs}/x")
-            for job in self.jobs.values()
-        ]
+        lines: dict[str, QueueLine] = {}
+        for job in self.jobs.values():
+            name, _, task = job.id.partition("_")
+            together = [
+                other.id.partition("_")[2]
+                for other in self.jobs.values()
+                if other.state == "PENDING" and sent_as(other.id) == name
+            ]
+            job_id = f"{name}_[{','.join(together)}]" if task and job.state == "PENDING" else job.id
+            lines[job_id] = QueueLine(job_id, job.state, "None", "1", job.after, f"{logs}/x")
+        return list(lines.values())
 
     def submit(self, script: Path, after: str, name: str, exclude: str | None = None) -> str:
         self.asked()
         if self.site == "one job a user":
             raise CommandFailed("AssocMaxSubmitJobLimit")
-        job = self.queue(int(after))
+        job_id = self.queue(after)
         self.moment()
-        return str(job.id)
+        return job_id
 
     def cancel(self, job_id: str) -> None:
         self.asked()
-        job = self.jobs[int(job_id)]
-        assert job.state != "RUNNING", f"a job that runs is cancelled by another\n{self.story()}"
-        if job.state == "PENDING":
-            job.state = "CANCELLED"
+        for job in self.named(job_id):
+            assert job.state != "RUNNING", f"a job that runs is cancelled by another\n{self.story()}"
+            if job.state == "PENDING":
+                job.state = "CANCELLED"
 
     def requeue(self, job_id: str) -> None:
         self.asked(scancel=False)  # between the last look and this it would be revived: some milliseconds
-        job = self.jobs[int(job_id)]
+        job = self.jobs[job_id]
         if not job.requeue:
             raise CommandFailed("Requested operation is presently disabled")
         if job.state != "PENDING":  # it revives even what its user has cancelled (measured)
@@ -231,7 +260,7 @@ class Simulation:
     def update(self, job_id: str, **fields: str) -> None:
         self.asked()
         if fields == {"Requeue": "0"}:
-            self.jobs[int(job_id)].requeue = False
+            self.jobs[job_id].requeue = False
 
     # --- what must hold ---
 

@@ -143,6 +143,8 @@ def test_time_limits_of_a_foreign_command_are_no_lack_of_progress() -> None:
         (exits(1, 75), None, "deadline", "crash"),
         (exits(1, "TERM"), None, None, "crash"),
         (exits("kill", "TERM"), None, None, "crash"),
+        ([RankExit(0, None, 15, "asked"), RankExit(1, 75)], None, None, "signal"),  # it went to the ranks alone
+        ([RankExit(0, None, 15, "asked"), RankExit(1, 1)], None, None, "crash"),  # srun's word to the other rank
     ],
 )
 def test_why_a_foreign_command_ended(ends: list[RankExit], scheduler: str | None, stop: str | None, cause: str) -> None:

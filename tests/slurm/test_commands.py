@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.commands import failure, own_words, parse_job, parse_queue, run
+from slurm.cluster import Cluster, with_continuation
+from slurm.commands import failure, own_words, parse_job, parse_queue, parse_site, run, sent_as
+from slurm.config import JobConfig, Profile
 from slurm.errors import ControllerAway
 
 RUNNING = (
@@ -96,7 +98,37 @@ def test_jobs_of_the_queue_with_any_path() -> None:
         "812|RUNNING|None|29:58|(null)|/runs/a b%%c/logs/job-%j.log\n"
         "813|PENDING|Dependency|1-00:00:00|afterany:812(unfulfilled)|/runs/x|y/logs/job-%j.log   \n"
         "811|CANCELLED|None|30:00|(null)|/dev/null\n"
+        "815_[3-8%1]|PENDING|JobArrayTaskLimit|30:00|afterany:814_8(unfulfilled)|/runs/y/logs/job-%A_%a.log\n"
+        "815_2|RUNNING|None|30:00|(null)|/runs/y/logs/job-%A_%a.log\n"
     )
-    first, second, third = parse_queue(text)
+    first, second, third, array, task = parse_queue(text)
     assert (first.job_id, first.left, first.after, first.alive) == ("812", "29:58", None, True)
     assert (second.after, second.log, third.alive) == ("812", "/runs/x|y/logs/job-%j.log", False)
+    assert (array.job_id, array.after, sent_as(array.job_id)) == ("815_[3-8]", "814_8", "815")
+    assert second.waits_behind("812") and array.waits_behind("815_2") and array.waits_behind("814_8")
+    assert not (array.waits_behind("816_1") or task.waits_behind("815_1") or first.waits_behind("813"))
+
+
+@pytest.mark.parametrize(
+    ("priority", "weight", "flags", "array", "way"),
+    [
+        ("multifactor", 1000, "", 1001, "array"),
+        ("multifactor", 1000, "MAX_TRES", 1001, "array"),
+        ("multifactor", 1000, "ACCRUE_ALWAYS,MAX_TRES", 1001, "chain"),  # what waits behind another gains as well
+        ("multifactor", 0, "", 1001, "chain"),
+        ("basic", 1000, "", 1001, "chain"),  # the first who comes
+        ("multifactor", 1000, "", 8, "chain"),  # too small a one
+    ],
+)
+def test_how_a_run_goes_on_where_its_user_does_not_say(
+    priority: str, weight: int, flags: str, array: int, way: str
+) -> None:
+    site = parse_site(
+        f"ClusterName             = c\nMaxArraySize            = {array}\nPriorityFlags           = {flags}\n"
+        f"PriorityType            = priority/{priority}\nPriorityWeightAge       = {weight}\n"
+        "SLURM_VERSION           = 22.05.8\n"
+    )
+    there = Cluster(Profile("c"), "", site)
+    assert with_continuation(JobConfig("x"), there).continue_by == way
+    assert with_continuation(JobConfig("x", continue_by="requeue"), there).continue_by == "requeue"
+    assert with_continuation(JobConfig("x"), Cluster(Profile("c"), "")).continue_by == "chain"

@@ -15,7 +15,7 @@ __all__ = ["outside"]
 HISTORIES = int(os.environ.get("OUTLAST_HISTORIES", "1000"))  # of each kind; a nightly run takes 50,000
 
 
-@pytest.mark.parametrize("continue_by", ["chain", "requeue"])
+@pytest.mark.parametrize("continue_by", ["chain", "array", "requeue"])
 def test_no_run_is_lost_run_twice_or_revived(continue_by: str, outside: Callable[[Simulation], None]) -> None:
     seen: Counter[str] = Counter()
     for seed in range(HISTORIES):

@@ -68,7 +68,10 @@ def test_a_signal_finds_the_ranks(run: RunDir, start: Start, between: str, who: 
     for pid in [shim, *everyone]:
         os.kill(pid, signal.SIGTERM)
     assert process.wait(120) == 77
-    assert causes(run) == ["signal"] and run.attempts()[0]["exits"] == {"exit 75": 2}
+    ends = set(run.attempts()[0]["exits"])
+    # Its Python, when it comes to be, may not have set the handler yet: then it dies of the signal.
+    early = {"signal 15"} if who == "before the ranks are there" else set()
+    assert causes(run) == ["signal"] and ends <= {"exit 75"} | early, ends
 
 
 @pytest.mark.parametrize("launcher", AGENTS)

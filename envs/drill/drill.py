@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from envs.drill.endings import START, cancel, done_in_the_grace, other_layouts, poison, two_starters
-from envs.drill.faults import EVALUATION, MATRIX, PREEMPTION, QUICK, RANDOM, REQUEUED, SAVE, STEP, Fault
+from envs.drill.faults import BLIND, EVALUATION, MATRIX, PREEMPTION, QUICK, RANDOM, REQUEUED, SAVE, STEP, Fault
 from envs.drill.place import Place, Site
 from envs.drill.shrink import shrink
 from envs.drill.stage import Row, Stage
@@ -72,6 +72,12 @@ def chain(faults: Sequence[Fault]) -> Course:
     return Course("chain", faults, job, to_the_end=True)
 
 
+NO_SCONTROL = [
+    "mkdir --parents broken && ln --symbolic --force /bin/false broken/scontrol",
+    'export PATH="$PWD/broken:$PATH"',
+]
+"""Lines of a job's script, which starts in the run's folder."""
+
 DAILY = Programme([chain(QUICK)])
 WHOLE = Programme(
     [
@@ -79,6 +85,7 @@ WHOLE = Programme(
         Course("requeue", REQUEUED, {"partition": "preempt", "continue_by": "requeue"}),
         Course("nograce", [replace(PREEMPTION, number="F2")], {"partition": "nograce"}),
         Course("cancel", [replace(PREEMPTION, number="F23")], {"partition": "cancel"}),
+        Course("array", [BLIND], {"continue_by": "array", "array_jobs": 2, "setup": NO_SCONTROL}),
     ],
     (START, STEP, SAVE, EVALUATION),
     (poison, two_starters, done_in_the_grace, other_layouts),

@@ -10,9 +10,12 @@ from typing import Any
 from envs.drill.faults import STEP, Scene, preempt
 from envs.drill.stage import Row, Stage, ready
 from envs.drill.watch import events, last_step, wait_until
+from slurm.logs import job_log
 from slurm.rundir import RunDir
 
 START = "the start"
+SHORT = {"steps": 150}
+"""For a run of its own, which is only compared with what it should be."""
 
 
 def cancel(stage: Stage, moments: Sequence[str] = (STEP,)) -> Iterator[Row]:
@@ -72,26 +75,28 @@ def poison(stage: Stage) -> Iterator[Row]:
 
 def two_starters(stage: Stage) -> Iterator[Row]:
     """A run's script sent a second time while it runs: one owner, and one alone."""
-    run = stage.start("twice")
+    run = stage.start("twice", train={"steps": 4 * SHORT["steps"]}, job={"nodes": 1})
     stage.say(f"{run.name}: sbatch of its script while it runs")
     scene = Scene(stage.place, run, 1, random.Random(stage.seed))
     row = Row("F17", "its script is sent again while it runs", step=ready(scene, STEP))
-    stage.place.ask("sbatch", "--parsable", str(run.script))
+    second = stage.place.ask("sbatch", "--parsable", str(run.script)).strip()
     wait_until(lambda: run.over and len(run.attempts()) == run.newest_epoch(), "the end")
     gone(stage, run)
     row.cause, row.went_on = str(run.attempts()[-1]["cause"]), "same nodes"
     if run.newest_epoch() != 1 or not run.done:
         row.wrong.append(f"{run.newest_epoch()} attempts, done: {run.done}")
+    if "runs this run already" not in (said := job_log(run, second).read_text()):
+        row.wrong.append(f"the second job met no first one: {said}")
     yield row
 
 
 def done_in_the_grace(stage: Stage) -> Iterator[Row]:
     """A run that finishes inside a preemption's grace: what Slurm starts again leaves at once."""
-    run = stage.start("grace", job={"partition": "preempt", "continue_by": "requeue"})
+    run = stage.start("grace", train=SHORT, job={"partition": "preempt", "continue_by": "requeue"})
     stage.say(f"{run.name}: preempted in its last steps")
     row = Row("F22", "an urgent job, in its last steps")
     scene = Scene(stage.place, run, 1, random.Random(stage.seed))
-    total = int(stage.recipe["train"]["steps"])
+    total = SHORT["steps"]
     wait_until(lambda: last_step(run, 1) >= total - 2, "the last steps")
     row.step = last_step(run, 1)
     preempt(scene)
@@ -124,4 +129,5 @@ def other_layouts(stage: Stage) -> Iterator[Row]:
         if abs(step["loss"] / whole[step["step"]]["loss"] - 1) > 1e-5:
             row.wrong.append(f"loss {step['loss']} instead of {whole[step['step']]['loss']}")
         yield row
+    stage.launch("stop", "layouts")
     wait_until(lambda: run.over, "the end")

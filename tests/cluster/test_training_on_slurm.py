@@ -56,6 +56,72 @@ def test_killed_cut_and_preempted_is_bit_identical(
     assert audit.returncode == 0 and "none skipped, none twice" in audit.stdout, audit.stdout + audit.stderr
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("continue_by", ["chain", "array", "requeue"])
+def test_three_time_limits_are_bit_identical(launch: Launch, pocket: Pocket, recipe: Path, continue_by: str) -> None:
+    words = ["--nodes", "2", "--gpus", "2", "--launcher", "fork", "--continue-by", continue_by, str(recipe)]
+    run = launch(*words, name="cut")
+    for attempt in (1, 2, 3):
+        reaches(run, attempt, 16)
+        claim = run.read_claim(attempt)
+        assert claim is not None
+        end_soon(pocket, str(claim.job_id), 7)
+    over(run, 400)
+    assert causes(run) == ["timeout"] * 3 + ["done"], job_log(run)
+    assert [record["restart_count"] for record in run.attempts()] == [
+        0,
+        *([1, 2, 3] if continue_by == "requeue" else [0] * 3),
+    ]
+
+    whole = launch(*words, name="whole")
+    over(whole, 240)
+    assert history(run, "loss", "grad_norm", "hash") == history(whole, "loss", "grad_norm", "hash")
+    assert len(history(run)) == len(events(run, "step")) == 240  # no step was done twice
+    assert weights(run) == weights(whole)
+
+
+SLOW_DISK = """
+import os
+from pathlib import Path
+
+fsync = os.fsync
+
+
+def slow(fd):
+    path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+    if "/checkpoints/" in str(path) and (Path(__file__).parent / "slow").exists():
+        (Path(__file__).parent / "met").touch()
+        __import__("time").sleep(20)
+    fsync(fd)
+
+
+os.fsync = slow
+"""
+
+
+@pytest.mark.nightly
+def test_a_save_of_20_seconds_in_a_grace_of_5(launch: Launch, pocket: Pocket, recipe: Path, tmp_path: Path) -> None:
+    """The disk becomes slow after a save that was quick: the one of the stop is begun, and Slurm kills it."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SLOW_DISK)
+    words = ["--nodes", "1", "--gpus", "2", "-p", "preempt", f"job.environment.PYTHONPATH={site}", str(recipe)]
+    run = launch(*words, name="slow")
+    reaches(run, 1, 16)
+    wait_until(lambda: run.committed_step() == 15, "the first save")
+    (site / "slow").touch()
+    pocket.ask("sbatch", "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    wait_until(lambda: run.newest_epoch() == 2, "the next attempt")
+    assert (site / "met").exists(), "no save was begun"
+    (site / "slow").unlink()
+    reaches(run, 2, 1)
+    assert events(run, "resume")[1]["step"] == run.attempts()[0]["committed_step"] == 15
+    over(run, 240)
+    whole = launch(*words, name="whole")
+    over(whole, 240)
+    assert causes(run) == ["preemption", "done"] and weights(run) == weights(whole), job_log(run)
+
+
 def test_two_nodes_of_eight_gpus_word_for_word(launch: Launch, pocket: Pocket, recipe: Path) -> None:
     """`python launch.py --nodes 2 --gpus 8`, with ./recipe.yaml where it is typed."""
     recipe.write_text(recipe.read_text().replace("steps: 240", "steps: 6"))

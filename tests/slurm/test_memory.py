@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from slurm.memory import oom_kills, struck_since
 from slurm.rundir import RunDir
 from slurm.step import Step
 from tests.slurm.conftest import ROOT
+from tests.waiting import wait_until
 
 V2 = "0::/slurm/job_7/step_0/task_0\n"
 V1 = "5:cpu,cpuacct:/x\n4:memory:/slurm/job_7\n0::/\n"
@@ -112,3 +114,41 @@ def test_a_kill_that_the_kernel_counted_is_an_oom(tmp_path: Path, count: int, ca
     reason = failure(run, 1, cause, exits)
     assert reason.startswith("rank 0: signal 9") and reason.endswith("; see logs/attempt-0001/rank-0000.log")
     assert ("no memory was left (it held 0.3 GB): ask for more (--mem)" in reason) is (cause == "oom")
+
+
+# Takes and touches memory until the kernel ends it; its peer waits.
+HUNGRY = """
+import os, time
+held = [bytes(range(256)) * 40_000 for _ in range(400)] if os.environ["RANK"] == "0" else time.sleep(600)
+"""
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A memory control group of 300 MB, of this machine's real kernel; root may make one."""
+    top = Path("/sys/fs/cgroup")
+    second = not (top / "memory").exists()
+    group, limit = (top, "memory.max") if second else (top / "memory", "memory.limit_in_bytes")
+    group /= f"outlast-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / limit).write_text("300000000")
+        yield group
+    finally:
+        wait_until(lambda: not (group / "cgroup.procs").read_text().strip(), "the group to be empty")
+        group.rmdir()
+
+
+@pytest.mark.nightly
+def test_a_kill_of_the_real_kernel_is_an_oom(tmp_path: Path, small_group: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.attempt_dir(1).mkdir(parents=True)
+    step = Step(str(run.path), 1, "spawn", 1, 2, (sys.executable, "-c", HUNGRY), foreign=True)
+    enter = f"open({str(small_group / 'cgroup.procs')!r}, 'w').write('0')"
+    code = f"{enter}; import sys; from slurm.shim import main; sys.exit(main(sys.argv[1]))"
+    shim = [sys.executable, "-P", "-c", code, step.dump()]
+    assert subprocess.run(shim, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120).returncode == 128 + 9
+    exits = read_ends(run, 1, 2)
+    assert (exits[0].signal, exits[0].known) == (9, "oom") and attempt_cause(exits, None, None) == "oom"
+    reason = failure(run, 1, "oom", exits)
+    assert "rank 0: signal 9" in reason and "no memory was left (it held 0." in reason, reason

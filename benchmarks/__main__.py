@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agreement, command_line, machine, nodelist
+from benchmarks import agreement, backlog, command_line, goodput, machine, nodelist, stops
 from benchmarks.processes import Unable
 from benchmarks.rows import OPEN, Row, table, verdict
 from durable import write_atomic
@@ -26,6 +26,9 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "command_line": command_line.measure,
     "nodelist": nodelist.measure,
     "agreement": agreement.measure,
+    "backlog": backlog.measure,
+    "stops": stops.measure,
+    "goodput": goodput.measure,
 }
 
 

@@ -205,8 +205,10 @@ NODE_LOSS = Fault(
     "F6", "node loses its power", kill_node, _LOST_NODE, replays=True, mend=mend_nodes, check=no_later_commit
 )
 
-BLIND = replace(TIME_LIMIT, number="F24", text="time limit, scontrol does not run", causes=("signal", "timeout"))
-"""Slurm's own TERM is all that the ranks hear of it."""
+BLIND = replace(
+    TIME_LIMIT, number="F24", text="time limit, scontrol does not run", causes=("signal", "timeout"), seconds=60
+)
+"""Slurm's own TERM is all that the ranks hear of it, up to half a minute late."""
 
 QUICK = (KILL, TIME_LIMIT, PREEMPTION, NODE_LOSS)
 """What a cluster does most: the drill of ten minutes."""

@@ -11,7 +11,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agreement, backlog, command_line, goodput, machine, nodelist, stops
+from benchmarks import agreement, command_line, machine, nodelist, stops
+from benchmarks.backlog import measure as backlog
+from benchmarks.goodput import measure as goodput
 from benchmarks.processes import Unable
 from benchmarks.rows import OPEN, Row, table, verdict
 from durable import write_atomic

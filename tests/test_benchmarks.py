@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import __main__ as bench
-from benchmarks import goodput, goodput_account, goodput_model, goodput_runs, machine, peers
+from benchmarks import machine, peers
+from benchmarks.goodput import account, model, runs
+from benchmarks.goodput import measure as goodput
 from benchmarks.rows import Row, table
 
 ROOT = Path(__file__).parent.parent
@@ -133,17 +135,17 @@ def test_every_peer_is_pinned() -> None:
 # --- goodput --------------------------------------------------------------------------------------------------
 
 
-def preempted() -> goodput_account.Run:
+def preempted() -> account.Run:
     """Ten steps of a second: after the sixth an urgent job is submitted, and the checkpoint of the fourth counts."""
-    first = goodput_account.Attempt(start=101, ready=103, told=[(step, 103.0 + step) for step in range(1, 7)])
-    second = goodput_account.Attempt(start=121, ready=125, told=[(step, 121.0 + step) for step in range(5, 11)])
+    first = account.Attempt(start=101, ready=103, told=[(step, 103.0 + step) for step in range(1, 7)])
+    second = account.Attempt(start=121, ready=125, told=[(step, 121.0 + step) for step in range(5, 11)])
     held = [(100.0, 111.0), (119.0, 132.0)]
-    return goodput_account.Run([first, second], held, urgent=[(112.0, 115.0)], asked=[108.5], done=True)
+    return account.Run([first, second], held, urgent=[(112.0, 115.0)], asked=[108.5], done=True)
 
 
 def test_every_second_lost_at_a_preemption_has_a_cause() -> None:
     run = preempted()
-    [loss] = goodput_account.losses(run, ideal=1.0)
+    [loss] = account.losses(run, ideal=1.0)
     assert loss.causes == {
         "stop and save": 2.0,
         "queue": 4.0,
@@ -153,34 +155,31 @@ def test_every_second_lost_at_a_preemption_has_a_cause() -> None:
     }
     assert (loss.steps, loss.gap) == (2, 6.0)
     assert run.step_seconds == 1.0 and (run.allocated, run.wall) == (24.0, 32.0)
-    assert goodput_account.goodput(run, 10, 1.0) == 10 / 24
+    assert account.goodput(run, 10, 1.0) == 10 / 24
 
 
 def test_nothing_is_lost_where_nothing_went_on() -> None:
     run = preempted()
-    assert goodput_account.losses(replace(run, attempts=run.attempts[:1]), 1.0) == []
-    assert goodput_account.losses(replace(run, asked=[]), 1.0) == []
+    assert account.losses(replace(run, attempts=run.attempts[:1]), 1.0) == []
+    assert account.losses(replace(run, asked=[]), 1.0) == []
 
 
 def test_a_run_is_read_back_as_it_was_written() -> None:
-    assert goodput_account.Run.of(json.loads(json.dumps(preempted().tree()))) == preempted()
+    assert account.Run.of(json.loads(json.dumps(preempted().tree()))) == preempted()
 
 
 @pytest.mark.parametrize("count", [0, 2, 5, 10])
 def test_preemptions_are_seeded_and_leave_steps_between_them(count: int) -> None:
-    steps = goodput_runs.preempted_after(count, 300, seed=1)
-    assert (
-        steps == goodput_runs.preempted_after(count, 300, seed=1) != goodput_runs.preempted_after(count, 300, 2)
-        or not count
-    )
+    steps = runs.preempted_after(count, 300, seed=1)
+    assert steps == runs.preempted_after(count, 300, seed=1) != runs.preempted_after(count, 300, 2) or not count
     assert len(steps) == count and all(0 < step < 300 for step in steps)
     assert all(later - earlier >= 0.4 * 300 / count - 1 for earlier, later in zip(steps, steps[1:], strict=False))
 
 
 def test_a_peer_that_does_not_finish_is_a_row_with_its_cause() -> None:
-    names = list(goodput_runs.CONTENDERS)
+    names = list(runs.CONTENDERS)
     results = {(name, count): preempted() for name in names for count in (0, 5)}
-    results["lightning", 5] = goodput_account.Run(words="its job left the queue at step 6 of 10")
+    results["lightning", 5] = account.Run(words="its job left the queue at step 6 of 10")
     found = [row for row in goodput.rows(results, 10, (0, 5)) if row.name == "goodput, k = 5"]
     assert [(row.peer_name, row.met) for row in found] == [
         ("", False),
@@ -194,15 +193,15 @@ def test_a_peer_that_does_not_finish_is_a_row_with_its_cause() -> None:
 
 @given(gpus=st.integers(8, 4096), gap=st.floats(0, 600), more=st.floats(1.01, 10), stall=st.none() | st.floats(0.1, 60))
 def test_the_modelled_goodput_falls_with_every_loss(gpus: int, gap: float, more: float, stall: float | None) -> None:
-    site, saves = goodput_model.Site(gpus=gpus), goodput_model.Saves(stall=stall)
-    best = goodput_model.goodput(site, saves, gap)
+    site, saves = model.Site(gpus=gpus), model.Saves(stall=stall)
+    best = model.goodput(site, saves, gap)
     assert 0 < best < 1
     worse = [
-        goodput_model.goodput(site, saves, gap + 10),
-        goodput_model.goodput(replace(site, walltime=site.walltime / more), saves, gap),
-        goodput_model.goodput(replace(site, preemptions_a_day=site.preemptions_a_day * more), saves, gap),
-        goodput_model.goodput(replace(site, gpu_hours_between_failures=1000.0 / more), saves, gap),
-        goodput_model.goodput(site, replace(saves, bytes_a_second=saves.bytes_a_second / more), gap),
+        model.goodput(site, saves, gap + 10),
+        model.goodput(replace(site, walltime=site.walltime / more), saves, gap),
+        model.goodput(replace(site, preemptions_a_day=site.preemptions_a_day * more), saves, gap),
+        model.goodput(replace(site, gpu_hours_between_failures=1000.0 / more), saves, gap),
+        model.goodput(site, replace(saves, bytes_a_second=saves.bytes_a_second / more), gap),
     ]
     assert all(other < best for other in worse)
 
@@ -212,5 +211,5 @@ def test_no_interval_loses_less_than_youngs(stall: float, between: float, other:
     def lost(every: float) -> float:
         return stall / every + every / 2 / between
 
-    every = goodput_model.interval(stall, between)
+    every = model.interval(stall, between)
     assert lost(every) <= lost(every * other) * (1 + 1e-9)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.accounting import multifactor
+from benchmarks.backlog.accounting import multifactor
 from benchmarks.processes import Unable
 from benchmarks.rows import Row
 from envs.pocket import Pocket, up

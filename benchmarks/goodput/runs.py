@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers
-from benchmarks.goodput_account import Attempt, Run
-from benchmarks.goodput_peers.common import process_start
-from benchmarks.goodput_place import EVERY, LR, MICRO_BATCH, RANKS, SHAPE, Stage, outlast_recipe, spans
+from benchmarks.goodput.account import Attempt, Run
+from benchmarks.goodput.peers.common import process_start
+from benchmarks.goodput.place import EVERY, LR, MICRO_BATCH, RANKS, SHAPE, Stage, outlast_recipe, spans
 from benchmarks.processes import last_line
 from durable import write_atomic
 from envs.drill.ranks import ranks
@@ -23,8 +23,8 @@ from envs.pocket import Pocket
 from settings import dump_yaml
 from slurm.rundir import RunDir
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = Path(__file__).parent / "goodput_peers"
+ROOT = Path(__file__).parent.parent.parent
+SCRIPTS = Path(__file__).parent / "peers"
 MINUTES = 120
 """Time limit of a job: none meets it."""
 PATIENCE = 180.0

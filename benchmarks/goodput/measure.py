@@ -16,15 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import goodput_model, machine, peers
-from benchmarks.goodput_account import CAUSES, Loss, Run, goodput, losses, typical
-from benchmarks.goodput_place import Stage, set_stage
-from benchmarks.goodput_runs import CONTENDERS, perform, preempted_after
+from benchmarks import machine, peers
+from benchmarks.goodput import model
+from benchmarks.goodput.account import CAUSES, Loss, Run, goodput, losses, typical
+from benchmarks.goodput.place import Stage, set_stage
+from benchmarks.goodput.runs import CONTENDERS, perform, preempted_after
 from benchmarks.processes import Unable
 from benchmarks.rows import Row
 from durable import write_atomic
 
-WORK = Path(__file__).parent / ".goodput"
+WORK = Path(__file__).parent.parent / ".goodput"
 """Ignored by git: runs, and the result of each, so that a measurement that was cut goes on."""
 OURS, *PEERS = CONTENDERS
 TITLES = {"transformers": "HF Trainer, JIT checkpoint", "lightning": "Lightning, auto-requeue", "submitit": "submitit"}
@@ -205,9 +206,9 @@ def gap_row(gap: float | None) -> Row:
 
 
 def modelled_row(gap: float) -> Row:
-    site = goodput_model.Site()
-    ours = 100 * goodput_model.goodput(site, goodput_model.Saves(), gap)
-    limit = 100 * goodput_model.goodput(site, goodput_model.ASYNCHRONOUS, gap)
+    site = model.Site()
+    ours = 100 * model.goodput(site, model.Saves(), gap)
+    limit = 100 * model.goodput(site, model.ASYNCHRONOUS, gap)
     return Row(
         f"modelled goodput of a 70B run on {site.gpus} GPUs",
         "%",

@@ -97,6 +97,18 @@ class Fsdp(Struct, frozen=True, tag_field="kind", tag="fsdp"):
     """Free a layer's gathered weights after its forward pass (False: more memory, less communication)."""
 
 
+class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
+    """DeepSpeed's ZeRO: what is sharded, and where it lies, is said by its own JSON."""
+
+    config: str | dict[str, Any]
+    """The JSON: a file, or its content; RUN_DIR/config.yaml holds the content."""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert isinstance(self.config, dict)  # a file was read before the tree became a config
+        return self.config
+
+
 class Evaluation(Struct, frozen=True):
     every: Annotated[int, Meta(ge=0)] = 0
     """Steps between two evaluations; 0: none."""
@@ -137,7 +149,7 @@ class TrainConfig(Struct, frozen=True):
     data: Data
     train: Train
     optim: Optim
-    engine: Annotated[Ddp | Fsdp, LAYOUT] = Ddp()
+    engine: Annotated[Ddp | Fsdp | Deepspeed, LAYOUT] = Ddp()
     evaluation: Annotated[Evaluation, LAYOUT] = Evaluation()
     checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
     watchdog: Annotated[Watchdog, LAYOUT] = Watchdog()
@@ -215,7 +227,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> lis
     return found
 
 
-_PATHS = (("model", "path"), ("model", "tokenizer"), ("data", "cache"), ("data", "train"), ("data", "evaluation"))
+_PATHS = (
+    *(("model", "path"), ("model", "tokenizer"), ("data", "cache"), ("data", "train"), ("data", "evaluation")),
+    ("engine", "config"),
+)
 
 
 def absolute_paths(recipe: dict[str, Any], base: Path) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, dump_yaml, merge, override, read_yaml, to_plain
-from trainer import claims, config
+from trainer import claims, config, zero
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
-from trainer.config import TrainConfig, cache_folder
+from trainer.config import Deepspeed, TrainConfig, cache_folder
 from trainer.plan import batch_layout
 
 
@@ -30,7 +30,7 @@ class Ready:
 
 def read(path: Path) -> dict[str, Any]:
     """A recipe's tree; file names in it count from its own folder."""
-    return config.absolute_paths({"name": path.stem, **read_yaml(path)}, path.parent.resolve())
+    return zero.inlined(config.absolute_paths({"name": path.stem, **read_yaml(path)}, path.parent.resolve()))
 
 
 def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
@@ -41,12 +41,21 @@ def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
     return merge(tree, config.absolute_paths(spoken, Path.cwd()))
 
 
-def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str) -> Ready:
+def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, new: bool = True) -> Ready:
     """The complete config of a run's tree. Raises ConfigError with one line for the first mistake."""
-    settings = config.resolve(tree, source)
+    tree = zero.inlined(tree)
+    settings = config.resolve(zero.with_batch(tree, world_size) if new else tree, source)
     config.check_files(settings, source)
     layout = batch_layout(settings.train, world_size)
-    return Ready(dump_yaml(to_plain(settings)), str(layout), _folders(settings, run_dir))
+    batch = str(layout)
+    if isinstance(settings.engine, Deepspeed):
+        zero.complete(settings, layout, hidden_size=1)  # for its errors
+        if (
+            isinstance(said := settings.engine.json.get(zero.ACCUMULATION), int)
+            and said != layout.gradient_accumulation_steps
+        ):
+            batch += f" (engine.config says {said}: the run's global batch stays)"
+    return Ready(dump_yaml(to_plain(settings)), batch, _folders(settings, run_dir))
 
 
 def changed(run_dir: Path, assignments: Iterable[str], world_size: int) -> Ready:
@@ -60,7 +69,7 @@ def changed(run_dir: Path, assignments: Iterable[str], world_size: int) -> Ready
             f"{key} was {before} and would be {after}: that is another run: start it with --fork {run_dir.name} "
             f"{key}={after}"
         )
-    return checked({**new, "name": old["name"]}, run_dir, world_size, str(path))
+    return checked({**new, "name": old["name"]}, run_dir, world_size, str(path), new=False)
 
 
 def checkpoint_to_fork(run_dir: Path, step: int | None) -> Path:

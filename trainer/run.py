@@ -136,7 +136,7 @@ class Training:
         self.watchdog.enter("model")
         model = together(self.build_model)
         self.attempt.lead.expect_checkpoint(4 * len(KINDS) * sum(p.numel() for p in model.parameters()))
-        self.engine = make_engine(settings, model, runtime)
+        self.engine = make_engine(settings, self.layout, model, runtime)
         self.engine.module.train()
         # 3. What happened before, and where it goes on.
         self.watchdog.enter("resume")
@@ -168,6 +168,7 @@ class Training:
         self.committed = own.point if own else None
         resumed = own or self.forked()
         if resumed:
+            self.engine.refresh()
             self.progress = Progress(resumed.point.step, **resumed.manifest.state)
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")

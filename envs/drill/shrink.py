@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from settings import ConfigError
+from trainer import zero
 from trainer.model_config import folder_config, known_fields
 
 ROWS = 2000
@@ -61,6 +62,8 @@ def shrink(tree: dict[str, Any], folder: Path, world_size: int, steps: int) -> d
     }
     kept = {key: value for key, value in train.items() if key in ("seed", "precision", "deterministic")}
     small["train"] = {**kept, "steps": steps, "global_batch_size": world_size * SEQUENCES}
+    if "engine" in tree:
+        small["engine"] = zero.without_batch(tree["engine"])
     small["checkpoint"] = {"every": SAVE_EVERY}
     small["watchdog"] = {"step_seconds": HANG_SECONDS}
     if data.get("evaluation"):

@@ -1,15 +1,17 @@
-"""The engines: ddp and fsdp, behind one small protocol (engine.py)."""
+"""The engines: ddp, fsdp and deepspeed, behind one small protocol (engine.py)."""
 
 from __future__ import annotations
 
 import torch
 
-from trainer.config import Ddp, Fsdp, TrainConfig
+from trainer import zero
+from trainer.config import Ddp, Deepspeed, Fsdp, TrainConfig
 from trainer.engines.engine import Engine
+from trainer.plan import BatchLayout
 from trainer.runtime import Runtime
 
 
-def make_engine(config: TrainConfig, model: torch.nn.Module, runtime: Runtime) -> Engine:
+def make_engine(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runtime: Runtime) -> Engine:
     match config.engine:
         case Ddp():
             from trainer.engines.ddp import DdpEngine
@@ -19,3 +21,8 @@ def make_engine(config: TrainConfig, model: torch.nn.Module, runtime: Runtime) -
             from trainer.engines.fsdp import FsdpEngine
 
             return FsdpEngine(config, config.engine, model, runtime)
+        case Deepspeed():
+            from trainer.engines.deepspeed import DeepspeedEngine
+
+            hidden_size = model.get_input_embeddings().embedding_dim  # type: ignore[operator]
+            return DeepspeedEngine(config, zero.complete(config, layout, hidden_size), model, runtime)

@@ -55,3 +55,6 @@ class DdpEngine:
             tensors = {"weights": parameter.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
             flat = {kind: tensor.view(-1) for kind, tensor in tensors.items()}
             yield Shard(name, tuple(parameter.shape), 0, parameter.numel(), flat, state["step"])
+
+    def refresh(self) -> None:
+        return None

@@ -58,3 +58,6 @@ class Engine(Protocol):
 
     def shards(self) -> Iterator[Shard]:
         """What this rank holds, in the order of the parameters."""
+
+    def refresh(self) -> None:
+        """After the shards were written to: what follows from them. Collective."""

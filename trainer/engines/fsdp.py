@@ -63,6 +63,9 @@ class FsdpEngine:
             start = _flat_offset(cast(DTensor, parameter))
             yield Shard(name, tuple(parameter.shape), start, start + flat["weights"].numel(), flat, state["step"])
 
+    def refresh(self) -> None:
+        return None
+
 
 def _flat_offset(parameter: DTensor) -> int:
     """Index of the local shard's first element in the flattened parameter."""

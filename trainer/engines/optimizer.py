@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -23,17 +25,24 @@ class Optimizer:
             eps=settings.eps,
             fused=True,
         )
-        for parameter in self.named.values():
+        self.make_state(self.named.values())
+
+    def make_state(self, parameters: Iterable[Tensor]) -> None:
+        """The moments of what AdamW steps on, and its count of steps."""
+        for parameter in parameters:
             self.adamw.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
-    def step(self, lr: float) -> Tensor:
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.clip)
+    def set_rate(self, lr: float) -> None:
         for group in self.adamw.param_groups:
             group["lr"] = lr
+
+    def step(self, lr: float) -> Tensor:
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.clip)
+        self.set_rate(lr)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return norm

@@ -1,0 +1,57 @@
+"""The DeepSpeed JSON that this project was founded on runs as it is."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from settings import read_yaml
+from tests.trainer.conftest import new_run, zygote
+from tests.trainer.ranks import Run
+from trainer import recipe
+
+__all__ = ["new_run", "zygote"]
+
+JSON = Path(__file__).parent / "deepspeed.json"
+
+
+def checked(run: Run, world: int, new: bool = True) -> str:
+    """The run's config as launch.py writes it for so many ranks. Returns how they share a batch."""
+    path = run.path / "config.yaml"
+    ready = recipe.checked(read_yaml(path), run.path, world, str(path), new=new)
+    path.write_text(ready.text)
+    return ready.batch
+
+
+def test_it_trains_and_goes_on_bit_for_bit_and_at_another_size(new_run: Callable[..., Run]) -> None:
+    engine = {"kind": "deepspeed", "config": str(JSON)}
+    shape: dict[str, Any] = {"train": {"steps": 12, "precision": "bf16", "global_batch_size": 64}, "engine": engine}
+    shape |= {"checkpoint": {"every": 50}, "evaluation": {"every": 0}}
+    whole, cut = new_run("whole", **shape), new_run("cut", **shape)
+    for run in (whole, cut):
+        assert checked(run, 4) == "global batch 64 = 2 micro x 8 accumulation x 4 ranks"
+        assert read_yaml(run.path / "config.yaml")["engine"]["config"] == json.loads(JSON.read_text())
+    assert whole.go(4) == [0] * 4, whole.log()
+
+    def stop(world: int, after: int) -> None:
+        cut.start(world)
+        cut.reaches(after)
+        cut.signal(signal.SIGUSR1, rank=0)
+        assert cut.wait() == [75] * world, cut.log()
+
+    stop(4, 2)
+    assert cut.go(4) == [0] * 4, cut.log()
+    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
+    assert cut.done()["sha256"] == whole.done()["sha256"]
+
+    smaller = new_run("smaller", **shape)
+    cut = smaller
+    checked(smaller, 4)
+    stop(4, 2)
+    said = "global batch 64 = 2 micro x 16 accumulation x 2 ranks (engine.config says 8: the run's global batch stays)"
+    assert checked(smaller, 2, new=False) == said
+    assert smaller.go(2) == [0, 0], smaller.log()
+    assert smaller.history("hash", "tokens") == whole.history("hash", "tokens")

@@ -1,0 +1,151 @@
+"""DeepSpeed's ZeRO, stages 0 to 3, as its own JSON describes it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.config import TrainConfig
+from trainer.data.batches import MicroBatch
+from trainer.engines.engine import Shard
+from trainer.engines.optimizer import Optimizer
+from trainer.engines.stopwatch import Stopwatch
+from trainer.model import loss_sum
+from trainer.runtime import Runtime
+
+
+class DeepspeedEngine:
+    def __init__(self, config: TrainConfig, settings: dict[str, Any], model: torch.nn.Module, runtime: Runtime) -> None:
+        """`settings`: DeepSpeed's JSON, complete (trainer/zero.py)."""
+        if runtime.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self._runtime = runtime
+        self.stopwatch = Stopwatch(model, runtime.device)
+        self.optimizer = Optimizer(model, config.optim)
+        self.module = deepspeed.initialize(
+            model=model, optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
+        )[0]
+        self._layout = layout_of(self.module, self.optimizer)
+        self.replicas = (runtime.rank, runtime.world_size) if isinstance(self._layout, Whole) else (0, 1)
+
+    def loss(self, batch: MicroBatch) -> Tensor:
+        return loss_sum(self.module, batch)
+
+    def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
+        self.module.set_gradient_accumulation_boundary(last)
+        loss = self.loss(batch)
+        # The ranks' gradients are averaged: times their number makes it the sum.
+        self.module.backward(loss * (self._runtime.world_size / max(1, valid_tokens)), scale_wrt_gas=False)
+        return loss.detach()
+
+    def step(self, lr: float) -> Tensor:
+        if isinstance(self._layout, Whole):  # DeepSpeed's own step clips there, but keeps the norm to itself
+            return self.optimizer.step(lr)
+        self.optimizer.set_rate(lr)
+        self.module.step()
+        return torch.as_tensor(self.module.get_global_grad_norm())
+
+    def shards(self) -> Iterator[Shard]:
+        return self._layout.shards()
+
+    def refresh(self) -> None:
+        self._layout.refresh()
+
+
+class StateLayout(Protocol):
+    """How a stage keeps the fp32 weights and the moments."""
+
+    def shards(self) -> Iterator[Shard]: ...
+
+    def refresh(self) -> None: ...
+
+
+def layout_of(module: Any, optimizer: Optimizer) -> StateLayout:
+    """Of an engine of DeepSpeed: ours by its stage."""
+    if module.zero_optimization_partition_weights():
+        return Partitions(module.optimizer, optimizer)
+    if hasattr(module.optimizer, "update_lp_params"):
+        return Fragments(module.optimizer, optimizer)
+    return Whole(optimizer)
+
+
+class Whole:
+    """Stage 0 in fp32: every rank holds everything."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def shards(self) -> Iterator[Shard]:
+        for name, parameter in self._optimizer.named.items():
+            state = self._optimizer.state(name)
+            yield _shard(name, parameter.shape, 0, parameter.detach().view(-1), state, slice(None))
+
+    def refresh(self) -> None:
+        return None
+
+
+class Fragments:
+    """Stages 1 and 2, and stage 0 in bf16: each group of parameters lies in one flat tensor, of which each rank owns a
+    part, wherever in a parameter that begins and ends."""
+
+    def __init__(self, zero: Any, optimizer: Optimizer) -> None:
+        self._zero, self._optimizer = zero, optimizer
+        flat = getattr(zero, "single_partition_of_fp32_groups", None)
+        self._flat: list[Tensor] = zero.fp32_groups_flat_partition if flat is None else flat
+        optimizer.make_state(self._flat)
+
+    def shards(self) -> Iterator[Shard]:
+        for name, parameter in self._optimizer.named.items():
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            if mapping is None:
+                flat, start, inside = self._flat[0], 0, slice(0, 0)
+            else:
+                flat, start = self._flat[mapping.param_group_index], mapping.lp_fragment_address.start
+                place = mapping.hp_fragment_address
+                inside = slice(place.start, place.start + place.numel)
+            yield _shard(name, parameter.shape, start, flat.detach(), self._optimizer.adamw.state[flat], inside)
+
+    def refresh(self) -> None:
+        self._zero.update_lp_params()
+
+
+class Partitions:
+    """Stage 3: each rank owns an equal part of every parameter, the last one's filled up."""
+
+    def __init__(self, zero: Any, optimizer: Optimizer) -> None:
+        self._zero, self._optimizer = zero, optimizer
+        optimizer.make_state(zero.fp32_partitioned_groups_flat)
+
+    def shards(self) -> Iterator[Shard]:
+        zero = self._zero
+        for name, parameter in self._optimizer.named.items():
+            group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+            flat = zero.fp32_partitioned_groups_flat[group]
+            start = min(parameter.ds_numel, size * torch.distributed.get_rank())  # type: ignore[attr-defined]
+            stop = min(parameter.ds_numel, start + size)  # type: ignore[attr-defined]
+            inside = slice(offset, offset + stop - start)
+            state = self._optimizer.adamw.state[flat]
+            yield _shard(name, parameter.ds_shape, start, flat.detach(), state, inside)  # type: ignore[attr-defined]
+
+    def refresh(self) -> None:
+        zero = self._zero
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def _shard(name: str, shape: torch.Size, start: int, flat: Tensor, state: dict[str, Tensor], inside: slice) -> Shard:
+    """The part `inside` of a flat tensor and its moments: of a parameter that which begins at `start`."""
+    tensors = {"weights": flat, "exp_avg": state["exp_avg"].view(-1), "exp_avg_sq": state["exp_avg_sq"].view(-1)}
+    parts = {kind: tensor[inside] for kind, tensor in tensors.items()}
+    return Shard(name, tuple(shape), start, start + parts["weights"].numel(), parts, state["step"])

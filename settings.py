@@ -127,10 +127,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         old = out.get(key)
         # Another `kind` is another set of fields: the old kind's fields must not leak into it.
-        same_kind = (
-            isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind", 0) in (0, old.get("kind"))
-        )
-        out[key] = merge(old, value) if same_kind else value  # type: ignore[arg-type]
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            kinds = {tree["kind"] for tree in (old, value) if "kind" in tree}
+            value = merge(old, value) if len(kinds) < 2 else value
+        out[key] = value
     return out
 
 

@@ -107,6 +107,8 @@ def test_errors_are_one_line_with_key_value_and_nearest_name() -> None:
 def test_another_kind_does_not_inherit_the_old_kinds_fields() -> None:
     base = {"leaf": {"rate": 1}, "side": {"kind": "left", "depth": 3}}
     assert convert(override(base, "side.kind=right"), Tree, "x").side == Right()
+    words = override(override({}, "side.depth=5"), "side.kind=left")  # in any order
+    assert convert({"leaf": {"rate": 1}, **words}, Tree, "x").side == Left(depth=5)
     assert convert(override(base, "side.depth=4"), Tree, "x").side == Left(4)
 
 

@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, Any]:
         what = "a comma with nothing after it: remove it" if comma else f"not JSON: {error.msg}"
         raise ConfigError(f"{path} line {line}: {what}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"engine.config: {path} cannot be read: {error}") from None
+        raise ConfigError(f"engine.config: {path}: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: an object of keys is expected, this is a {type(found).__name__}")
     return found

@@ -28,7 +28,7 @@ def checked(run: Run, world: int, new: bool = True) -> str:
 
 def test_it_trains_and_goes_on_bit_for_bit_and_at_another_size(new_run: Callable[..., Run]) -> None:
     engine = {"kind": "deepspeed", "config": str(JSON)}
-    shape: dict[str, Any] = {"train": {"steps": 12, "precision": "bf16", "global_batch_size": 64}, "engine": engine}
+    shape: dict[str, Any] = {"train": {"steps": 6, "precision": "bf16", "global_batch_size": 64}, "engine": engine}
     shape |= {"checkpoint": {"every": 50}, "evaluation": {"every": 0}}
     whole, cut = new_run("whole", **shape), new_run("cut", **shape)
     for run in (whole, cut):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -27,9 +28,11 @@ class DeepspeedEngine:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # DeepSpeed 0.19.8 calls torch 2.13's collectives by names that are on their way out, at every step.
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         self._runtime = runtime
         self.stopwatch = Stopwatch(model, runtime.device)
-        self.optimizer = Optimizer(model, config.optim)
+        self.optimizer = Optimizer(model, config.optim, with_state=False)
         self.module = deepspeed.initialize(
             model=model, optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
         )[0]
@@ -82,6 +85,7 @@ class Whole:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
+        optimizer.make_state(optimizer.named.values())
 
     def shards(self) -> Iterator[Shard]:
         for name, parameter in self._optimizer.named.items():

@@ -11,9 +11,10 @@ from trainer.config import Optim
 
 
 class Optimizer:
-    """AdamW over named fp32 parameters, its state made at once, so that a load needs no step before it."""
+    """AdamW over named fp32 parameters; its state is made before the first step, so that a load needs none."""
 
-    def __init__(self, model: torch.nn.Module, settings: Optim) -> None:
+    def __init__(self, model: torch.nn.Module, settings: Optim, with_state: bool = True) -> None:
+        """Without its state: for who steps on other tensors than the parameters, and calls `make_state` of these."""
         self.named = dict(model.named_parameters())
         self.clip = settings.clip
         matrices = [p for p in self.named.values() if p.ndim >= 2]
@@ -25,7 +26,8 @@ class Optimizer:
             eps=settings.eps,
             fused=True,
         )
-        self.make_state(self.named.values())
+        if with_state:
+            self.make_state(self.named.values())
 
     def make_state(self, parameters: Iterable[Tensor]) -> None:
         """The moments of what AdamW steps on, and its count of steps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -44,8 +45,8 @@ class Contender(Protocol):
     def ranks(self, folder: Path) -> Ranks:
         """Start the ranks, which go on with what is there."""
 
-    def newest(self, folder: Path) -> tuple[int | None, bool]:
-        """Step of the checkpoint that a resume would take (None: there is none), and whether all of it can be read."""
+    def checkpoints(self, folder: Path) -> list[tuple[int, bool]]:
+        """Steps of all checkpoints, first the one that a resume would take, each with whether all of it can be read."""
 
     def weights(self, folder: Path) -> str | None:
         """Digest of the final weights; None: the run is not done."""
@@ -148,25 +149,12 @@ class Outlast:
         attempt = {"OUTLAST_ATTEMPT": str(claim(folder))}
         return Ranks(sys.executable, self.name, folder, STOP_SIGNALS, **attempt)
 
-    def newest(self, folder: Path) -> tuple[int | None, bool]:
-        from trainer.checkpoint import CheckpointBroken, folder_name
+    def checkpoints(self, folder: Path) -> list[tuple[int, bool]]:
+        from trainer.checkpoint import folder_name
         from trainer.checkpoint.lineage import checkpoints_in_line
-        from trainer.checkpoint.load import Reader
-        from trainer.engines.engine import KINDS
 
-        points = checkpoints_in_line(folder)
-        if not points:
-            return None, False
-        try:
-            with Reader(folder / "checkpoints" / folder_name(points[0])) as reader:
-                for name, parameter in reader.manifest.parameters.items():
-                    for kind in KINDS:
-                        reader.read(name, kind, 0, _product(parameter.shape))
-                for rank in range(WORLD):
-                    reader.arrays(rank)
-        except CheckpointBroken:
-            return points[0].step, False
-        return points[0].step, reader.manifest.step == points[0].step
+        saved = folder / "checkpoints"
+        return [(point.step, _verifies(saved / folder_name(point))) for point in checkpoints_in_line(folder)]
 
     def weights(self, folder: Path) -> str | None:
         done = folder / "DONE"
@@ -187,32 +175,45 @@ class Transformers:
     def ranks(self, folder: Path) -> Ranks:
         return Ranks(str(peers.BIN / "python"), self.name, folder, ())
 
-    def newest(self, folder: Path) -> tuple[int | None, bool]:
-        """As transformers' own get_last_checkpoint chooses it: by the number in the name."""
-        from transformers.trainer_utils import get_last_checkpoint
-
-        checkpoints = folder / "checkpoints"
-        chosen = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
-        if chosen is None:
-            return None, False
-        step = int(chosen.rpartition("-")[2])
-        return step, _is_whole(Path(chosen), step)
+    def checkpoints(self, folder: Path) -> list[tuple[int, bool]]:
+        """In the order of transformers' get_last_checkpoint, which takes the largest number in a name."""
+        steps = [int(path.name.split("-")[1]) for path in folder.glob("checkpoints/checkpoint-*")]
+        return [(step, _is_whole(folder, step)) for step in sorted(steps, reverse=True)]
 
     def weights(self, folder: Path) -> str | None:
-        last = folder / "checkpoints" / f"checkpoint-{STEPS}"
-        if not _is_whole(last, STEPS):
+        if not _is_whole(folder, STEPS):
             return None
+        last = folder / "checkpoints" / f"checkpoint-{STEPS}"
         return hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest()
 
     def phase(self, folder: Path) -> str:
         return ""
 
 
-def _is_whole(checkpoint: Path, step: int) -> bool:
-    """Every file that a save writes for this many ranks is there and can be read."""
+def _verifies(checkpoint: Path) -> bool:
+    """All of one of Outlast's, by its own reader."""
+    from trainer.checkpoint import CheckpointBroken
+    from trainer.checkpoint.load import Reader
+    from trainer.engines.engine import KINDS
+
+    try:
+        with Reader(checkpoint) as reader:
+            for name, parameter in reader.manifest.parameters.items():
+                for kind in KINDS:
+                    reader.read(name, kind, 0, math.prod(parameter.shape))
+            for rank in range(WORLD):
+                reader.arrays(rank)
+    except CheckpointBroken:
+        return False
+    return True
+
+
+def _is_whole(folder: Path, step: int) -> bool:
+    """Every file that a save of transformers writes for this many ranks is there and can be read."""
     import torch
     from safetensors.torch import load_file
 
+    checkpoint = folder / "checkpoints" / f"checkpoint-{step}"
     try:
         load_file(checkpoint / "model.safetensors")
         for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state_{rank}.pth" for rank in range(WORLD))):
@@ -221,13 +222,6 @@ def _is_whole(checkpoint: Path, step: int) -> bool:
     except Exception:  # whatever a file that is missing or cut makes of a loader
         return False
     return bool(state["global_step"] == step)
-
-
-def _product(shape: Iterable[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def _write_inputs(folder: Path) -> None:

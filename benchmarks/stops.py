@@ -2,13 +2,15 @@
 
 The moment is a share of the undisturbed run, so it falls into imports, model build, steps, evaluations and saves; it
 comes to one rank or to all, sometimes twice. Who is still there 30 s later is killed, as by Slurm. The peer is
-transformers' Trainer with enable_jit_checkpoint; both get the same moments and ranks, and small steps of about 0.1 s. A
-step counts as lost when a rank had completed it and the newest readable checkpoint does not hold it; where no step was
-done, to have left is all that is asked. Every tenth run is resumed and its final weights compared.
+transformers' Trainer with enable_jit_checkpoint; both get the same moments and ranks, and steps of about 0.1 s. A
+checkpoint is whole when every file that a save writes is there and can be read. A step is lost when a rank had
+completed it and no whole checkpoint holds it. Where no step was done, to have left is all that is asked. Every tenth
+run is resumed, and its final weights compared.
 
-Why the peer's stops go wrong: a rank that gets the signal before the Trainer stands dies, and the others wait for it
-beyond the 30 s. Each rank hears its own signal only, and looks at it by itself 3 s later: the ranks do not agree. Saved
-mostly just before the optimizer's step, which is then still made, and lost.
+Where the peer loses: a rank that gets the signal before the Trainer stands dies, and the others wait for it beyond the
+30 s. Each rank hears its own signal only and looks at it by itself 3 s later. One that hears it alone leaves a newer
+folder with its own generator's state and nothing else, which a resume takes and refuses; of ranks that all hear it some
+may save one step and some the next. And most save just before the optimizer's step, which is then made, and lost.
 """
 
 from __future__ import annotations
@@ -59,11 +61,11 @@ class Outcome:
     steps: int
     """That some rank had completed."""
     saved: int | None
-    """Step of the newest checkpoint; None: there is none."""
-    loads: bool
-    """The newest checkpoint can be read; or there was nothing to save, and all left."""
+    """Step of the checkpoint that a resume would take; None: there is none."""
+    whole: bool
+    """All of that can be read; or there was nothing to save, and all left."""
     lost: int
-    """Steps that were completed and are not in the newest checkpoint; all of them where that cannot be read."""
+    """Steps that were completed and are in no checkpoint that is whole."""
     phase: str
     """In which it was stopped, as far as the ranks tell."""
     identical: bool | None = None
@@ -71,7 +73,7 @@ class Outcome:
 
     @property
     def right(self) -> bool:
-        return self.left and self.loads and not self.lost and self.identical is not False
+        return self.left and self.whole and not self.lost and self.identical is not False
 
 
 Holds = Callable[[Outcome], bool | None]
@@ -149,9 +151,8 @@ class Bench:
     def _measure(self, stop: Stop) -> Outcome:
         """One stop, and the resume where it is due. What a stop that was right leaves is removed."""
         folder = self._new(f"{stop.number:03d}")
-        moment = stop.moment * self._seconds
-        while (stopped := self._stop(folder, stop, moment)) is None:
-            folder, moment = self._new(folder.name), 0.9 * moment  # this run was quicker, and over before the signal
+        while (stopped := self._stop(folder, stop)) is None:
+            folder = self._new(folder.name)
         left, seconds, codes = stopped
         outcome = self._judge(folder, left, seconds, codes)
         if stop.number % RESUMED == 0:
@@ -162,10 +163,12 @@ class Bench:
             shutil.rmtree(folder)
         return outcome
 
-    def _stop(self, folder: Path, stop: Stop, moment: float) -> tuple[bool, float, list[int]] | None:
+    def _stop(self, folder: Path, stop: Stop) -> tuple[bool, float, list[int]] | None:
         """Whether all left within the grace, after how many seconds, with which codes; None: there was none to stop."""
         with self.contender.ranks(folder) as ranks:
-            if ranks.wait(ranks.began + moment) or not ranks.signal(stop.ranks):
+            if ranks.wait(ranks.began + stop.moment * self._seconds) or not ranks.signal(stop.ranks):
+                # The machine has become quicker: from now on this run, which was over first, is the measure.
+                self._seconds = min(0.95 * self._seconds, time.monotonic() - ranks.began)
                 return None
             signalled = time.monotonic()
             if stop.again is not None and not ranks.wait(signalled + stop.again):
@@ -175,11 +178,11 @@ class Bench:
 
     def _judge(self, folder: Path, left: bool, seconds: float, codes: list[int]) -> Outcome:
         steps = steps_done(folder)
-        saved, loads = self.contender.newest(folder)
-        if saved is None:
-            loads = left and steps == 0
-        lost = steps - (saved or 0) if loads or saved is None else steps
-        return Outcome(left, round(seconds, 3), codes, steps, saved, loads, lost, self.contender.phase(folder))
+        checkpoints = self.contender.checkpoints(folder)
+        saved, whole = checkpoints[0] if checkpoints else (None, left and steps == 0)
+        kept = next((step for step, can_be_read in checkpoints if can_be_read), 0)
+        phase = self.contender.phase(folder)
+        return Outcome(left, round(seconds, 3), codes, steps, saved, whole, steps - kept, phase)
 
     def _run(self, folder: Path) -> float:
         """From where it is to its end, or until it is given up; seconds."""
@@ -222,13 +225,13 @@ def _rows(
     phases = sorted({outcome.phase for outcome in ours} - {""})
     return [
         asked(f"all ranks left within {GRACE:.0f} s", lambda o: o.left, every),
-        asked("the newest checkpoint loads", lambda o: o.loads, every),
-        asked("it holds the last completed step", lambda o: o.loads and not o.lost, every),
+        asked("the newest checkpoint is whole", lambda o: o.whole, every),
+        asked("it holds the last completed step", lambda o: o.whole and not o.lost, every),
         asked("the resumed run's weights are bit-identical", lambda o: o.identical, resumed),
         asked("all of that, signal to one rank", lambda o: o.right, to_one),
         asked("all of that, signal to all ranks", lambda o: o.right, to_all),
         *(counted(f"wrong: {name}", holds, every) for name, holds in WRONG.items()),
-        counted("the run was over first", lambda o: o.steps == STEPS and o.loads, every),
+        counted("the run was over first", lambda o: o.steps == STEPS and o.whole, every),
         figure("from the signal to the last exit, median", "s", lambda found: median(o.seconds for o in found)),
         figure("lost at a stop, mean", "steps", lambda found: mean(o.lost for o in found)),
         Row(f"phases that were hit: {', '.join(phases)}", "", len(phases)),
@@ -238,8 +241,8 @@ def _rows(
 WRONG: dict[str, Holds] = {
     "killed before any step was done": lambda o: not o.left and not o.steps,
     "killed later": lambda o: not o.left and o.steps > 0,
-    "left, the newest checkpoint does not load": lambda o: o.left and not o.loads,
-    "left, it loads, one step lost": lambda o: o.left and o.loads and o.lost == 1,
-    "left, it loads, more steps lost": lambda o: o.left and o.loads and o.lost > 1,
+    "left, the newest checkpoint is torn": lambda o: o.left and not o.whole,
+    "left, it is whole, one step lost": lambda o: o.left and o.whole and o.lost == 1,
+    "left, it is whole, more steps lost": lambda o: o.left and o.whole and o.lost > 1,
 }
-"""Every way in which a stop goes wrong by itself; a stop is in one of them at most."""
+"""How a stop goes wrong; each is in one of these at most."""

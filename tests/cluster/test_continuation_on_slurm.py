@@ -54,7 +54,10 @@ exec {real} "$@"
     return f"{programs}:{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize("continue_by", ["array", "chain", pytest.param("requeue", marks=pytest.mark.nightly)])
+# What a chain does at a time limit the drill's test shows as well.
+@pytest.mark.parametrize(
+    "continue_by", ["array", *(pytest.param(way, marks=pytest.mark.nightly) for way in ("chain", "requeue"))]
+)
 def test_three_time_limits(launch: Launch, pocket: Pocket, continue_by: str) -> None:
     words = ["--continue-by", continue_by, "job.array_jobs=2"]
     run = launch("--gpus", "2", *SHORT, *words, program=first_attempts(3))

@@ -12,7 +12,16 @@ from typing import Any
 
 from durable import write_atomic
 from slurm import hostfile, progress
-from slurm.cause import FAILURES, RankExit, attempt_cause, cut_short, failed_node, foreign_cause, scheduler_cause
+from slurm.cause import (
+    FAILURES,
+    RankExit,
+    attempt_cause,
+    cut_short,
+    failed_node,
+    foreign_cause,
+    refused_for_the_end,
+    scheduler_cause,
+)
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
 from slurm.ends import events, failure, read_ends
@@ -165,6 +174,8 @@ class Attempt:
         reason = self.stop_reason()
         why = foreign_cause if step.foreign else attempt_cause
         cause = why(exits, scheduler_cause(facts, self.scheduler.restart_count), reason)
+        if cause == "crash" and all(end.unknown for end in exits) and (ended := refused_for_the_end(self.srun_words())):
+            cause, reason = ended, self.srun_words()
         if self.stuck and cause in (*FAILURES, "signal"):
             # Its dead step keeps the GPUs: Slurm would let the next one of this job wait as long.
             cause, reason = "node_failure", "a node's slurmstepd is gone: srun did not end with its ranks"
@@ -198,11 +209,14 @@ class Attempt:
     def detail(self, cause: str, exits: list[RankExit], reason: str | None) -> str:
         """One line for people: the first failure with its log, or the reason of the stop."""
         if cause == "crash" and all(end.unknown for end in exits):
-            words = srun_words(job_log(self.run, self.scheduler.job_id), self.log_start)
+            words = self.srun_words()
             return f"no rank left an exit record{f': {words}' * bool(words)}"
         if cause in ("crash", "config", "hang", "oom"):
             return failure(self.run, self.claim.epoch, cause, exits)
         return reason or ""
+
+    def srun_words(self) -> str:
+        return srun_words(job_log(self.run, self.scheduler.job_id), self.log_start)
 
 
 def _unblock() -> None:

@@ -112,6 +112,13 @@ def attempt_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason:
     return _WORDS.get(stop_reason or "", "signal")
 
 
+def refused_for_the_end(words: str) -> str | None:
+    """The cause that srun's words mean when it starts no step since the job is over, and nobody else has said so, since
+    the controller does not answer us. None: they mean something else."""
+    found = {"has expired": "timeout", "already completing or completed": "requeued"}
+    return next((cause for said, cause in found.items() if said in words), None)
+
+
 class Next(Enum):
     FINISH = "the run is done"
     STOP = "the run ends unfinished"

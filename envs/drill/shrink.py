@@ -65,7 +65,7 @@ def shrink(tree: dict[str, Any], folder: Path, world_size: int, steps: int) -> d
     if "engine" in tree:
         small["engine"] = zero.without_batch(tree["engine"])
     small["checkpoint"] = {"every": SAVE_EVERY}
-    small["watchdog"] = {"step_seconds": HANG_SECONDS}
+    small["watchdog"] = dict.fromkeys(("step_seconds", "evaluation_seconds", "save_seconds"), HANG_SECONDS)
     if data.get("evaluation"):
         small["evaluation"] = {"every": EVALUATE_EVERY, "batches": 4}
     return small

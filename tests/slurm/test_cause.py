@@ -16,6 +16,7 @@ from slurm.cause import (
     failed_node,
     foreign_cause,
     predecessor_cause,
+    refused_for_the_end,
     scheduler_cause,
 )
 from slurm.commands import JobFacts
@@ -92,6 +93,19 @@ def exits(*ends: int | str | None) -> list[RankExit]:
 )
 def test_why_an_attempt_ended(ends: list[RankExit], scheduler: str | None, stop: str | None, cause: str) -> None:
     assert attempt_cause(ends, scheduler, stop) == cause
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ("Slurm job 812 has expired", "timeout"),
+        ("Unable to create step for job 812: Job/step already completing or completed", "requeued"),
+        ("Unable to create step for job 812: Invalid generic resource (gres) specification", None),
+        ("", None),
+    ],
+)
+def test_a_step_that_came_too_late_is_no_crash(words: str, cause: str | None) -> None:
+    assert refused_for_the_end(words) == cause
 
 
 def history(*attempts: tuple[str, int, int]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import re
 import types
 import typing
@@ -111,6 +112,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping of keys is expected, this is a {type(data).__name__}")
     return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ConfigError with the line of a mistake."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        before = error.doc[: error.pos].rstrip()
+        comma = before.endswith(",") and error.doc[error.pos : error.pos + 1] in "}]"
+        line = before.count("\n") + 1 if comma else error.lineno
+        what = "a comma with nothing after it: remove it" if comma else f"not JSON: {error.msg}"
+        raise ConfigError(f"{path} line {line}: {what}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: an object of keys is expected, this is a {type(found).__name__}")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for index, (key, _) in enumerate(pairs):
+        if key in [name for name, _ in pairs[:index]]:
+            raise ConfigError(f"the key '{key}' stands twice: keep one")
+    return dict(pairs)
 
 
 def dump_yaml(data: Any) -> str:

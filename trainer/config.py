@@ -95,6 +95,8 @@ class Fsdp(Struct, frozen=True, tag_field="kind", tag="fsdp"):
 
     reshard: bool = True
     """Free a layer's gathered weights after its forward pass (False: more memory, less communication)."""
+    layers: list[str] = []
+    """Class names of the units; default: those that the model names itself."""
 
 
 class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from settings import ConfigError, dump_yaml, merge, override, read_yaml, to_plain
-from trainer import claims, config, zero
+from settings import ConfigError, dump_yaml, merge, override, read_json, read_yaml, to_plain
+from trainer import claims, config, fsdp_block, zero
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
 from trainer.config import Deepspeed, TrainConfig, cache_folder
@@ -23,14 +23,14 @@ class Ready:
     text: str
     """RUN_DIR/config.yaml: complete, every default written out."""
     batch: str
-    """How the ranks share a global batch, as an equation."""
+    """How the ranks share a global batch, as an equation, and what the recipe says that has no meaning."""
     folders: list[str]
     """Folders that the ranks must see: of the data, the model, the tokenizer, and where links in there lead."""
 
 
 def read(path: Path) -> dict[str, Any]:
     """A recipe's tree; file names in it count from its own folder."""
-    return zero.inlined(config.absolute_paths({"name": path.stem, **read_yaml(path)}, path.parent.resolve()))
+    return inlined(config.absolute_paths({"name": path.stem, **read_yaml(path)}, path.parent.resolve()))
 
 
 def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
@@ -43,26 +43,39 @@ def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
 
 def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, new: bool = True) -> Ready:
     """The complete config of a run's tree. Raises ConfigError with one line for the first mistake."""
-    tree = zero.inlined(tree)
+    tree, notes = _engine(tree)
     settings = config.resolve(zero.with_batch(tree, world_size) if new else tree, source)
     config.check_files(settings, source)
     layout = batch_layout(settings.train, world_size)
-    batch = str(layout)
     if isinstance(settings.engine, Deepspeed):
         zero.complete(settings, layout, hidden_size=1)  # for its errors
-        if (
-            isinstance(said := settings.engine.json.get(zero.ACCUMULATION), int)
-            and said != layout.gradient_accumulation_steps
-        ):
-            batch += f" (engine.config says {said}: the run's global batch stays)"
-    return Ready(dump_yaml(to_plain(settings)), batch, _folders(settings, run_dir))
+        notes += zero.notes(settings.engine, layout)
+    return Ready(dump_yaml(to_plain(settings)), "\n".join([str(layout), *notes]), _folders(settings, run_dir))
+
+
+def inlined(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with another tool's JSON itself where it names its file."""
+    engine = tree.get("engine")
+    if isinstance(engine, dict) and isinstance(engine.get("config"), str):
+        return {**tree, "engine": {**engine, "config": read_json(Path(engine["config"]))}}
+    return tree
+
+
+def _engine(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The tree with its engine's settings as others write them read into ours, and what was left out of them."""
+    tree = inlined(tree)
+    engine = tree.get("engine")
+    if not isinstance(engine, dict) or engine.get("kind") != "fsdp" or not isinstance(engine.get("config"), dict):
+        return tree, []
+    settings, notes = fsdp_block.translated(engine)
+    return {**tree, "engine": settings}, notes
 
 
 def changed(run_dir: Path, assignments: Iterable[str], world_size: int) -> Ready:
     """A run's own config with other layout fields. Raises ConfigError for a field that makes the run what it is."""
     path = run_dir / "config.yaml"
     old = read_yaml(path)
-    new = overridden(old, assignments)
+    new, _ = _engine(overridden(old, assignments))
     was, now = (config.exact_part(config.resolve(tree, str(path))) for tree in (old, {**new, "name": old["name"]}))
     for key, before, after in config.differences(was, now):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""DeepSpeed's own JSON beside the recipe: read, compared, completed. Torch-free: a login node does it in milliseconds.
+"""DeepSpeed's own JSON beside the recipe: compared, completed. Torch-free: a login node does it in milliseconds.
 
 `auto` means what it means to transformers: the recipe's value, and bucket sizes from the model's hidden size
 (transformers/integrations/deepspeed.py, 5.23.0).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, nearest
@@ -36,38 +35,6 @@ _ZERO = {
     *("ignore_unused_parameters", "use_multi_rank_bucket_allreduce", "memory_efficient_linear", "elastic_checkpoint"),
     *("load_from_fp32_weights", "legacy_stage1", "pipeline_loading_checkpoint", "override_module_apply"),
 }
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A file of DeepSpeed's. Raises ConfigError with the line of a mistake."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except json.JSONDecodeError as error:
-        before = error.doc[: error.pos].rstrip()
-        comma = before.endswith(",") and error.doc[error.pos : error.pos + 1] in "}]"
-        line = before.count("\n") + 1 if comma else error.lineno
-        what = "a comma with nothing after it: remove it" if comma else f"not JSON: {error.msg}"
-        raise ConfigError(f"{path} line {line}: {what}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"engine.config: {path}: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: an object of keys is expected, this is a {type(found).__name__}")
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for index, (key, _) in enumerate(pairs):
-        if key in [name for name, _ in pairs[:index]]:
-            raise ConfigError(f"engine.config: the key '{key}' stands twice: keep one")
-    return dict(pairs)
-
-
-def inlined(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the JSON itself where it names a file."""
-    engine = tree.get("engine")
-    if isinstance(engine, dict) and isinstance(engine.get("config"), str):
-        return {**tree, "engine": {**engine, "config": read(Path(engine["config"]))}}
-    return tree
 
 
 def with_batch(tree: dict[str, Any], world_size: int) -> dict[str, Any]:
@@ -133,6 +100,13 @@ def complete(settings: TrainConfig, layout: BatchLayout, hidden_size: int) -> di
     if left_auto := [key for key, value in _leaves(out) if value == AUTO]:
         raise ConfigError(f"engine.config: {left_auto[0]}=auto has no meaning here: give a value, or leave it out")
     return out
+
+
+def notes(engine: Deepspeed, layout: BatchLayout) -> list[str]:
+    """What of the JSON does not hold at this number of ranks, a line each."""
+    said, now = engine.json.get(ACCUMULATION), layout.gradient_accumulation_steps
+    other = isinstance(said, int) and said != now
+    return [f"engine.config: {ACCUMULATION}={said}: the run's global batch stays, so it is {now}"] * other
 
 
 def _told_twice(settings: TrainConfig, theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from settings import ConfigError, merge
-from trainer import config, zero
+from trainer import config, recipe, zero
 from trainer.plan import BatchLayout, batch_layout
 
 RECIPE: dict[str, Any] = {
@@ -106,9 +106,9 @@ def test_a_file_that_is_no_json(tmp_path: Path, text: str, line: str) -> None:
     file = tmp_path / "ds.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match=line):
-        zero.inlined({"engine": {"kind": "deepspeed", "config": str(file)}})
+        recipe.inlined({"engine": {"kind": "deepspeed", "config": str(file)}})
     file.write_text(json.dumps({"bf16": {"enabled": True}}))
-    assert zero.inlined({"engine": {"config": str(file)}})["engine"]["config"] == {"bf16": {"enabled": True}}
+    assert recipe.inlined({"engine": {"config": str(file)}})["engine"]["config"] == {"bf16": {"enabled": True}}
 
 
 def test_its_keys_are_deepspeeds() -> None:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from settings import ConfigError
 from trainer.config import Fsdp, TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines.engine import Shard
@@ -32,7 +33,11 @@ class FsdpEngine:
         bf16 = config.train.precision == "bf16"
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
         # From the CPU: fully_shard moves a unit at a time, so that no GPU ever holds the whole model.
-        layers = set(getattr(model, "_no_split_modules", None) or ())
+        layers = set(engine.layers or getattr(model, "_no_split_modules", None) or ())
+        if missing := set(engine.layers) - {type(module).__name__ for module in model.modules()}:
+            raise ConfigError(
+                f"engine.layers: the model has no {min(missing)}: leave it out, or name its layers' class"
+            )
         for module in list(model.modules()):
             if type(module).__name__ in layers:
                 fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=engine.reshard)

@@ -1,0 +1,112 @@
+"""The DeepSpeed JSON and the FSDP block that this project was founded on run as they are."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settings import dump_yaml, read_yaml
+from tests.trainer.conftest import new_run, zygote
+from tests.trainer.ranks import Run
+from trainer import recipe
+
+__all__ = ["new_run", "zygote"]
+
+JSON, BLOCK = (Path(__file__).parent / name for name in ("deepspeed.json", "fsdp.json"))
+
+
+def checked(run: Run, world: int, new: bool = True) -> str:
+    """The run's config as launch.py writes it for so many ranks. Returns how they share a batch."""
+    path = run.path / "config.yaml"
+    ready = recipe.checked(read_yaml(path), run.path, world, str(path), new=new)
+    path.write_text(ready.text)
+    return ready.batch
+
+
+def stop(run: Run, world: int) -> None:
+    """An attempt that is stopped after two steps."""
+    run.start(world)
+    run.reaches(2)
+    run.signal(signal.SIGUSR1, rank=0)
+    assert run.wait() == [75] * world, run.log()
+
+
+def change_engine(run: Run, world: int, engine: dict[str, Any]) -> str:
+    path = run.path / "config.yaml"
+    path.write_text(dump_yaml({**read_yaml(path), "engine": engine}))
+    return checked(run, world, new=False)
+
+
+ZERO, FSDP = {"kind": "deepspeed", "config": str(JSON)}, {"kind": "fsdp", "config": str(BLOCK)}
+SHAPE: dict[str, Any] = {
+    "train": {"steps": 6, "precision": "bf16", "global_batch_size": 64},
+    "engine": ZERO,
+    "checkpoint": {"every": 50},
+    "evaluation": {"every": 0},
+}
+
+
+def test_it_trains_and_goes_on_at_another_size(new_run: Callable[..., Run]) -> None:
+    run = new_run("run", **SHAPE)
+    assert checked(run, 4) == "global batch 64 = 2 micro x 8 accumulation x 4 ranks"
+    assert read_yaml(run.path / "config.yaml")["engine"]["config"] == json.loads(JSON.read_text())
+    stop(run, 4)
+    assert checked(run, 2, new=False).splitlines() == [
+        "global batch 64 = 2 micro x 16 accumulation x 2 ranks",
+        "engine.config: gradient_accumulation_steps=8: the run's global batch stays, so it is 16",
+    ]
+    assert run.go(2) == [0, 0], run.log()
+    assert [step for (step,) in run.history()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.nightly
+def test_it_goes_on_bit_for_bit(new_run: Callable[..., Run]) -> None:
+    whole, cut = new_run("whole", **SHAPE), new_run("cut", **SHAPE)
+    for run in (whole, cut):
+        checked(run, 4)
+    assert whole.go(4) == [0] * 4, whole.log()
+    stop(cut, 4)
+    assert cut.go(4) == [0] * 4, cut.log()
+    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
+    assert cut.done()["sha256"] == whole.done()["sha256"]
+
+
+@pytest.mark.nightly
+def test_they_go_on_from_each_other_at_two_ranks_and_four(new_run: Callable[..., Run]) -> None:
+    run = new_run("run", **{**SHAPE, "train": {**SHAPE["train"], "steps": 10, "micro_batch_size": 2}, "engine": FSDP})
+    equation, note = checked(run, 2).split("\n")
+    assert equation == "global batch 64 = 2 micro x 16 accumulation x 2 ranks"
+    assert note.startswith("engine.config: state_dict_type=FULL_STATE_DICT: checkpoints are sharded, and every engine")
+    assert read_yaml(run.path / "config.yaml")["engine"] == {
+        "kind": "fsdp",
+        "reshard": True,
+        "layers": ["LlamaDecoderLayer"],
+    }
+    stop(run, 2)
+    for world, engine, steps in ((4, ZERO, 4), (4, FSDP, 6)):
+        change_engine(run, world, engine)
+        run.start(world)
+        run.reaches(steps)
+        run.signal(signal.SIGUSR1, rank=0)
+        assert run.wait() == [75] * world, run.log()
+    change_engine(run, 2, ZERO)
+    assert run.go(2) == [0, 0], run.log()
+    assert [step for (step,) in run.history()] == list(range(1, 11))
+
+
+@pytest.mark.nightly
+def test_the_block_goes_on_bit_for_bit(new_run: Callable[..., Run]) -> None:
+    shape = {**SHAPE, "engine": FSDP}
+    whole, cut = new_run("whole", **shape), new_run("cut", **shape)
+    for run in (whole, cut):
+        checked(run, 4)
+    assert whole.go(4) == [0] * 4, whole.log()
+    stop(cut, 4)
+    assert cut.go(4) == [0] * 4, cut.log()
+    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
+    assert cut.done()["sha256"] == whole.done()["sha256"]

@@ -1,0 +1,82 @@
+"""An `fsdp` / `fsdp_config` block as transformers and accelerate take it, read into our own settings. Torch-free.
+
+Their keys of FSDP 1 and 2 (transformers 5.23.0, accelerate 1.15.0), with and without the prefix `fsdp_`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from settings import ConfigError, nearest
+
+_STRATEGIES = {"full_shard": True, "shard_grad_op": False}
+"""Words of `fsdp` that say whether a layer's weights are freed after its forward pass."""
+_ELSEWHERE = {
+    "no_shard": "every rank holds everything: that is engine.kind=ddp",
+    "hybrid_shard": "is not built yet: take full_shard",
+    "hybrid_shard_zero2": "is not built yet: take shard_grad_op",
+    "offload": "is not built yet: take engine.kind=deepspeed with offload, or leave it out",
+}
+_OLD = "has no meaning any more: torch's fully_shard does it by itself"
+_WITHOUT_MEANING = {
+    "state_dict_type": "checkpoints are sharded, and every engine reads them; `export/` holds the whole model",
+    **dict.fromkeys(("use_orig_params", "sync_module_states", "limit_all_gathers", "backward_prefetch"), _OLD),
+    **dict.fromkeys(("forward_prefetch", "version", "cpu_ram_efficient_loading"), _OLD),
+}
+_KNOWN = ("auto_wrap_policy", "transformer_layer_cls_to_wrap", "offload_params", "reshard_after_forward")
+
+
+def translated(engine: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The engine's own settings from a block in its `config`, and what of the block has no meaning, a line each.
+
+    Raises ConfigError for what this trainer cannot do, and for unknown keys.
+    """
+    block = engine["config"]
+    for key in block:
+        if key not in ("fsdp", "fsdp_config"):
+            raise ConfigError(f"engine.config: {key}: a block of transformers has fsdp and fsdp_config")
+    out = {key: value for key, value in engine.items() if key != "config"}
+    for word in _words(block.get("fsdp")):
+        if word in _ELSEWHERE:
+            raise ConfigError(f"engine.config: fsdp: {word} {_ELSEWHERE[word]}")
+        if word in _STRATEGIES:
+            out["reshard"] = _STRATEGIES[word]
+        elif word != "auto_wrap":
+            near = nearest(word, (*_STRATEGIES, *_ELSEWHERE, "auto_wrap"))
+            raise ConfigError(f"engine.config: fsdp: {word}: did you mean {near or 'full_shard'}?")
+    options = {key.removeprefix("fsdp_"): value for key, value in (block.get("fsdp_config") or {}).items()}
+    notes = []
+    for key, value in options.items():
+        if key in _WITHOUT_MEANING:
+            notes.append(f"engine.config: {key}={value}: {_WITHOUT_MEANING[key]}")
+        elif key not in _KNOWN:
+            near = nearest(key, (*_KNOWN, *_WITHOUT_MEANING))
+            raise ConfigError(
+                f"engine.config: fsdp_config.{key}: {f'did you mean {near}?' if near else 'is not known'}"
+            )
+    return out | _own(options), notes
+
+
+def _words(said: Any) -> list[str]:
+    """`fsdp` is a text of words, a list of them, or true."""
+    if said in (None, True, ""):
+        return []
+    return [str(word).lower() for word in (said.split() if isinstance(said, str) else said)]
+
+
+def _own(options: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    policy = str(options.get("auto_wrap_policy", "TRANSFORMER_BASED_WRAP"))
+    if policy != "TRANSFORMER_BASED_WRAP":
+        raise ConfigError(f"engine.config: auto_wrap_policy={policy}: a unit is a layer: take TRANSFORMER_BASED_WRAP")
+    if options.get("offload_params") is True:
+        raise ConfigError(f"engine.config: offload_params=true {_ELSEWHERE['offload']}")
+    if (named := options.get("transformer_layer_cls_to_wrap")) is not None:
+        out["layers"] = [name.strip() for name in named.split(",")] if isinstance(named, str) else list(named)
+    if (freed := options.get("reshard_after_forward")) is not None:
+        known = {"FULL_SHARD": True, "SHARD_GRAD_OP": False, "true": True, "false": False}
+        if str(freed) not in known and not isinstance(freed, bool):
+            raise ConfigError(f"engine.config: reshard_after_forward={freed}: true or false is expected")
+        out["reshard"] = freed if isinstance(freed, bool) else known[str(freed)]
+    return out

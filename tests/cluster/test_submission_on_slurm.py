@@ -309,7 +309,7 @@ def test_a_successor_that_was_not_noted_is_found(site: Pocket, launch: Launch) -
     first = job_of(run)
     second = commands.submit(run.script, after=first, name=f"{run.name}+next")
     supervisor = Slurm(run, read_job(run.path), Allocation(first, 0, "node1"))
-    assert supervisor.queue_successor() == f"job {second} waits to go on after this one already"
+    assert supervisor.queue_successor() == f"job {second} waits to go on after this one"
     assert [(record["job"], record["after"]) for record in run.jobs()] == [(first, None), (second, first)]
     assert len(queued(run)) == 2
     supervisor.cancel_successor()

@@ -51,6 +51,18 @@ SHAPE: dict[str, Any] = {
 }
 
 
+def test_they_train_as_they_are(new_run: Callable[..., Run]) -> None:
+    for engine, batch in ((ZERO, 2 * 8 * 2), (FSDP, 64)):
+        run = new_run(engine["kind"], **{**SHAPE, "train": {**SHAPE["train"], "steps": 2}, "engine": engine})
+        config = run.path / "config.yaml"
+        if engine is ZERO:  # the batch that it fixes is the run's
+            config.write_text(config.read_text().replace("  global_batch_size: 64\n", ""))
+        assert checked(run, 2).startswith(f"global batch {batch} = ")
+        assert run.go(2) == [0, 0], run.log()
+        assert [step for (step,) in run.history()] == [1, 2]
+
+
+@pytest.mark.nightly
 def test_it_trains_and_goes_on_at_another_size(new_run: Callable[..., Run]) -> None:
     run = new_run("run", **SHAPE)
     assert checked(run, 4) == "global batch 64 = 2 micro x 8 accumulation x 4 ranks"

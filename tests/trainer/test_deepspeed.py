@@ -39,8 +39,8 @@ OFFLOAD = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "
 @pytest.mark.parametrize(
     ("engine", "world"),
     [
-        (zero(2), 3),
         (zero(3, **OFFLOAD), 2),
+        pytest.param(zero(2), 3, marks=pytest.mark.nightly),
         pytest.param(zero(0), 2, marks=pytest.mark.nightly),
         pytest.param(zero(1), 2, marks=pytest.mark.nightly),
         pytest.param(zero(3), 2, marks=pytest.mark.nightly),

@@ -11,11 +11,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agreement, command_line, machine, nodelist, stops
+from benchmarks import agreement, command_line, machine, nodelist
 from benchmarks.backlog import measure as backlog
 from benchmarks.goodput import measure as goodput
 from benchmarks.processes import Unable
 from benchmarks.rows import OPEN, Row, table, verdict
+from benchmarks.stops import measure as stops
 from durable import write_atomic
 
 RESULTS = Path(__file__).parent / "results"

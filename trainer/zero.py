@@ -81,8 +81,8 @@ def complete(settings: TrainConfig, layout: BatchLayout, hidden_size: int) -> di
     _check_keys("zero_optimization.", zero, _ZERO)
     bf16 = settings.train.precision == "bf16"
     for key, value, ours, other in _told_twice(settings, theirs):
-        if value not in (AUTO, None) and value != other:
-            raise ConfigError(f"engine.config: {key}={value}, but the recipe says {ours}={other}: change one")
+        if value not in (AUTO, None):
+            _same(key, value, ours, other)
     _check_possible(theirs, zero, bf16)
     sizes = {
         "reduce_bucket_size": hidden_size**2,

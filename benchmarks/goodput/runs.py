@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ class Tail:
 
 
 @dataclass
-class Watched:
+class Watched(ABC):
     """A run of one contender: how it is started, and what it tells."""
 
     stage: Stage
@@ -59,12 +60,12 @@ class Watched:
     steps: int
     run: Run = field(default_factory=Run)
 
-    def submit(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def submit(self) -> None: ...
 
+    @abstractmethod
     def look(self) -> None:
         """Bring `run` up to date."""
-        raise NotImplementedError
 
     @property
     def step(self) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from settings import dump_yaml, read_yaml
+from settings import read_yaml
 from tests.trainer.conftest import new_run, zygote
 from tests.trainer.ranks import Run
 from trainer import recipe
@@ -28,17 +27,8 @@ def checked(run: Run, world: int, new: bool = True) -> str:
     return ready.batch
 
 
-def stop(run: Run, world: int) -> None:
-    """An attempt that is stopped after two steps."""
-    run.start(world)
-    run.reaches(2)
-    run.signal(signal.SIGUSR1, rank=0)
-    assert run.wait() == [75] * world, run.log()
-
-
 def change_engine(run: Run, world: int, engine: dict[str, Any]) -> str:
-    path = run.path / "config.yaml"
-    path.write_text(dump_yaml({**read_yaml(path), "engine": engine}))
+    run.change_engine(engine)
     return checked(run, world, new=False)
 
 
@@ -67,7 +57,7 @@ def test_it_trains_and_goes_on_at_another_size(new_run: Callable[..., Run]) -> N
     run = new_run("run", **SHAPE)
     assert checked(run, 4) == "global batch 64 = 2 micro x 8 accumulation x 4 ranks"
     assert read_yaml(run.path / "config.yaml")["engine"]["config"] == json.loads(JSON.read_text())
-    stop(run, 4)
+    run.stop_after(4, 2)
     assert checked(run, 2, new=False).splitlines() == [
         "global batch 64 = 2 micro x 16 accumulation x 2 ranks",
         "engine.config: gradient_accumulation_steps=8: the run's global batch stays, so it is 16",
@@ -77,12 +67,14 @@ def test_it_trains_and_goes_on_at_another_size(new_run: Callable[..., Run]) -> N
 
 
 @pytest.mark.nightly
-def test_it_goes_on_bit_for_bit(new_run: Callable[..., Run]) -> None:
-    whole, cut = new_run("whole", **SHAPE), new_run("cut", **SHAPE)
+@pytest.mark.parametrize("engine", [ZERO, FSDP], ids=["deepspeed", "fsdp"])
+def test_they_go_on_bit_for_bit(new_run: Callable[..., Run], engine: dict[str, Any]) -> None:
+    shape = {**SHAPE, "engine": engine}
+    whole, cut = new_run("whole", **shape), new_run("cut", **shape)
     for run in (whole, cut):
         checked(run, 4)
     assert whole.go(4) == [0] * 4, whole.log()
-    stop(cut, 4)
+    cut.stop_after(4, 2)
     assert cut.go(4) == [0] * 4, cut.log()
     assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
     assert cut.done()["sha256"] == whole.done()["sha256"]
@@ -90,7 +82,7 @@ def test_it_goes_on_bit_for_bit(new_run: Callable[..., Run]) -> None:
 
 @pytest.mark.nightly
 def test_they_go_on_from_each_other_at_two_ranks_and_four(new_run: Callable[..., Run]) -> None:
-    run = new_run("run", **{**SHAPE, "train": {**SHAPE["train"], "steps": 10, "micro_batch_size": 2}, "engine": FSDP})
+    run = new_run("run", **{**SHAPE, "train": {**SHAPE["train"], "steps": 60, "micro_batch_size": 2}, "engine": FSDP})
     equation, note = checked(run, 2).split("\n")
     assert equation == "global batch 64 = 2 micro x 16 accumulation x 2 ranks"
     assert note.startswith("engine.config: state_dict_type=FULL_STATE_DICT: checkpoints are sharded, and every engine")
@@ -99,26 +91,10 @@ def test_they_go_on_from_each_other_at_two_ranks_and_four(new_run: Callable[...,
         "reshard": True,
         "layers": ["LlamaDecoderLayer"],
     }
-    stop(run, 2)
-    for world, engine, steps in ((4, ZERO, 4), (4, FSDP, 6)):
-        change_engine(run, world, engine)
-        run.start(world)
-        run.reaches(steps)
-        run.signal(signal.SIGUSR1, rank=0)
-        assert run.wait() == [75] * world, run.log()
+    run.stop_after(2, 2)
+    for engine in (ZERO, FSDP):
+        change_engine(run, 4, engine)
+        run.stop_after(4, 1)
     change_engine(run, 2, ZERO)
     assert run.go(2) == [0, 0], run.log()
-    assert [step for (step,) in run.history()] == list(range(1, 11))
-
-
-@pytest.mark.nightly
-def test_the_block_goes_on_bit_for_bit(new_run: Callable[..., Run]) -> None:
-    shape = {**SHAPE, "engine": FSDP}
-    whole, cut = new_run("whole", **shape), new_run("cut", **shape)
-    for run in (whole, cut):
-        checked(run, 4)
-    assert whole.go(4) == [0] * 4, whole.log()
-    stop(cut, 4)
-    assert cut.go(4) == [0] * 4, cut.log()
-    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
-    assert cut.done()["sha256"] == whole.done()["sha256"]
+    assert [step for (step,) in run.history()] == list(range(1, 61))

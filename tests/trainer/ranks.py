@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from settings import dump_yaml, merge
+from settings import dump_yaml, merge, read_yaml
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from tests.waiting import wait_until
 
@@ -117,6 +117,18 @@ class Run:
     def reaches(self, step: int) -> None:
         """Wait until this attempt has done a step."""
         wait_until(lambda: any(e["step"] >= step for e in self.events("step")), f"step {step}\n{self.log()}")
+
+    def stop_after(self, world: int, steps: int) -> str:
+        """An attempt that is stopped after so many more steps. Returns the name of the checkpoint that it left."""
+        self.start(world)
+        self.reaches(max((e["step"] for e in self.events("step")), default=0) + steps)
+        self.signal(signal.SIGUSR1, rank=world - 1)
+        assert self.wait() == [75] * world, self.log()
+        return self.checkpoints()[-1]
+
+    def change_engine(self, engine: dict[str, Any]) -> None:
+        path = self.path / "config.yaml"
+        path.write_text(dump_yaml({**read_yaml(path), "engine": engine}))
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         path = self.path / "events.jsonl"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from settings import dump_yaml, read_yaml
 from tests.trainer.ranks import Run
 
 NewRun = Callable[..., Run]
@@ -17,20 +15,6 @@ DDP, FSDP = {"kind": "ddp"}, {"kind": "fsdp"}
 
 def zero(stage: int, **more: Any) -> dict[str, Any]:
     return {"kind": "deepspeed", "config": {"zero_optimization": {"stage": stage, **more}}}
-
-
-def change_engine(run: Run, engine: dict[str, Any]) -> None:
-    path = run.path / "config.yaml"
-    path.write_text(dump_yaml({**read_yaml(path), "engine": engine}))
-
-
-def stop_after(run: Run, world: int, steps: int) -> str:
-    """An attempt that is stopped. Returns the name of the checkpoint that it left."""
-    run.start(world)
-    run.reaches(max((e["step"] for e in run.events("step")), default=0) + steps)
-    run.signal(signal.SIGUSR1, rank=world - 1)
-    assert run.wait() == [75] * world, run.log()
-    return run.checkpoints()[-1]
 
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
@@ -56,7 +40,7 @@ def test_cut_it_is_bit_identical_and_has_the_losses_of_ddp(
     shape = {"model": {"config": {"attention_dropout": 0.0}}, "engine": engine}
     whole, cut = new_run("whole", **shape), new_run("cut", **shape)
     assert whole.go(world) == [0] * world, whole.log()
-    stop_after(cut, world, 3)
+    cut.stop_after(world, 3)
     assert cut.go(world) == [0] * world, cut.log()
     assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
     assert cut.done()["sha256"] == whole.done()["sha256"]
@@ -82,21 +66,21 @@ def test_every_engine_reads_what_another_one_saved(new_run: NewRun) -> None:
         (zero(3), 3, ((zero(1), 2), (zero(0), 2))),
         (FSDP, 2, ((zero(3), 2), (zero(2), 3))),
     ):
-        change_engine(run, engine)
-        checkpoint = run.path / "checkpoints" / stop_after(run, world, 2)
+        run.change_engine(engine)
+        checkpoint = run.path / "checkpoints" / run.stop_after(world, 2)
         for other, size in others:
-            change_engine(run, other)
+            run.change_engine(other)
             check = ["tests.trainer.check_loaded", str(run.path / "config.yaml"), str(checkpoint)]
             assert run.go(size, argv=check) == [0] * size, run.log()
-    change_engine(run, zero(3))
+    run.change_engine(zero(3))
     assert run.go(2) == [0, 0], run.log()
 
 
 def test_in_bf16_weights_have_fp32_masters(new_run: NewRun) -> None:
     run = new_run("run", train={"steps": 8, "precision": "bf16"}, engine=zero(3), evaluation={"every": 0})
-    checkpoint = run.path / "checkpoints" / stop_after(run, 2, 2)
+    checkpoint = run.path / "checkpoints" / run.stop_after(2, 2)
     check = ["tests.trainer.check_loaded", str(run.path / "config.yaml"), str(checkpoint)]
     for engine in (zero(1), FSDP):
-        change_engine(run, engine)
+        run.change_engine(engine)
         assert run.go(2, argv=check) == [0, 0], run.log()
     assert run.go(2) == [0, 0], run.log()

@@ -1,4 +1,4 @@
-"""One rank of the benchmark `stops`: `python -m benchmarks.stop_rank outlast|transformers FOLDER`.
+"""One rank of the benchmark `stops`: `python -m benchmarks.stops.rank outlast|transformers FOLDER`.
 
 Both train the same small Llama on as many ranks with the same batch, saves and evaluations. Every optimizer step that a
 rank completes adds a byte to its file, so that what a stop has cost is not a contender's own word.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks import peers
-from benchmarks.stop_rank import (
+from benchmarks.stops.rank import (
     ACCUMULATION,
     EVALUATED,
     EVALUATED_EVERY,
@@ -32,7 +32,7 @@ from benchmarks.stop_rank import (
 )
 from settings import dump_yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 POLL = 0.005  # seconds
 
 
@@ -68,7 +68,7 @@ class Ranks:
         for rank in range(WORLD):
             with open(folder / f"rank-{rank}.log", "ab") as log:
                 process = subprocess.Popen(
-                    [python, "-m", "benchmarks.stop_rank", name, str(folder)],
+                    [python, "-m", "benchmarks.stops.rank", name, str(folder)],
                     env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                     cwd=ROOT,
                     stdout=log,

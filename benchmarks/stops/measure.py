@@ -28,11 +28,11 @@ from statistics import mean, median
 from benchmarks import peers
 from benchmarks.processes import Unable
 from benchmarks.rows import Row
-from benchmarks.stop_rank import STEPS, WORLD
-from benchmarks.stop_runs import ROOT, Contender, Outlast, Transformers, steps_done
+from benchmarks.stops.rank import STEPS, WORLD
+from benchmarks.stops.runs import ROOT, Contender, Outlast, Transformers, steps_done
 from durable import write_atomic
 
-WORK = Path(__file__).parent / ".stops"
+WORK = Path(__file__).parent.parent / ".stops"
 GRACE = 30.0  # seconds: Slurm's KillWait, where a site has not changed it
 PATIENCE = 180.0  # seconds that an undisturbed run may take on a loaded machine
 RESUMED = 10  # every so many stops
@@ -109,7 +109,7 @@ def measure(quick: bool) -> list[Row]:
 def _fingerprint() -> str:
     """Of what the figures depend on: the code of both contenders' ranks, and the pins."""
     files = [*sorted((ROOT / "trainer").rglob("*.py")), ROOT / "settings.py", ROOT / "durable.py", peers.PINS]
-    files += [Path(__file__).with_name(name) for name in ("stop_rank.py", "stop_runs.py")]
+    files += [Path(__file__).with_name(name) for name in ("rank.py", "runs.py")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 

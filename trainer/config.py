@@ -28,8 +28,9 @@ class Model(Struct, frozen=True):
     """Or: a Hugging Face config with its `model_type`; the weights are initialized from the seed."""
     tokenizer: Annotated[str | None, LAYOUT] = None
     """Folder of the tokenizer; default: the model's folder."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers."""
+    attention: Literal["auto", "documents", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """documents: each packed document by itself, what a mask would hide is not computed; the others: implementations
+    of transformers; auto: documents where the model's code can."""
 
     @property
     def tokenizer_folder(self) -> str:

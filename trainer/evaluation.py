@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainer.data.batches import MicroBatch, evaluation_batches
+from trainer.data.batches import evaluation_batches
 from trainer.data.feed import Feed
 from trainer.data.prepared import Prepared
 from trainer.engines.engine import Engine
@@ -23,18 +23,10 @@ def evaluate(
     try:
         with torch.no_grad(), Feed(evaluation_batches(prepared, layout, runtime.rank, batches)) as feed:
             while (agreement := stop.agree(feed)).reason is None and (batch := feed.take()) is not None:
-                total += sum(engine.loss(to_device(micro, runtime)).item() for micro in batch.micro_batches)
+                total += sum(engine.loss(micro.to(runtime.device)).item() for micro in batch.micro_batches)
                 tokens += agreement.valid_tokens
     finally:
         engine.module.train()
     if agreement.reason is not None:
         return agreement
     return runtime.sum(total) / max(1, tokens)
-
-
-def to_device(batch: MicroBatch, runtime: Runtime) -> MicroBatch:
-    """The batch where the model is."""
-    if runtime.device.type == "cpu":
-        return batch
-    tensors = (batch.input_ids, batch.labels, batch.position_ids)
-    return MicroBatch(*(tensor.pin_memory().to(runtime.device, non_blocking=True) for tensor in tensors))

@@ -31,11 +31,12 @@ def new_config(settings: Model) -> Any:
 
 
 def known_fields(kind: str) -> dict[str, Any]:
-    """The fields of an architecture's config, with their defaults. Raises ConfigError."""
+    """The fields of an architecture's config, also by their other names, with their defaults. Raises ConfigError."""
     from transformers import AutoConfig
 
     try:
-        return dict(AutoConfig.for_model(kind).to_dict())
+        config = AutoConfig.for_model(kind)
+        return {**config.to_dict(), **{name: getattr(config, of) for name, of in config.attribute_map.items()}}
     except Exception as error:
         raise ConfigError(f"model.config: {' '.join(str(error).split())[:300]}") from None
 

@@ -30,7 +30,7 @@ from trainer.data.prepare import cache_folder, prepare
 from trainer.data.prepared import Prepared
 from trainer.engines import make_engine
 from trainer.engines.engine import KINDS
-from trainer.evaluation import evaluate, to_device
+from trainer.evaluation import evaluate
 from trainer.export import export
 from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.interval import first_save
@@ -267,7 +267,7 @@ class Training:
         last = len(batch.micro_batches) - 1
         self.engine.stopwatch.read()  # an evaluation's forward passes are not this step's
         loss = sum(
-            self.engine.backward(to_device(micro, self.runtime), tokens, last=index == last).double()
+            self.engine.backward(micro.to(self.runtime.device), tokens, last=index == last).double()
             for index, micro in enumerate(batch.micro_batches)
         )
         norm = float(self.engine.step(lr))

@@ -16,7 +16,8 @@ from tests.trainer.data.samples import write_rows, write_tokenizer
 from tests.trainer.ranks import Run
 from trainer.config import Model, Optim, Train, exact_part, resolve
 from trainer.data.batches import MicroBatch
-from trainer.model import build, loss_sum
+from trainer.loss import LossModel
+from trainer.model import build
 from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
 from trainer.schedule import learning_rate
@@ -70,7 +71,7 @@ def test_steps_of_epochs_leave_out_a_part_of_a_batch() -> None:
 
 
 def test_documents_of_one_sequence_do_not_see_each_other() -> None:
-    model = build(Model(config=LLAMA), seed=0).eval()
+    model = build(Model(config=LLAMA, attention="sdpa"), seed=0).eval()
     tokens = torch.arange(1, 13)[None]
     positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]])
     other = torch.cat([torch.full((1, 5), 50), tokens[:, 5:]], 1)
@@ -87,8 +88,9 @@ def test_targets_that_do_not_count_add_nothing() -> None:
     model = build(Model(config=LLAMA), seed=0)
     tokens, positions = torch.arange(1, 9)[None], torch.arange(8)[None]
     labels = torch.tensor([[2, 3, 4, 5, -100, -100, -100, -100]])
-    half = loss_sum(model, MicroBatch(tokens[:, :4], labels[:, :4], positions[:, :4]))
-    torch.testing.assert_close(loss_sum(model, MicroBatch(tokens, labels, positions)), half)
+    loss_sum = LossModel(model)
+    half = loss_sum(MicroBatch.of(tokens[:, :4], labels[:, :4], positions[:, :4]))
+    torch.testing.assert_close(loss_sum(MicroBatch.of(tokens, labels, positions)), half)
 
 
 def test_the_loss_of_a_global_batch_does_not_depend_on_how_it_is_shared(new_run: NewRun) -> None:

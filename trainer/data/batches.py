@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.attention import Documents
 from trainer.data.order import batch_indices
 from trainer.data.prepared import Prepared, sequence_hash
 from trainer.plan import BatchLayout
@@ -27,6 +28,22 @@ class MicroBatch:
     """Already shifted: labels[b, t] is the target of input t, or IGNORED."""
     position_ids: Tensor
     """Restart at 0 where a document starts, and at the start of the sequence."""
+    documents: Documents
+    """The same bounds, for an attention that skips what a mask would hide."""
+
+    @classmethod
+    def of(cls, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> MicroBatch:
+        starts = torch.nonzero(position_ids.flatten() == 0).flatten()
+        bounds = torch.cat([starts, torch.tensor([position_ids.numel()])]).to(torch.int32)
+        return cls(input_ids, labels, position_ids, Documents(bounds, int(bounds.diff().max())))
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The micro batch where the model is."""
+        if device.type == "cpu":
+            return self
+        tensors = (self.input_ids, self.labels, self.position_ids, self.documents.bounds)
+        *moved, bounds = (tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+        return MicroBatch(*moved, Documents(bounds, self.documents.longest))
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ def _read(prepared: Prepared, indices: npt.NDArray[np.int64]) -> tuple[MicroBatc
     labels = np.where(counts == 1, tokens[:, 1:], IGNORED)
     hashes = [sequence_hash(row, offset) for row, offset in zip(documents, offsets, strict=True)]
     arrays = (tokens[:, :-1], labels, positions(documents))
-    micro_batch = MicroBatch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    micro_batch = MicroBatch.of(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
     return micro_batch, np.array(hashes, np.int64)
 
 

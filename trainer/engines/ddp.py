@@ -14,7 +14,7 @@ from trainer.data.batches import MicroBatch
 from trainer.engines.engine import Shard
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.stopwatch import Stopwatch
-from trainer.model import loss_sum
+from trainer.loss import LossModel
 from trainer.runtime import Runtime
 
 
@@ -26,16 +26,16 @@ class DdpEngine:
         self._bf16 = config.train.precision == "bf16"
         self.optimizer = Optimizer(model, config.optim)
         self.stopwatch = Stopwatch(model, runtime.device)
-        self.module = model
+        self.module: torch.nn.Module = LossModel(model)
         if runtime.world_size > 1:
             # find_unused_parameters keeps the gradient buckets as they are. Without it they are rebuilt after the
             # first step, a resumed process has other buckets in its first step than one that went on, and at three
             # ranks and more the sums differ in their last bits.
-            self.module = DistributedDataParallel(model, find_unused_parameters=True, forward_sync_buffers=False)
+            self.module = DistributedDataParallel(self.module, find_unused_parameters=True, forward_sync_buffers=False)
 
     def loss(self, batch: MicroBatch) -> Tensor:
         with torch.autocast(self._runtime.device.type, torch.bfloat16, enabled=self._bf16):
-            return loss_sum(self.module, batch)
+            return self.module(batch)
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
         module = self.module

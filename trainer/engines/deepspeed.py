@@ -16,7 +16,7 @@ from trainer.data.batches import MicroBatch
 from trainer.engines.engine import Shard
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.stopwatch import Stopwatch
-from trainer.model import loss_sum
+from trainer.loss import LossModel
 from trainer.runtime import Runtime
 
 
@@ -34,13 +34,13 @@ class DeepspeedEngine:
         self.stopwatch = Stopwatch(model, runtime.device)
         self.optimizer = Optimizer(model, config.optim, with_state=False)
         self.module = deepspeed.initialize(
-            model=model, optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
+            model=LossModel(model), optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
         )[0]
         self._layout = layout_of(self.module, self.optimizer)
         self.replicas = (runtime.rank, runtime.world_size) if isinstance(self._layout, Whole) else (0, 1)
 
     def loss(self, batch: MicroBatch) -> Tensor:
-        return loss_sum(self.module, batch)
+        return self.module(batch)
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
         self.module.set_gradient_accumulation_boundary(last)

@@ -19,7 +19,7 @@ from trainer.data.batches import MicroBatch
 from trainer.engines.engine import Shard
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.stopwatch import Stopwatch
-from trainer.model import loss_sum
+from trainer.loss import LossModel
 from trainer.runtime import Runtime
 
 
@@ -42,12 +42,11 @@ class FsdpEngine:
             if type(module).__name__ in layers:
                 fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=engine.reshard)
         # The root takes what is left, also both ends of a tied embedding, which must lie in one unit.
-        fully_shard(model, mesh=mesh, mp_policy=policy)
-        self.module = model
+        self.module = fully_shard(LossModel(model), mesh=mesh, mp_policy=policy)
         self.optimizer = Optimizer(model, config.optim)
 
     def loss(self, batch: MicroBatch) -> Tensor:
-        return loss_sum(self.module, batch)
+        return self.module(batch)
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
         cast(FSDPModule, self.module).set_requires_gradient_sync(last)

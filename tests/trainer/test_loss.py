@@ -1,0 +1,191 @@
+"""The loss in pieces, and attention document by document, beside transformers' own: architectures by their shapes."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from settings import ConfigError
+from trainer import loss
+from trainer.attention import Documents
+from trainer.config import Model
+from trainer.data.batches import IGNORED, MicroBatch
+from trainer.loss import LossModel, Tail
+from trainer.model import build
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 64,
+}
+WITHOUT_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+ARCHITECTURES: dict[str, tuple[dict[str, Any], Tail]] = {
+    "llama": ({"tie_word_embeddings": True}, Tail()),
+    "qwen2": ({}, Tail()),
+    "qwen3": ({"head_dim": 16}, Tail()),
+    "mistral": ({"sliding_window": 7, "head_dim": 8}, Tail()),
+    "gemma2": (
+        {
+            "final_logit_softcapping": 5.0,
+            "attn_logit_softcapping": 3.0,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 7,
+            "head_dim": 8,
+        },
+        Tail(cap=5.0),
+    ),
+    "granite": ({"logits_scaling": 4.0}, Tail(0.25)),
+    "cohere": ({**WITHOUT_SPECIAL, "logit_scale": 0.0625}, Tail(0.0625)),
+    "phi3": (WITHOUT_SPECIAL, Tail()),
+    "mixtral": ({"num_local_experts": 4}, Tail()),
+    "qwen3_moe": ({"num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2}, Tail()),
+}
+
+
+def batch() -> MicroBatch:
+    """Two rows of 24: documents of 5, 19 and 24 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    tokens, labels = (torch.randint(3, 500, (2, 24), generator=generator) for _ in range(2))
+    labels[0, 3:9] = IGNORED
+    positions = torch.stack([torch.cat([torch.arange(5), torch.arange(19)]), torch.arange(24)])
+    return MicroBatch.of(tokens, labels, positions)
+
+
+def whole(model: Any, batch: MicroBatch) -> torch.Tensor:
+    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+    return functional.cross_entropy(
+        logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def gradients(model: torch.nn.Module, total: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    (total / 40).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_loss_and_gradients_are_those_of_transformers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_ELEMENTS", 7 * 512)  # seven rows at a time
+    more, tail = ARCHITECTURES[kind]
+    model: Any = build(Model(config={"model_type": kind, **SMALL, **more}), seed=1)
+    assert model.config._attn_implementation == "documents"
+    theirs = copy.deepcopy(model)
+    theirs.set_attn_implementation("eager")
+    ours = LossModel(model)
+    assert ours.tail is not None and (ours.tail.scale, ours.tail.cap) == pytest.approx((tail.scale, tail.cap))
+    total, expected = ours(batch()), whole(theirs, batch())
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
+    made = gradients(model, total)
+    for name, wanted in gradients(theirs, expected).items():
+        torch.testing.assert_close(made[name], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_a_model_that_does_something_else_with_its_logits_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = build(Model(config={"model_type": "llama", **SMALL}), seed=1)
+    own = type(model).forward
+
+    def squared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = own(self, *args, **kwargs)
+        out.logits = out.logits**2
+        return out
+
+    monkeypatch.setattr(type(model), "forward", squared)
+    ours = LossModel(model)
+    assert ours.tail is None
+    theirs = copy.deepcopy(model)
+    theirs.set_attn_implementation("eager")
+    torch.testing.assert_close(ours(batch()), whole(theirs, batch()))
+
+
+def test_a_model_with_sinks_computes_its_own_attention() -> None:
+    config = {"model_type": "gpt_oss", **SMALL, "num_local_experts": 4, "head_dim": 8}
+    assert build(Model(config=config), seed=1).config._attn_implementation == "eager"  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="model.attention=documents: GptOssForCausalLM computes its own"):
+        build(Model(config=config, attention="documents"), seed=1)
+
+
+def test_the_head_still_answers_without_labels() -> None:
+    model: Any = build(Model(config={"model_type": "llama", **SMALL}), seed=1)
+    ids = batch().input_ids[:1]
+    before = build(Model(config={"model_type": "llama", **SMALL}, attention="sdpa"), seed=1)(ids).logits  # type: ignore
+    model.set_attn_implementation("sdpa")
+    LossModel(model)
+    torch.testing.assert_close(model(ids).logits, before)
+
+
+def test_in_bf16_the_loss_and_the_heads_gradient_are_summed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_ELEMENTS", 2 * 512)
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(32, 512, bias=True)
+    hidden = torch.randn(48, 32, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 512, (48,), generator=generator)
+    expected = functional.cross_entropy(head(hidden), labels, reduction="sum")
+    expected.backward()
+    exact = [head.weight.grad, head.bias.grad, hidden.grad]
+    loss._teach_the_head(head, Tail())
+    half = hidden.detach().bfloat16().requires_grad_()
+    head.weight.grad = head.bias.grad = None
+    with torch.autocast("cpu", torch.bfloat16):
+        total = head(half, labels)
+    assert total.dtype == torch.float32
+    total.backward()
+    torch.testing.assert_close(total, expected, rtol=1e-3, atol=0)
+    for made, wanted in zip([head.weight.grad, head.bias.grad, half.grad], exact, strict=True):
+        assert made is not None and wanted is not None
+        torch.testing.assert_close(made.float(), wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))
+
+
+def test_the_logits_never_stand_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_ELEMENTS", 8 * 4096)
+    head = torch.nn.Linear(8, 4096, bias=False)
+    loss._teach_the_head(head, Tail())
+    hidden = torch.randn(512, 8, requires_grad=True)
+    labels = torch.randint(0, 4096, (512,))
+    made = []
+    plain = functional.linear
+
+    def seen(*args: Any) -> torch.Tensor:
+        out = plain(*args)
+        made.append(out.numel())
+        return out
+
+    monkeypatch.setattr(functional, "linear", seen)
+    gc.collect()
+    head(hidden, labels).backward()
+    assert max(made) == 8 * 4096 and sum(made) == 512 * 4096
+
+
+# --- documents ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.none() | st.integers(1, 50))
+def test_each_token_sees_its_own_document_up_to_itself(lengths: list[int], window: int | None) -> None:
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    documents = Documents(bounds, max(lengths))
+    total = sum(lengths)
+    seen = torch.zeros(total, total, dtype=torch.bool)
+    for tokens, mask in documents.parts(window):
+        n = tokens.stop - tokens.start
+        seen[tokens, tokens] = torch.ones(n, n, dtype=torch.bool).tril() if mask is None else mask
+    number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    distance = torch.arange(total)[:, None] - torch.arange(total)
+    expected = (number[:, None] == number) & (distance >= 0) & (distance < (window or total))
+    assert torch.equal(seen, expected)
+
+
+def test_work_grows_with_the_documents_and_not_with_the_sequence() -> None:
+    documents = Documents(torch.arange(0, 4097, 128, dtype=torch.int32), 128)
+    calls = [tokens.stop - tokens.start for tokens, _ in documents.parts(None)]
+    assert sum(n * n for n in calls) == 32 * 128**2

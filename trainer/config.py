@@ -57,6 +57,11 @@ class Data(Struct, frozen=True):
     """Folder of prepared data; default: `.prepared` beside the run folders."""
 
 
+class EveryK(Struct, frozen=True):
+    every_k: Count
+    """Of so many layers one is computed again, the others keep their activations."""
+
+
 class Train(Struct, frozen=True):
     global_batch_size: Count
     """Sequences in one optimizer step, over all ranks."""
@@ -69,6 +74,11 @@ class Train(Struct, frozen=True):
     seed: Annotated[int, Meta(ge=0)] = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: forward and backward in bf16, weights and moments fp32 (master32, 16 bytes a parameter)."""
+    gradient_checkpointing: Annotated[bool | Literal["selective"] | EveryK, LAYOUT] = False
+    """true: a layer keeps its input alone and is computed again in the backward pass; every_k: K: one of K layers;
+    selective: matrix products and attention are kept, the rest is computed again."""
+    activation_offload: Annotated[bool, LAYOUT] = False
+    """What gradient checkpointing keeps waits in host memory."""
     deterministic: Annotated[bool, LAYOUT] = False
     """Deterministic kernels on CUDA: bit-identical resumes there, at the cost of some speed."""
 
@@ -98,6 +108,10 @@ class Fsdp(Struct, frozen=True, tag_field="kind", tag="fsdp"):
     """Free a layer's gathered weights after its forward pass (False: more memory, less communication)."""
     layers: list[str] = []
     """Class names of the units; default: those that the model names itself."""
+    hybrid: bool = False
+    """Shard inside each node and keep a replica on every node: less traffic between nodes, more memory."""
+    offload: bool = False
+    """Weights, gradients and moments lie in host memory, and the optimizer steps there."""
 
 
 class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
@@ -174,6 +188,11 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
         raise ConfigError(f"{source}: model.config.model_type is missing: for example model_type: llama")
     if (config.train.steps is None) == (config.train.epochs is None):
         raise ConfigError(f"{source}: give either train.steps or train.epochs, not both or none")
+    if config.train.activation_offload and config.train.gradient_checkpointing in (False, "selective"):
+        raise ConfigError(
+            f"{source}: train.activation_offload needs train.gradient_checkpointing=true or every_k: what a layer "
+            f"keeps is offloaded"
+        )
     if config.evaluation.every and not config.data.evaluation:
         raise ConfigError(
             f"{source}: evaluation.every={config.evaluation.every} needs data.evaluation: a held-out file"

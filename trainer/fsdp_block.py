@@ -10,14 +10,15 @@ from typing import Any
 
 from settings import ConfigError, nearest
 
-_STRATEGIES = {"full_shard": True, "shard_grad_op": False}
-"""Words of `fsdp` that say whether a layer's weights are freed after its forward pass."""
-_ELSEWHERE = {
-    "no_shard": "every rank holds everything: that is engine.kind=ddp",
-    "hybrid_shard": "is not built yet: take full_shard",
-    "hybrid_shard_zero2": "is not built yet: take shard_grad_op",
-    "offload": "is not built yet: take engine.kind=deepspeed with offload, or leave it out",
+_MEANING: dict[str, dict[str, bool]] = {
+    "full_shard": {"reshard": True},
+    "shard_grad_op": {"reshard": False},
+    "hybrid_shard": {"reshard": True, "hybrid": True},
+    "hybrid_shard_zero2": {"reshard": False, "hybrid": True},
+    "offload": {"offload": True},
+    "auto_wrap": {},
 }
+"""Words of `fsdp`, as settings of ours."""
 _OLD = "has no meaning any more: torch's fully_shard does it by itself"
 _WITHOUT_MEANING = {
     "state_dict_type": "checkpoints are sharded, and every engine reads them; `export/` holds the whole model",
@@ -38,13 +39,12 @@ def translated(engine: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             raise ConfigError(f"engine.config: {key}: a block of transformers has fsdp and fsdp_config")
     out = {key: value for key, value in engine.items() if key != "config"}
     for word in _words(block.get("fsdp")):
-        if word in _ELSEWHERE:
-            raise ConfigError(f"engine.config: fsdp: {word} {_ELSEWHERE[word]}")
-        if word in _STRATEGIES:
-            out["reshard"] = _STRATEGIES[word]
-        elif word != "auto_wrap":
-            near = nearest(word, (*_STRATEGIES, *_ELSEWHERE, "auto_wrap"))
+        if word == "no_shard":
+            raise ConfigError(f"engine.config: fsdp: {word}: every rank holds everything: that is engine.kind=ddp")
+        if word not in _MEANING:
+            near = nearest(word, _MEANING)
             raise ConfigError(f"engine.config: fsdp: {word}: did you mean {near or 'full_shard'}?")
+        out |= _MEANING[word]
     options = {key.removeprefix("fsdp_"): value for key, value in (block.get("fsdp_config") or {}).items()}
     notes = []
     for key, value in options.items():
@@ -71,7 +71,7 @@ def _own(options: Mapping[str, Any]) -> dict[str, Any]:
     if policy != "TRANSFORMER_BASED_WRAP":
         raise ConfigError(f"engine.config: auto_wrap_policy={policy}: a unit is a layer: take TRANSFORMER_BASED_WRAP")
     if options.get("offload_params") is True:
-        raise ConfigError(f"engine.config: offload_params=true {_ELSEWHERE['offload']}")
+        out["offload"] = True
     if (named := options.get("transformer_layer_cls_to_wrap")) is not None:
         out["layers"] = [name.strip() for name in named.split(",")] if isinstance(named, str) else list(named)
     if (freed := options.get("reshard_after_forward")) is not None:

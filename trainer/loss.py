@@ -33,7 +33,7 @@ class LossModel(torch.nn.Module):
     def forward(self, batch: MicroBatch) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
         labels, kind = batch.labels, self.model.config._attn_implementation
-        if not (kind in ("sdpa", "eager")):
+        if kind not in ("sdpa", "eager"):
             # Rows laid end to end. (The others build a mask from positions that restart.)
             inputs |= {name: inputs[name].reshape(1, -1) for name in ("input_ids", "position_ids")}
             labels = labels.reshape(1, -1)

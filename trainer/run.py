@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from durable import write_atomic
-from trainer import claims, config, events, exits
+from trainer import claims, config, events, exits, recompute
 from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import folder_name
@@ -156,6 +156,7 @@ class Training:
 
     def build_model(self) -> torch.nn.Module:
         model = build(self.settings.model, self.settings.train.seed)
+        recompute.enable(model, self.settings.train)
         check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator]
         return model
 

@@ -23,6 +23,8 @@ BEYOND_THE_WATCHDOG = 600.0  # seconds
 class Runtime:
     rank: int
     world_size: int
+    local_world_size: int
+    """Ranks of a node."""
     device: torch.device
     run_dir: Path
     epoch: int
@@ -78,8 +80,9 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if world_size > 1 and "MASTER_ADDR" not in os.environ:
         raise ConfigError(f"WORLD_SIZE={world_size} without MASTER_ADDR: start the ranks with torchrun or launch.py")
     given = os.environ.get("OUTLAST_ATTEMPT")
@@ -93,7 +96,9 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
     control = dist.new_group(backend="gloo", timeout=timeout)
     deadline = float(os.environ["OUTLAST_DEADLINE"]) if "OUTLAST_DEADLINE" in os.environ else None
     cut_short, host = "OUTLAST_CUT_SHORT" in os.environ, os.environ.get("MASTER_ADDR", "")
-    runtime = Runtime(rank, world_size, device, run_dir, 0, deadline, cut_short, host, patience, control)
+    runtime = Runtime(
+        rank, world_size, local_world_size, device, run_dir, 0, deadline, cut_short, host, patience, control
+    )
     check_devices(runtime.gather((os.uname().nodename, _identity(device))))
     epoch = int(given) if given else runtime.from_leader(claims.claim(run_dir) if rank == 0 else None)
     return replace(runtime, epoch=epoch)

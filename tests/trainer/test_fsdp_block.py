@@ -37,6 +37,9 @@ def test_both_spellings_mean_the_same(prefix: str) -> None:
         ({"fsdp_config": {"reshard_after_forward": False}}, {"reshard": False}),
         ({"fsdp_config": {"fsdp_reshard_after_forward": "FULL_SHARD"}}, {"reshard": True}),
         ({"fsdp_config": {"transformer_layer_cls_to_wrap": ["A", "B"]}}, {"layers": ["A", "B"]}),
+        ({"fsdp": "hybrid_shard auto_wrap"}, {"reshard": True, "hybrid": True}),
+        ({"fsdp": "hybrid_shard_zero2 offload"}, {"reshard": False, "hybrid": True, "offload": True}),
+        ({"fsdp_config": {"fsdp_offload_params": True}}, {"offload": True}),
     ],
 )
 def test_what_it_says(block: dict[str, Any], engine: dict[str, Any]) -> None:
@@ -46,10 +49,8 @@ def test_what_it_says(block: dict[str, Any], engine: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("block", "line"),
     [
-        ({"fsdp": "no_shard"}, "no_shard every rank holds everything: that is engine.kind=ddp"),
-        ({"fsdp": "hybrid_shard auto_wrap"}, "hybrid_shard is not built yet: take full_shard"),
+        ({"fsdp": "no_shard"}, "no_shard: every rank holds everything: that is engine.kind=ddp"),
         ({"fsdp": "full_shart"}, "full_shart: did you mean full_shard?"),
-        ({"fsdp_config": {"offload_params": True}}, "offload_params=true is not built yet"),
         ({"fsdp_config": {"fsdp_auto_wrap_policy": "SIZE_BASED_WRAP"}}, "take TRANSFORMER_BASED_WRAP"),
         ({"fsdp_config": {"transformer_layer_to_wrap": "A"}}, "did you mean transformer_layer_cls_to_wrap?"),
         ({"fsdp_config": {"reshard_after_forward": "maybe"}}, "true or false is expected"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -24,14 +24,17 @@ from trainer.runtime import Runtime
 
 
 class FsdpEngine:
-    replicas = (0, 1)
-
     def __init__(self, config: TrainConfig, engine: Fsdp, model: torch.nn.Module, runtime: Runtime) -> None:
         self._runtime = runtime
         self.stopwatch = Stopwatch(model, runtime.device)
-        mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
+        mesh, self.replicas = _mesh(engine, runtime)
         bf16 = config.train.precision == "bf16"
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+        shard: Any = {
+            "mesh": mesh,
+            "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy(),
+        }
+        if engine.offload:
+            shard["offload_policy"] = CPUOffloadPolicy(pin_memory=runtime.device.type != "cpu")
         # From the CPU: fully_shard moves a unit at a time, so that no GPU ever holds the whole model.
         layers = set(engine.layers or getattr(model, "_no_split_modules", None) or ())
         if missing := set(engine.layers) - {type(module).__name__ for module in model.modules()}:
@@ -40,9 +43,9 @@ class FsdpEngine:
             )
         for module in list(model.modules()):
             if type(module).__name__ in layers:
-                fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=engine.reshard)
+                fully_shard(module, reshard_after_forward=engine.reshard, **shard)
         # The root takes what is left, also both ends of a tied embedding, which must lie in one unit.
-        self.module = fully_shard(LossModel(model), mesh=mesh, mp_policy=policy)
+        self.module = fully_shard(LossModel(model), **shard)
         self.optimizer = Optimizer(model, config.optim)
 
     def loss(self, batch: MicroBatch) -> Tensor:
@@ -69,6 +72,20 @@ class FsdpEngine:
 
     def refresh(self) -> None:
         return None
+
+
+def _mesh(engine: Fsdp, runtime: Runtime) -> tuple[DeviceMesh, tuple[int, int]]:
+    """Who shards among whom, and this rank's index among the holders of its shards, with their number.
+
+    Raises ConfigError for a hybrid of nodes with different numbers of ranks.
+    """
+    kind, world, local = runtime.device.type, runtime.world_size, runtime.local_world_size
+    if not engine.hybrid:
+        return init_device_mesh(kind, (world,)), (0, 1)
+    if len(set(runtime.gather(local))) > 1:
+        raise ConfigError("engine.hybrid: the nodes have different numbers of ranks: take engine.hybrid=false")
+    mesh = init_device_mesh(kind, (world // local, local), mesh_dim_names=("replicate", "shard"))
+    return mesh, (runtime.rank // local, world // local)
 
 
 def _flat_offset(parameter: DTensor) -> int:

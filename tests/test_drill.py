@@ -53,7 +53,7 @@ def test_a_small_recipe_is_whole_and_reads_a_part_of_the_data(tmp_path: Path) ->
         "name": "big",
         "model": {"config": {"model_type": "llama", **LARGE["llama"]}, "tokenizer": "t"},
         "data": {"train": [str(rows)], "evaluation": [str(rows)], "seq_len": 8192, "format": "text"},
-        "train": {"epochs": 3, "global_batch_size": 1024, "micro_batch_size": 2, "seed": 7, "precision": "bf16"},
+        "train": {"epochs": 3, "global_batch_size": 1024, "micro_batch_size": 2, "seed": 7, "precision": "master32"},
         "optim": {"lr": 1e-5},
         "engine": {"kind": "fsdp"},
         "checkpoint": {"every": 1000, "keep": 5},
@@ -61,7 +61,7 @@ def test_a_small_recipe_is_whole_and_reads_a_part_of_the_data(tmp_path: Path) ->
     }
     small = config.resolve(shrink(tree, tmp_path / "parts", 4, 200), "small")
     assert batch_layout(small.train, 4).gradient_accumulation_steps == 1
-    assert (small.train.steps, small.train.seed, small.train.precision) == (200, 7, "bf16")
+    assert (small.train.steps, small.train.seed, small.train.precision) == (200, 7, "master32")
     assert small.engine == config.Fsdp() and small.fork is None and small.data.seq_len == 64
     assert len(Path(small.data.train[0]).read_text().splitlines()) == ROWS
     assert small.data.train != small.data.evaluation and small.checkpoint.every < 20

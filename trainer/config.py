@@ -72,8 +72,10 @@ class Train(Struct, frozen=True):
     micro_batch_size: Annotated[Count | None, LAYOUT] = None
     """Sequences in one forward pass of one rank; default: the largest divisor of its share up to 8."""
     seed: Annotated[int, Meta(ge=0)] = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: forward and backward in bf16, weights and moments fp32 (master32, 16 bytes a parameter)."""
+    precision: Literal["fp32", "master32", "adam32", "bf16"] = "master32"
+    """Forward and backward are in bf16, but for fp32, and kept are: master32: all in fp32 (16 bytes a parameter with
+    its gradient); adam32: weights and gradients in bf16, moments in fp32 (12 bytes); bf16: all in bf16 (8 bytes).
+    What is kept in bf16 is rounded at random, so that small steps are not lost."""
     gradient_checkpointing: Annotated[bool | Literal["selective"] | EveryK, LAYOUT] = False
     """true: a layer keeps its input alone and is computed again in the backward pass; every_k: K: one of K layers;
     selective: matrix products and attention are kept, the rest is computed again."""
@@ -82,10 +84,22 @@ class Train(Struct, frozen=True):
     deterministic: Annotated[bool, LAYOUT] = False
     """Deterministic kernels on CUDA: bit-identical resumes there, at the cost of some speed."""
 
+    @property
+    def bf16_passes(self) -> bool:
+        """Forward and backward are computed in bf16."""
+        return self.precision != "fp32"
+
+    @property
+    def bf16_weights(self) -> bool:
+        """The weights themselves are bf16, and their gradients."""
+        return self.precision in ("adam32", "bf16")
+
 
 class Optim(Struct, frozen=True):
     lr: Annotated[float, Meta(gt=0)]
     """Peak learning rate of AdamW."""
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit: moments in eight bits with a scale for each 256 (2 bytes a parameter in place of 8)."""
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Annotated[float, Meta(gt=0)] = 1e-8
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
@@ -175,6 +189,11 @@ class TrainConfig(Struct, frozen=True):
     """Write a Hugging Face folder `export/` when the last step is saved."""
     fork: Annotated[str | None, LAYOUT] = None
     """Checkpoint folder of another run: this one starts from its weights, moments and step (launch.py --fork)."""
+
+    @property
+    def lean_optimizer(self) -> bool:
+        """AdamW steps on what is kept in less than fp32."""
+        return self.train.bf16_weights or self.optim.name == "adamw_8bit"
 
 
 def resolve(data: dict[str, Any], source: str) -> TrainConfig:

@@ -33,7 +33,7 @@ def export(config: TrainConfig, checkpoint: Path, target: Path) -> str:
         for name, parameter in model.named_parameters():
             values = reader.read(name, "weights", 0, parameter.numel())
             parameter.copy_(torch.from_numpy(values).view_as(parameter))
-    if config.train.precision == "bf16":
+    if config.train.bf16_passes:
         model.to(torch.bfloat16)
     for leftover in target.parent.glob(f".{target.name}-*"):  # of an export that was killed
         shutil.rmtree(leftover)

@@ -13,12 +13,12 @@ from trainer.config import Model
 from trainer.model_config import new_config
 
 
-def build(settings: Model, seed: int) -> torch.nn.Module:
-    """The model with fp32 weights on the CPU, the same on every rank. Raises ConfigError."""
+def build(settings: Model, seed: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The model with its weights on the CPU, the same on every rank. Raises ConfigError."""
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     chosen = None if settings.attention in ("auto", attention.NAME) else settings.attention
-    options = {"dtype": torch.float32, "attn_implementation": chosen}
+    options = {"dtype": dtype, "attn_implementation": chosen}
     torch.manual_seed(seed)  # also rows that a folder lacks are drawn
     if settings.path is None:
         config = new_config(settings)

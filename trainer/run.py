@@ -155,8 +155,9 @@ class Training:
         return together(lambda: Prepared.open(folder))
 
     def build_model(self) -> torch.nn.Module:
-        model = build(self.settings.model, self.settings.train.seed)
-        recompute.enable(model, self.settings.train)
+        train = self.settings.train
+        model = build(self.settings.model, train.seed, torch.bfloat16 if train.bf16_weights else torch.float32)
+        recompute.enable(model, train)
         check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator]
         return model
 

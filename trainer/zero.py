@@ -79,7 +79,13 @@ def complete(settings: TrainConfig, layout: BatchLayout, hidden_size: int) -> di
     _check_keys("", theirs, _TOP)
     zero = dict(theirs.get("zero_optimization") or {})
     _check_keys("zero_optimization.", zero, _ZERO)
-    bf16 = settings.train.precision == "bf16"
+    bf16 = settings.train.bf16_passes
+    if settings.lean_optimizer:
+        raise ConfigError(
+            f"engine.kind=deepspeed keeps fp32 weights and steps by torch's AdamW: not with train.precision="
+            f"{settings.train.precision} and optim.name={settings.optim.name}: take train.precision=master32 and "
+            f"optim.name=adamw, or engine.kind=fsdp"
+        )
     for key, value, ours, other in _told_twice(settings, theirs):
         if value not in (AUTO, None):
             _same(key, value, ours, other)
@@ -111,7 +117,7 @@ def notes(engine: Deepspeed, layout: BatchLayout) -> list[str]:
 
 def _told_twice(settings: TrainConfig, theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, Any]]:
     """What both may say: key and value of the JSON, key and value of the recipe."""
-    optim, bf16 = settings.optim, settings.train.precision == "bf16"
+    optim, bf16 = settings.optim, settings.train.bf16_passes
     yield "gradient_clipping", theirs.get("gradient_clipping"), "optim.clip", optim.clip
     enabled = (theirs.get("bf16") or {}).get("enabled")
     if enabled not in (None, AUTO) and enabled != bf16:

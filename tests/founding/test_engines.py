@@ -34,7 +34,7 @@ def change_engine(run: Run, world: int, engine: dict[str, Any]) -> str:
 
 ZERO, FSDP = {"kind": "deepspeed", "config": str(JSON)}, {"kind": "fsdp", "config": str(BLOCK)}
 SHAPE: dict[str, Any] = {
-    "train": {"steps": 6, "precision": "bf16", "global_batch_size": 64},
+    "train": {"steps": 6, "precision": "master32", "global_batch_size": 64},
     "engine": ZERO,
     "checkpoint": {"every": 50},
     "evaluation": {"every": 0},

@@ -83,6 +83,36 @@ def test_cut_it_is_bit_identical_and_has_the_losses_of_plain_pytorch(
     assert [loss for _, loss in whole.history("loss")] == pytest.approx(plain, rel=1e-5)
 
 
+LEAN: list[Any] = [
+    (DDP, 2, "bf16", "adamw"),
+    pytest.param(FSDP, 2, "adam32", "adamw", marks=pytest.mark.nightly),
+    pytest.param(DDP, 3, "adam32", "adamw_8bit", marks=pytest.mark.nightly),
+    pytest.param(FSDP, 4, "bf16", "adamw_8bit", marks=pytest.mark.nightly),
+    pytest.param({**FSDP, "offload": True}, 2, "master32", "adamw_8bit", marks=pytest.mark.nightly),
+]
+
+
+@pytest.mark.parametrize(("engine", "world", "precision", "name"), LEAN)
+def test_with_less_memory_it_learns_resumes_to_the_bit_and_moves_to_another_engine(
+    new_run: NewRun, plain: list[float], engine: dict[str, Any], world: int, precision: str, name: str
+) -> None:
+    train = {**SHAPE["train"], "precision": precision}
+    shape = {**SHAPE, "engine": engine, "train": train, "optim": {**SHAPE["optim"], "name": name}}
+    whole, cut = new_run("whole", **shape), new_run("cut", **shape)
+    assert whole.go(world) == [0] * world, whole.log()
+    checkpoint = cut.path / "checkpoints" / cut.stop_after(world, 3)
+    for other, size in ((FSDP, 3), (DDP, 1)):
+        cut.change_engine(other)
+        check = ["tests.trainer.check_loaded", str(cut.path / "config.yaml"), str(checkpoint)]
+        assert cut.go(size, argv=check) == [0] * size, cut.log()
+    cut.change_engine(engine)
+    assert cut.go(world) == [0] * world, cut.log()
+    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
+    assert cut.done()["sha256"] == whole.done()["sha256"]
+    losses = [loss for _, loss in whole.history("loss")]
+    assert losses[-1] == pytest.approx(plain[-1], rel=0.01) and plain[-1] < 0.9 * plain[0]
+
+
 def test_transformers_trainer_has_the_same_losses(recipe: Run, plain: list[float]) -> None:
     settings, batches = read(recipe)
     trainer = Trainer(settings, [batches.get(step).micro_batches[0] for step in range(STEPS)])
@@ -207,7 +237,7 @@ def test_every_engine_reads_what_another_one_saved(new_run: NewRun) -> None:
 
 
 def test_in_bf16_weights_have_fp32_masters(new_run: NewRun) -> None:
-    run = new_run("run", train={"steps": 8, "precision": "bf16"}, engine=zero(3), evaluation={"every": 0})
+    run = new_run("run", train={"steps": 8, "precision": "master32"}, engine=zero(3), evaluation={"every": 0})
     checkpoint = run.path / "checkpoints" / run.stop_after(2, 2)
     check = ["tests.trainer.check_loaded", str(run.path / "config.yaml"), str(checkpoint)]
     for engine in (zero(1), FSDP):

@@ -16,7 +16,7 @@ RECIPE: dict[str, Any] = {
     "name": "x",
     "model": {"config": {"model_type": "llama"}, "tokenizer": "t"},
     "data": {"train": ["a.jsonl"], "seq_len": 8},
-    "train": {"steps": 10, "global_batch_size": 48, "precision": "bf16"},
+    "train": {"steps": 10, "global_batch_size": 48, "precision": "master32"},
     "optim": {"lr": 1e-5},
     "engine": {"kind": "deepspeed", "config": {"zero_optimization": {"stage": 3}}},
 }
@@ -59,7 +59,11 @@ def test_auto_is_the_recipes_value_and_sizes_by_the_hidden_size() -> None:
 
 def test_the_batch_that_it_fixes_is_the_runs() -> None:
     theirs = {zero.MICRO: 2, zero.ACCUMULATION: 8, "zero_optimization": {"stage": 2}}
-    recipe = {**RECIPE, "train": {"steps": 10, "precision": "bf16"}, "engine": {"kind": "deepspeed", "config": theirs}}
+    recipe = {
+        **RECIPE,
+        "train": {"steps": 10, "precision": "master32"},
+        "engine": {"kind": "deepspeed", "config": theirs},
+    }
     found = config.resolve(zero.with_batch(recipe, 4), "recipe.yaml")
     assert batch_layout(found.train, 4) == BatchLayout(2, 8, 4) and found.train.global_batch_size == 64
     # At another size the run keeps its global batch.
@@ -74,7 +78,7 @@ def test_the_batch_that_it_fixes_is_the_runs() -> None:
         ({zero.TOTAL: 64}, {}, "train_batch_size=64, but the recipe says train.global_batch_size=48: change one"),
         ({zero.MICRO: 3}, {"train": {"micro_batch_size": 4}}, "train_micro_batch_size_per_gpu=3, but the recipe says train.micro_batch_size=4"),
         ({"gradient_clipping": 0.5}, {}, "gradient_clipping=0.5, but the recipe says optim.clip=1.0: change one"),
-        ({"bf16": {"enabled": False}}, {}, "bf16.enabled=false, but the recipe says train.precision=bf16"),
+        ({"bf16": {"enabled": False}}, {}, "bf16.enabled=false, but the recipe says train.precision=master32"),
         ({"optimizer": {"params": {"lr": 1e-4}}}, {}, "optimizer.params.lr=0.0001, but the recipe says optim.lr=1e-05"),
         ({"optimizer": {"type": "Lamb"}}, {}, "optimizer.type=Lamb: this trainer steps by AdamW"),
         ({"scheduler": {"type": "WarmupLR"}}, {}, "the learning rate is the recipe's"),

@@ -20,7 +20,8 @@ from trainer.checkpoint import MANIFEST, CheckpointBroken
 
 VERSION = 1
 BLOCK = 1 << 20  # bytes under one hash: a reader of a part checks just what it reads
-_DTYPES = {"float32": "F32", "uint8": "U8", "uint32": "U32", "int64": "I64"}
+_DTYPES = {"float32": "F32", "uint16": "BF16", "uint8": "U8", "uint32": "U32", "int64": "I64"}
+"""numpy's names and safetensors'; numpy has no bf16, so its bits are taken, and nothing else has 16."""
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +49,8 @@ class Parameter(msgspec.Struct, frozen=True):
     shape: list[int]
     step: int
     """AdamW's count of this parameter's steps."""
+    bf16: list[str] = []
+    """Kinds that are kept in bf16; the others are fp32."""
 
 
 class Manifest(msgspec.Struct, frozen=True):

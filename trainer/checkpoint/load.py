@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from settings import ConfigError
 from trainer import claims
@@ -19,6 +18,7 @@ from trainer.checkpoint import CheckpointBroken, folder_name
 from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, read_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.claims import Point
+from trainer.engines.eight_bit import Kept
 from trainer.engines.engine import Shard
 from trainer.runtime import Runtime
 
@@ -45,17 +45,18 @@ class Reader:
 
     def read(self, name: str, kind: str, start: int, stop: int) -> Array:
         """Elements [start, stop) of a flattened parameter, fp32. Raises CheckpointBroken."""
-        out = np.empty(stop - start, np.float32)
+        bf16 = name in self.manifest.parameters and kind in self.manifest.parameters[name].bf16
+        out = np.empty(stop - start, np.uint16 if bf16 else np.float32)
         covered = 0
         for file, piece in self._pieces.get(name, ()):
             low, high = max(start, piece.start), min(stop, piece.stop)
             if low < high:
-                first = piece.offsets[kind] + 4 * (low - piece.start)
+                first = piece.offsets[kind] + out.itemsize * (low - piece.start)
                 file.read(first, memoryview(out[low - start : high - start]).cast("B"))
                 covered += high - low
         if covered != stop - start:
             raise CheckpointBroken(f"{kind} of {name}: {covered:,} of elements {start:,} to {stop:,} are there")
-        return out
+        return (out.astype(np.uint32) << 16).view(np.float32) if bf16 else out
 
     def arrays(self, rank: int) -> dict[str, Array]:
         """What rank `rank` kept besides parameters: its RNG."""
@@ -75,14 +76,14 @@ class Reader:
             ):  # the manifest verified: it is the model that differs
                 was = f"shape {saved.shape}" if saved else "no such parameter"
                 raise ConfigError(f"the model has {shard.name} of shape {list(shard.shape)}, the checkpoint has {was}")
-            for kind, tensor in shard.tensors.items():
-                _copy(tensor, self.read(shard.name, kind, shard.start, shard.stop))
+            for kind, kept in shard.tensors.items():
+                _copy(kept, self.read(shard.name, kind, shard.start, shard.stop))
             shard.step.fill_(saved.step)
 
 
-def _copy(tensor: Tensor, values: Array) -> None:
+def _copy(kept: Kept, values: Array) -> None:
     with torch.no_grad():
-        tensor.copy_(torch.from_numpy(values))
+        kept.copy_(torch.from_numpy(values))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from durable import fsync_path
 from trainer import claims
 from trainer.checkpoint import folder_name
-from trainer.checkpoint.format import BLOCK, VERSION, File, Manifest, Parameter, write_file, write_manifest
+from trainer.checkpoint.format import BLOCK, VERSION, Array, File, Manifest, Parameter, write_file, write_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.rng import rng_state
 from trainer.claims import Point
@@ -64,7 +67,7 @@ class Saver:
         self._together(lambda: temporary.mkdir(parents=True) if self._runtime.leads else None, temporary)
         shards = list(self._engine.shards())
         files = self._together(lambda: self._write(temporary, shards), temporary)
-        parameters = {s.name: Parameter(list(s.shape), int(s.step.item())) for s in shards}
+        parameters = {s.name: Parameter(list(s.shape), int(s.step.item()), _in_bf16(s)) for s in shards}
         self._together(lambda: self._commit(temporary, point, content, files, parameters), temporary)
         return Saved(point, time.monotonic() - began, sum(file.size for file in files))
 
@@ -92,7 +95,7 @@ class Saver:
             start, stop = shard.part(index, count)
             if start < stop:
                 inside = slice(start - shard.start, stop - shard.start)
-                kinds = {kind: tensor[inside].cpu().numpy() for kind, tensor in shard.tensors.items()}
+                kinds = {kind: _numpy(kept[inside]) for kind, kept in shard.tensors.items()}
                 ranges.append((shard.name, start, stop, kinds))
         return write_file(temporary / f"rank-{self._runtime.rank:04d}.safetensors", ranges, rng_state())
 
@@ -140,6 +143,15 @@ class Saver:
         if self._deletion is not None:
             self._deletion.join()
         remove_leftovers(self.folder, self._runtime.epoch)
+
+
+def _numpy(tensor: Tensor) -> Array:
+    tensor = tensor.cpu()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _in_bf16(shard: Shard) -> list[str]:
+    return [kind for kind, kept in shard.tensors.items() if getattr(kept, "dtype", None) == torch.bfloat16]
 
 
 def remove_leftovers(folder: Path, epoch: int) -> None:

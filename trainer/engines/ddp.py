@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,8 +24,8 @@ class DdpEngine:
         self.replicas = (runtime.rank, runtime.world_size)
         model.to(runtime.device)
         self._runtime = runtime
-        self._bf16 = config.train.precision == "bf16"
-        self.optimizer = Optimizer(model, config.optim)
+        self._autocast = config.train.bf16_passes and not config.train.bf16_weights
+        self.optimizer = Optimizer(model, config)
         self.stopwatch = Stopwatch(model, runtime.device)
         self.module: torch.nn.Module = LossModel(model)
         if runtime.world_size > 1:
@@ -32,9 +33,11 @@ class DdpEngine:
             # first step, a resumed process has other buckets in its first step than one that went on, and at three
             # ranks and more the sums differ in their last bits.
             self.module = DistributedDataParallel(self.module, find_unused_parameters=True, forward_sync_buffers=False)
+            if config.train.bf16_weights:
+                self.module.register_comm_hook(None, _mean_in_fp32)
 
     def loss(self, batch: MicroBatch) -> Tensor:
-        with torch.autocast(self._runtime.device.type, torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(self._runtime.device.type, torch.bfloat16, enabled=self._autocast):
             return self.module(batch)
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
@@ -50,11 +53,15 @@ class DdpEngine:
         return self.optimizer.step(lr)
 
     def shards(self) -> Iterator[Shard]:
-        for name, parameter in self.optimizer.named.items():
-            state = self.optimizer.state(name)
-            tensors = {"weights": parameter.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
-            flat = {kind: tensor.view(-1) for kind, tensor in tensors.items()}
-            yield Shard(name, tuple(parameter.shape), 0, parameter.numel(), flat, state["step"])
+        return self.optimizer.shards()
 
     def refresh(self) -> None:
         return None
+
+
+def _mean_in_fp32(_, bucket):  # type: ignore[no-untyped-def]  # torch compares annotations, and ours are texts
+    """bf16 gradients are averaged in fp32 and rounded once, a bucket at a time."""
+    total = bucket.buffer().float().div_(dist.get_world_size())
+    work = dist.all_reduce(total, async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda done: bucket.buffer().copy_(done.value()[0]))

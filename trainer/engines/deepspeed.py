@@ -32,7 +32,7 @@ class DeepspeedEngine:
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         self._runtime = runtime
         self.stopwatch = Stopwatch(model, runtime.device)
-        self.optimizer = Optimizer(model, config.optim, with_state=False)
+        self.optimizer = Optimizer(model, config, with_state=False)
         self.module = deepspeed.initialize(
             model=LossModel(model), optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
         )[0]
@@ -88,9 +88,7 @@ class Whole:
         optimizer.make_state(optimizer.named.values())
 
     def shards(self) -> Iterator[Shard]:
-        for name, parameter in self._optimizer.named.items():
-            state = self._optimizer.state(name)
-            yield _shard(name, parameter.shape, 0, parameter.detach().view(-1), state, slice(None))
+        return self._optimizer.shards()
 
     def refresh(self) -> None:
         return None

@@ -10,23 +10,24 @@ import torch
 from torch import Tensor
 
 from trainer.data.batches import MicroBatch
+from trainer.engines.eight_bit import Kept
 from trainer.engines.stopwatch import Stopwatch
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
-"""What a checkpoint keeps of every parameter: the fp32 master and AdamW's two moments."""
+"""What a checkpoint keeps of every parameter: the weights that the optimizer steps on, and AdamW's two moments."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The flat range [start, stop) of a parameter that this rank holds, as fp32 views that may be written to."""
+    """The flat range [start, stop) of a parameter that this rank holds, as views that may be written to."""
 
     name: str
     shape: tuple[int, ...]
     """Of the whole parameter."""
     start: int
     stop: int
-    tensors: dict[str, Tensor]
-    """By kind; each (stop - start,)."""
+    tensors: dict[str, Kept]
+    """By kind; each (stop - start,), in fp32, or what the precision recipe keeps."""
     step: Tensor
     """AdamW's count of this parameter's steps, a scalar."""
 

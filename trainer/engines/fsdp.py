@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -10,14 +9,12 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from settings import ConfigError
 from trainer.config import Fsdp, TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines.engine import Shard
-from trainer.engines.optimizer import Optimizer
+from trainer.engines.optimizer import Optimizer, whole
 from trainer.engines.stopwatch import Stopwatch
 from trainer.loss import LossModel
 from trainer.runtime import Runtime
@@ -28,7 +25,7 @@ class FsdpEngine:
         self._runtime = runtime
         self.stopwatch = Stopwatch(model, runtime.device)
         mesh, self.replicas = _mesh(engine, runtime)
-        bf16 = config.train.precision == "bf16"
+        bf16 = config.train.bf16_passes
         shard: Any = {
             "mesh": mesh,
             "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy(),
@@ -46,7 +43,7 @@ class FsdpEngine:
                 fully_shard(module, reshard_after_forward=engine.reshard, **shard)
         # The root takes what is left, also both ends of a tied embedding, which must lie in one unit.
         self.module = fully_shard(LossModel(model), **shard)
-        self.optimizer = Optimizer(model, config.optim)
+        self.optimizer = Optimizer(model, config)
 
     def loss(self, batch: MicroBatch) -> Tensor:
         return self.module(batch)
@@ -59,16 +56,10 @@ class FsdpEngine:
         return loss.detach()
 
     def step(self, lr: float) -> Tensor:
-        return cast(DTensor, self.optimizer.step(lr)).full_tensor()
+        return whole(self.optimizer.step(lr))
 
     def shards(self) -> Iterator[Shard]:
-        """A rank holds whole rows of each parameter: contiguous in its flat form, and none of a small one."""
-        for name, parameter in self.optimizer.named.items():
-            state = self.optimizer.state(name)
-            tensors = {"weights": parameter.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
-            flat = {kind: cast(DTensor, tensor).to_local().view(-1) for kind, tensor in tensors.items()}
-            start = _flat_offset(cast(DTensor, parameter))
-            yield Shard(name, tuple(parameter.shape), start, start + flat["weights"].numel(), flat, state["step"])
+        return self.optimizer.shards()
 
     def refresh(self) -> None:
         return None
@@ -86,9 +77,3 @@ def _mesh(engine: Fsdp, runtime: Runtime) -> tuple[DeviceMesh, tuple[int, int]]:
         raise ConfigError("engine.hybrid: the nodes have different numbers of ranks: take engine.hybrid=false")
     mesh = init_device_mesh(kind, (world // local, local), mesh_dim_names=("replicate", "shard"))
     return mesh, (runtime.rank // local, world // local)
-
-
-def _flat_offset(parameter: DTensor) -> int:
-    """Index of the local shard's first element in the flattened parameter."""
-    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return int(offset[0]) * math.prod(parameter.shape[1:])

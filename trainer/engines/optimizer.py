@@ -1,33 +1,47 @@
-"""AdamW as both torch engines use it."""
+"""AdamW as the engines use it: one face for torch's own and for the lean one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from trainer.config import Optim
+from trainer.config import TrainConfig
+from trainer.engines.engine import Shard
+from trainer.engines.lean import LeanAdamW, State
 
 
 class Optimizer:
-    """AdamW over named fp32 parameters; its state is made before the first step, so that a load needs none."""
+    """Over named parameters, whole or sharded by fully_shard. Its state is made before the first step, so that a load
+    needs none."""
 
-    def __init__(self, model: torch.nn.Module, settings: Optim, with_state: bool = True) -> None:
+    def __init__(self, model: torch.nn.Module, config: TrainConfig, with_state: bool = True) -> None:
         """Without its state: for who steps on other tensors than the parameters, and calls `make_state` of these."""
         self.named = dict(model.named_parameters())
-        self.clip = settings.clip
-        matrices = [p for p in self.named.values() if p.ndim >= 2]
-        others = [p for p in self.named.values() if p.ndim < 2]  # biases and norms do not decay
-        self.adamw = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            fused=True,
-        )
+        self.clip = config.optim.clip
+        self._decay = config.optim.weight_decay
+        self._lean = LeanAdamW(config) if config.lean_optimizer else None
+        self._states: dict[str, State] = {}
+        if self._lean is not None:
+            for name, parameter in self.named.items():
+                self._states[name] = self._lean.new_state(local(parameter).numel(), local(parameter).device)
+            return
+        self.adamw = torch.optim.AdamW(self._groups(), betas=config.optim.betas, eps=config.optim.eps, fused=True)
         if with_state:
             self.make_state(self.named.values())
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Biases and norms do not decay."""
+        parameters = self.named.values()
+        return [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self._decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
 
     def make_state(self, parameters: Iterable[Tensor]) -> None:
         """The moments of what AdamW steps on, and its count of steps."""
@@ -43,11 +57,59 @@ class Optimizer:
             group["lr"] = lr
 
     def step(self, lr: float) -> Tensor:
+        """Clip, step, drop the gradients. Returns the norm before clipping; of sharded parameters a DTensor."""
+        if self._lean is not None:
+            return self._lean_step(self._lean, lr)
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.clip)
         self.set_rate(lr)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return norm
 
-    def state(self, name: str) -> dict[str, Tensor]:
+    def _lean_step(self, lean: LeanAdamW, lr: float) -> Tensor:
+        norms = [
+            torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in self.named.values() if p.grad is not None
+        ]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        clip = torch.clamp(self.clip / (whole(norm) + 1e-6), max=1.0)
+        for name, parameter in self.named.items():
+            if parameter.grad is None:
+                continue
+            weights, gradient = (local(tensor).view(-1) for tensor in (parameter.detach(), parameter.grad))
+            decay = self._decay if parameter.ndim >= 2 else 0.0
+            lean.step(name, weights, gradient, self._states[name], flat_offset(parameter), lr, decay, clip)
+            parameter.grad = None
+        return norm
+
+    def state(self, name: str) -> dict[str, Any]:
+        if self._lean is not None:
+            return vars(self._states[name])
         return self.adamw.state[self.named[name]]
+
+    def shards(self) -> Iterator[Shard]:
+        """What this rank holds of each parameter: whole rows, contiguous in its flat form, and none of a small one."""
+        for name, parameter in self.named.items():
+            state = self.state(name)
+            flat = {"weights": local(parameter.detach()).view(-1)}
+            for kind in ("exp_avg", "exp_avg_sq"):
+                flat[kind] = local(state[kind]).view(-1) if isinstance(state[kind], Tensor) else state[kind]
+            start = flat_offset(parameter)
+            yield Shard(name, tuple(parameter.shape), start, start + flat["weights"].numel(), flat, state["step"])
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; of another one all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Collective for a sharded tensor."""
+    return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
+
+
+def flat_offset(parameter: Tensor) -> int:
+    """Index of the local part's first element in the flattened parameter."""
+    if not isinstance(parameter, DTensor):
+        return 0
+    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return int(offset[0]) * math.prod(parameter.shape[1:])

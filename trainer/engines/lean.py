@@ -1,0 +1,106 @@
+"""AdamW in less memory than torch's: what it keeps is bf16 or eight bits, and a stretch of it at a time becomes fp32.
+
+What is kept in bf16 is rounded up or down at random, in proportion to how near it lies: a small step is not lost, it
+happens now and then. The randomness is a hash of seed, step, parameter and the element's place in the whole parameter,
+so that it is the same however many ranks share the parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import xxhash
+from torch import Tensor
+
+from trainer.config import TrainConfig
+from trainer.engines.eight_bit import BLOCK, EightBit, Kept
+
+_STRETCH = 1 << 22  # elements; 16 MiB in fp32 for each tensor at hand, a whole number of blocks
+assert _STRETCH % BLOCK == 0
+
+
+@dataclass
+class State:
+    """Of one parameter's flat local part."""
+
+    exp_avg: Kept
+    exp_avg_sq: Kept
+    step: Tensor
+
+
+class LeanAdamW:
+    def __init__(self, config: TrainConfig) -> None:
+        self._optim, self._seed = config.optim, config.train.seed
+        self._moments = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        self._eight_bit = config.optim.name == "adamw_8bit"
+
+    def new_state(self, count: int, device: torch.device) -> State:
+        step = torch.zeros((), dtype=torch.float32)
+        if self._eight_bit:
+            return State(EightBit(count, True, device), EightBit(count, False, device), step)
+        return State(*(torch.zeros(count, dtype=self._moments, device=device) for _ in range(2)), step)
+
+    def step(
+        self, name: str, weights: Tensor, gradient: Tensor, state: State, start: int, lr: float, decay: float,
+        clip: Tensor,
+    ) -> None:  # fmt: skip
+        """One parameter's flat local part, which begins at its element `start`. `clip`: a factor, scalar fp32."""
+        b1, b2 = self._optim.betas
+        state.step += 1
+        count = float(state.step)
+        rate, root = -lr / (1 - b1**count), math.sqrt(1 - b2**count)
+        for part in _stretches(len(weights)):
+            noise = _Noise(self._seed, int(count), name, start + part.start, part.stop - part.start, weights.device)
+            values, g = weights[part].float(), gradient[part].float() * clip
+            mean = state.exp_avg[part].float().lerp(g, 1 - b1)
+            square = state.exp_avg_sq[part].float().mul(b2).addcmul_(g, g, value=1 - b2)
+            _write(state.exp_avg, part, mean, noise, "exp_avg")
+            _write(state.exp_avg_sq, part, square, noise, "exp_avg_sq")
+            values.mul_(1 - lr * decay).addcdiv_(mean, square.sqrt_().div_(root).add_(self._optim.eps), value=rate)
+            _write(weights, part, values, noise, "weights")
+
+
+def _stretches(count: int) -> Iterator[slice]:
+    for start in range(0, count, _STRETCH):
+        yield slice(start, min(count, start + _STRETCH))
+
+
+def _write(kept: Kept, part: slice, values: Tensor, noise: _Noise, kind: str) -> None:
+    if isinstance(kept, EightBit):
+        kept.write(part.start, values)
+    else:
+        kept[part] = values if kept.dtype == torch.float32 else rounded(values, noise.bits(kind))
+
+
+def rounded(values: Tensor, bits: Tensor) -> Tensor:
+    """fp32 -> bf16, up with the probability of the part that is cut off; `bits`: int32 in [0, 65536) for each."""
+    return ((values.view(torch.int32) + bits) & -65536).view(torch.float32).bfloat16()
+
+
+@dataclass(frozen=True)
+class _Noise:
+    seed: int
+    step: int
+    name: str
+    start: int
+    count: int
+    device: torch.device
+
+    def bits(self, kind: str) -> Tensor:
+        """16 random bits for each element: murmur3's finalizer over its place and a key."""
+        digest = xxhash.xxh3_64_intdigest(f"{self.seed}/{self.step}/{self.name}/{kind}".encode())
+        place = torch.arange(self.start, self.start + self.count, device=self.device).int()
+        x = place.mul_(_signed(digest >> 32 | 1)).add_(_signed(digest & 0xFFFFFFFF))
+        x ^= (x >> 16) & 0xFFFF  # a logical shift: int32's own keeps the sign
+        x *= _signed(0x85EBCA6B)
+        x ^= (x >> 13) & 0x7FFFF
+        x *= _signed(0xC2B2AE35)
+        return (x >> 16) & 0xFFFF
+
+
+def _signed(value: int) -> int:
+    """The int32 of the same 32 bits."""
+    return value - (1 << 32) if value >> 31 else value

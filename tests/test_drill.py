@@ -69,6 +69,17 @@ def test_a_small_recipe_is_whole_and_reads_a_part_of_the_data(tmp_path: Path) ->
         shrink({"name": "big"}, tmp_path, 4, 200)
 
 
+def test_a_small_recipe_keeps_the_rate_that_the_large_one_would_have(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    data = {"train": [str(rows)], "seq_len": 8, "format": "chat"}
+    tree = {"name": "big", "model": {"path": str(tmp_path)}, "data": data, "train": {"global_batch_size": 4}}
+    (tmp_path / "parts").mkdir()
+    small = config.resolve(shrink(tree, tmp_path / "parts", 4, 200), "small")
+    assert small.model.path is None and small.optim.lr == 2e-5
+
+
 class Told:
     """A run folder in which a run has gone through one fault."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from settings import ConfigError, Struct, convert, read_yaml, to_plain
 
@@ -96,10 +97,12 @@ class Train(Struct, frozen=True):
 
 
 class Optim(Struct, frozen=True):
-    lr: Annotated[float, Meta(gt=0)]
-    """Peak learning rate of AdamW."""
+    lr: Annotated[float, Meta(gt=0)] | None = None
+    """Peak learning rate of AdamW; default, for existing weights alone: 2e-5 for chat, 1e-5 for text."""
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: moments in eight bits with a scale for each 256 (2 bytes a parameter in place of 8)."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the rate falls after the warmup; wsd: it stays at the peak, and falls as a cosine at the end."""
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Annotated[float, Meta(gt=0)] = 1e-8
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
@@ -108,7 +111,18 @@ class Optim(Struct, frozen=True):
     warmup: Share = 0.05
     """Share of the steps over which the rate grows from 0 to the peak."""
     min_lr: Share = 0.1
-    """Share of the peak at which the cosine ends."""
+    """Share of the peak that the schedule falls to."""
+    decay: Share = 0.1
+    """Share of the steps over which wsd falls."""
+
+    @property
+    def peak(self) -> float:
+        assert self.lr is not None  # resolve() has written the default in
+        return self.lr
+
+
+DEFAULT_RATES = {"chat": 2e-5, "text": 1e-5}
+"""Peak learning rate by data.format, for existing weights: full instruction tuning, continual pre-training."""
 
 
 class Ddp(Struct, frozen=True, tag_field="kind", tag="ddp"):
@@ -179,7 +193,7 @@ class TrainConfig(Struct, frozen=True):
     model: Model
     data: Data
     train: Train
-    optim: Optim
+    optim: Optim = Optim()
     engine: Annotated[Ddp | Fsdp | Deepspeed, LAYOUT] = Ddp()
     evaluation: Annotated[Evaluation, LAYOUT] = Evaluation()
     checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
@@ -216,7 +230,14 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
         raise ConfigError(
             f"{source}: evaluation.every={config.evaluation.every} needs data.evaluation: a held-out file"
         )
-    return config
+    if config.optim.lr is not None:
+        return config
+    if config.model.path is None:
+        raise ConfigError(
+            f"{source}: optim.lr is missing: a model that starts from nothing (model.config) has no default rate: "
+            "give one, for example optim.lr=3e-4"
+        )
+    return replace(config, optim=replace(config.optim, lr=DEFAULT_RATES[config.data.format]))
 
 
 def cache_folder(data: Data, run_dir: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, dump_yaml, merge, override, read_json, read_yaml, to_plain
-from trainer import claims, config, fsdp_block, zero
+from trainer import claims, config, fsdp_block, schedule, zero
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
 from trainer.config import Deepspeed, TrainConfig, cache_folder
@@ -23,7 +23,8 @@ class Ready:
     text: str
     """RUN_DIR/config.yaml: complete, every default written out."""
     batch: str
-    """How the ranks share a global batch, as an equation, and what the recipe says that has no meaning."""
+    """How the ranks share a global batch, as an equation, and what the recipe says that has no meaning or is
+    unusual."""
     folders: list[str]
     """Folders that the ranks must see: of the data, the model, the tokenizer, and where links in there lead."""
 
@@ -47,6 +48,7 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
     settings = config.resolve(zero.with_batch(tree, world_size) if new else tree, source)
     config.check_files(settings, source)
     layout = batch_layout(settings.train, world_size)
+    notes += schedule.notes(settings)
     if isinstance(settings.engine, Deepspeed):
         zero.complete(settings, layout, hidden_size=1)  # for its errors
         notes += zero.notes(settings.engine, layout)

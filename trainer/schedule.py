@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import math
 
-from trainer.config import Optim
+from trainer.config import Optim, TrainConfig
 
 
 def learning_rate(step: int, total: int, optim: Optim) -> float:
-    """Rate of optimizer step `step` (from 0) of `total`: linear warmup, then a cosine to optim.min_lr of the peak."""
+    """Rate of optimizer step `step` (from 0) of `total`: a linear warmup from 0, then the schedule, from the peak on.
+
+    From the end of the warmup on it is the rate that transformers' schedulers give the same step.
+    """
     warmup = round(total * optim.warmup)
     if step < warmup:
-        return optim.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - 1 - warmup)
-    return optim.lr * (optim.min_lr + (1 - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        return optim.peak * (step + 1) / warmup  # no step is spent at 0
+    if optim.schedule == "constant":
+        return optim.peak
+    start = max(warmup, total - round(total * optim.decay)) if optim.schedule == "wsd" else warmup
+    progress = max(0, step - start) / max(1, total - start)
+    height = 1 - progress if optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return optim.peak * (optim.min_lr + (1 - optim.min_lr) * height)
+
+
+def notes(settings: TrainConfig) -> list[str]:
+    """What speaks against the peak rate of a run that starts from existing weights."""
+    if settings.model.path is None:
+        return []
+    rate = settings.optim.peak
+    if settings.data.format == "text":
+        why = "continual pre-training at such a rate forgets what the model knew faster than it learns the new texts"
+        return [f"optim.lr={rate:g} is above 1e-5: {why}"] if rate > 1e-5 else []
+    if rate > 5e-5:
+        why = "full instruction tuning at such a rate overwrites what the model knew; usual is 1e-5 to 5e-5"
+        return [f"optim.lr={rate:g} is above 5e-5: {why}"]
+    if rate < 1e-5:
+        why = "full instruction tuning at such a rate hardly changes the weights in a few epochs; usual is 1e-5 to 5e-5"
+        return [f"optim.lr={rate:g} is below 1e-5: {why}"]
+    return []

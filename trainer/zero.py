@@ -149,7 +149,7 @@ def _check_possible(theirs: Mapping[str, Any], zero: Mapping[str, Any], bf16: bo
         raise ConfigError(f"engine.config: optimizer.type={kind}: this trainer steps by AdamW: leave it out")
     if "scheduler" in theirs:
         raise ConfigError(
-            "engine.config: scheduler: the learning rate is the recipe's (optim.warmup, optim.min_lr): leave it out"
+            "engine.config: scheduler: the learning rate is the recipe's (optim.schedule, optim.warmup): leave it out"
         )
     for what in ("offload_optimizer", "offload_param"):
         device = (zero.get(what) or {}).get("device", "none")

@@ -8,6 +8,7 @@ from typing import Any
 
 from settings import ConfigError
 from trainer import zero
+from trainer.config import DEFAULT_RATES
 from trainer.model_config import folder_config, known_fields
 
 ROWS = 2000
@@ -60,6 +61,10 @@ def shrink(tree: dict[str, Any], folder: Path, world_size: int, steps: int) -> d
         "seq_len": min(SEQ_LEN, data.get("seq_len", SEQ_LEN)),
         "cache": str(folder / "prepared"),
     }
+    optim = tree.get("optim") or {}
+    if model.get("path") and isinstance(optim, dict) and optim.get("lr") is None:
+        # The small model's weights are new ones, for which there is no default.
+        small["optim"] = {**optim, "lr": DEFAULT_RATES.get(data.get("format", "text"))}
     kept = {key: value for key, value in train.items() if key in ("seed", "precision", "deterministic")}
     small["train"] = {**kept, "steps": steps, "global_batch_size": world_size * SEQUENCES}
     if "engine" in tree:

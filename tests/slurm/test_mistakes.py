@@ -54,13 +54,14 @@ WORDS = [
     ("nodes", ["--nodes", "2"], "--nodes 2: local has 1 node: take --nodes 1, a cluster of this machine (launch.py pocket up --nodes 2), or look at the script: --cluster NAME --dry-run"),
     # --- keys and values
     ("key", ["optim.lrr=1"], "sft.yaml: unknown key optim.lrr: did you mean optim.lr?"),
-    ("type", ["optim.lr=fast"], "sft.yaml: optim.lr=fast: expected float, got str"),
+    ("type", ["optim.lr=fast"], "sft.yaml: optim.lr=fast: expected float | null, got str"),
     ("range", ["optim.clip=0"], "sft.yaml: optim.clip=0: expected float > 0.0"),
     ("section", ["data=3"], "sft.yaml: data=3: expected object, got int"),
     ("job's key", ["job.nodess=2"], "command line: unknown key nodess: did you mean nodes?"),
     ("job's section", ["job=3"], "job=3: a mapping of job settings is expected, as job.nodes=2"),
     ("half a word", ["optim.=3"], "'optim.=3': an override is written key=value, for example optim.lr=2e-5"),
     ("engine", ["engine.kind=fdsp"], "sft.yaml: engine.kind=fdsp: did you mean fsdp?"),
+    ("no rate", ["optim.lr=null"], "sft.yaml: optim.lr is missing: a model that starts from nothing (model.config) has no default rate"),
     ("steps and epochs", ["train.epochs=1"], "sft.yaml: give either train.steps or train.epochs, not both or none"),
     ("evaluation without data", ["evaluation.every=5"], "sft.yaml: evaluation.every=5 needs data.evaluation: a held-out file"),
     # --- files

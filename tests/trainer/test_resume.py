@@ -38,7 +38,7 @@ def test_bit_identical_after_a_stop_and_a_kill(new_run: NewRun, engine: str, wor
     assert cut.go(world) == [0] * world, cut.log()
     resumed = [e["step"] for e in cut.events("resume")]
     assert resumed[0] == 0 and resumed[1] == stopped["step"] <= resumed[2] <= reached < 60
-    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
+    assert cut.history("loss", "lr", "grad_norm", "hash") == whole.history("loss", "lr", "grad_norm", "hash")
     assert {e["step"]: e["loss"] for e in cut.events("evaluation")} == {
         e["step"]: e["loss"] for e in whole.events("evaluation")
     }

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from settings import ConfigError
 from tests.trainer.data.samples import write_rows, write_tokenizer
 from tests.trainer.ranks import Run
-from trainer.config import Model, Optim, Train, exact_part, resolve
+from trainer.config import Model, Train, exact_part, resolve
 from trainer.data.batches import MicroBatch
 from trainer.loss import LossModel
 from trainer.model import build
 from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
-from trainer.schedule import learning_rate
 
 NewRun = Callable[..., Run]
 LLAMA = {
@@ -35,18 +34,6 @@ LLAMA = {
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 500), st.floats(0, 1), st.just(0.0) | st.floats(1e-6, 1))
-def test_the_learning_rate_rises_to_the_peak_and_falls_to_its_share(total: int, warmup: float, least: float) -> None:
-    optim = Optim(lr=1e-3, warmup=warmup, min_lr=least)
-    rates = [learning_rate(step, total, optim) for step in range(total)]
-    top = round(total * warmup)
-    assert all(0 < rate <= 1e-3 * (1 + 1e-9) or least == 0 for rate in rates)
-    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
-    if top < total - 1:
-        assert rates[top] == pytest.approx(1e-3)
-        assert rates[-1] == pytest.approx(1e-3 * least)
 
 
 @given(st.integers(1, 512), st.integers(1, 64))

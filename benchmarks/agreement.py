@@ -101,7 +101,7 @@ def main(folder: Path, rounds: int) -> None:
 
     def endless() -> Iterator[RankBatch]:
         while True:
-            yield RankBatch([], valid_tokens=1000, hash=1)
+            yield RankBatch([], valid_tokens=1000, hash=1, pairs=0)
 
     products = min(runtime.gather(multiply(STEP_SECONDS * min(1.0, CORES / runtime.world_size))))
 

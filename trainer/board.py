@@ -11,9 +11,11 @@ class Board:
     def __init__(self, folder: Path, first_step: int, active: bool) -> None:
         self._writer: Any = None
         if active:
-            from torch.utils.tensorboard import SummaryWriter  # rank 0 alone pays for its import
+            from tensorboard.compat.proto.summary_pb2 import Summary  # rank 0 alone pays for these imports
+            from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder), purge_step=first_step)
+            self._summary = Summary
 
     def __enter__(self) -> Board:
         return self
@@ -23,6 +25,7 @@ class Board:
             self._writer.close()
 
     def add(self, step: int, **values: float) -> None:
-        for name, value in values.items():
-            if self._writer is not None:
-                self._writer.add_scalar(name, value, step)
+        """One record for all of them: add_scalar writes one for each, which takes twice as long."""
+        if self._writer is not None:
+            parts = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            self._writer.file_writer.add_summary(self._summary(value=parts), step)

@@ -41,6 +41,7 @@ from trainer.plan import batch_layout, total_steps
 from trainer.runtime import start
 from trainer.schedule import learning_rate
 from trainer.stop import Stopped
+from trainer.throughput import Throughput, in_words
 from trainer.votes import NOTHING_DONE, Agreement, Ballot, Share
 
 
@@ -70,6 +71,7 @@ class StepDone:
     valid_tokens: int
     hash: int
     seconds: float
+    speed: dict[str, float]
     share: Share
 
 
@@ -136,6 +138,7 @@ class Training:
         self.watchdog.enter("model")
         model = together(self.build_model)
         self.attempt.lead.expect_checkpoint(4 * len(KINDS) * sum(p.numel() for p in model.parameters()))
+        self.throughput = Throughput(settings, model, runtime)
         self.engine = make_engine(settings, self.layout, model, runtime)
         self.engine.module.train()
         # 3. What happened before, and where it goes on.
@@ -278,7 +281,8 @@ class Training:
         progress.step += 1
         progress.tokens_seen += tokens
         share = Share(float(loss), self.engine.stopwatch.read())
-        self.unsettled = StepDone(progress.step, lr, norm, tokens, agreement.hash, seconds, share)
+        speed = self.throughput.saw_step(seconds, self.feed.read_wait(), tokens, batch.pairs)
+        self.unsettled = StepDone(progress.step, lr, norm, tokens, agreement.hash, seconds, speed, share)
 
     def settle(self, done: StepDone, loss: float) -> None:
         """A step whose loss has arrived: check it, tell it. Raises Diverged."""
@@ -286,13 +290,12 @@ class Training:
             raise Diverged(
                 f"step {done.step}: loss {loss}, gradient norm {done.norm}: lower optim.lr, or look at the data"
             )
-        rate = self.settings.train.global_batch_size * self.settings.data.seq_len / done.seconds
         where = f"step {done.step:>6} of {self.total}"
-        text = f"{where}  loss {loss:.4f}  lr {done.lr:.2e}  norm {done.norm:.2f}  {rate:,.0f} tokens/s"
+        text = f"{where}  loss {loss:.4f}  lr {done.lr:.2e}  norm {done.norm:.2f}  {in_words(done.speed)}"
         values = {"loss": loss, "lr": done.lr, "grad_norm": done.norm}
         sample = {"tokens": done.valid_tokens, "hash": done.hash}
-        self.attempt.tell("step", done.step, text, **values, **sample, seconds=done.seconds)
-        self.board.add(done.step, **values, tokens_per_second=rate)
+        self.attempt.tell("step", done.step, text, **values, **sample, seconds=done.seconds, **done.speed)
+        self.board.add(done.step, **values, **done.speed)
 
     def evaluation_due(self) -> bool:
         every, step = self.settings.evaluation.every, self.progress.step

@@ -86,8 +86,10 @@ class Stop:
 
     def agree(self, feed: Feed) -> Agreement:
         """Vote until every rank has its batch, or all stop. A rank that gets no data is no sign of life."""
+        began, before = time.monotonic(), feed.waited
         while (agreement := self.cast(feed).read()).waiting and agreement.reason is None:
             pass
+        feed.waited = before + time.monotonic() - began
         self._alive()
         return agreement
 

@@ -56,6 +56,8 @@ class RankBatch:
     hash: int
     """Wrapping int64 sum of the `sequence_hash` of each sequence: its sum over the ranks (all-reduce SUM) is
     the same number at any world size."""
+    pairs: int
+    """Sum of the squared lengths of its documents (tokens): what attention costs."""
 
 
 class Batches:
@@ -93,6 +95,7 @@ def _rank_batch(prepared: Prepared, indices: npt.NDArray[np.int64], layout: Batc
         micro_batches,
         valid_tokens=sum(int((m.labels != IGNORED).sum()) for m in micro_batches),
         hash=int(np.concatenate([hashes for _, hashes in read]).sum()),  # int64: the sum wraps
+        pairs=sum(int(m.documents.bounds.diff().long().square().sum()) for m in micro_batches),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,8 @@ class Feed:
     def __init__(self, batches: Iterator[RankBatch]) -> None:
         self._batches = batches
         self._reader = ThreadPoolExecutor(1, "feed")
+        self.waited = 0.0
+        """Seconds since the last reading in which the loop waited for a batch, this rank's or another's."""
         self._ahead: deque[Future[RankBatch | None]] = deque(self._read() for _ in range(_AHEAD))
 
     def __enter__(self) -> Feed:
@@ -30,11 +33,19 @@ class Feed:
 
     def ready(self, patience: float) -> bool:
         """Whether the next batch is there, within so many seconds. Raises what the reading raised."""
+        began = time.monotonic()
         try:
             self._ahead[0].result(patience)
         except NotYet:
             return False
+        finally:
+            self.waited += time.monotonic() - began
         return True
+
+    def read_wait(self) -> float:
+        """Seconds that were waited since the last reading."""
+        waited, self.waited = self.waited, 0.0
+        return waited
 
     @property
     def next(self) -> RankBatch | None:

@@ -46,6 +46,7 @@ def rows_of(batch: RankBatch) -> list[list[tuple[int, int, int]]]:
 def test_rows_are_those_of_a_slow_reference(prepared: Prepared) -> None:
     batch = Batches(prepared, BatchLayout(4, 3, 1), seed=1, dp_rank=0).get(5)
     assert rows_of(batch) == [reference(prepared, int(i)) for i in batch_indices(5, 12, prepared.sequences, 1)]
+    assert batch.pairs == sum(2 * place + 1 for row in rows_of(batch) for _, _, place in row)  # 1 + 3 + 5 + ... = n^2
     assert batch.valid_tokens == sum(label != -100 for row in rows_of(batch) for _, label, _ in row)
     micro_batch = batch.micro_batches[0]
     for tensor in (micro_batch.input_ids, micro_batch.labels, micro_batch.position_ids):

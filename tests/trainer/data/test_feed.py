@@ -10,7 +10,7 @@ from trainer.data.feed import Feed
 
 
 def batch(number: int) -> RankBatch:
-    return RankBatch([], valid_tokens=number, hash=0)
+    return RankBatch([], valid_tokens=number, hash=0, pairs=0)
 
 
 def test_batches_come_in_order_and_then_none() -> None:
@@ -35,6 +35,7 @@ def test_a_read_that_hangs_holds_up_nothing_but_its_batch() -> None:
         assert feed.ready(10)
         feed.take()
         assert not feed.ready(0.05)
+        assert feed.read_wait() >= 0.05 and feed.read_wait() == 0
         go_on.set()
         assert feed.ready(10) and feed.take() == batch(1)
 

@@ -29,7 +29,7 @@ from trainer.data.feed import Feed
 from trainer.data.prepare import cache_folder, prepare
 from trainer.data.prepared import Prepared
 from trainer.engines import make_engine
-from trainer.engines.engine import KINDS
+from trainer.engines.shard import KINDS
 from trainer.evaluation import evaluate
 from trainer.export import export
 from trainer.identity import check_same_run, exact_part, layout_part

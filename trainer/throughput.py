@@ -100,7 +100,7 @@ class Throughput:
         self._cuda, self._world_size = runtime.device.type == "cuda", runtime.world_size
         self._tokens = settings.train.global_batch_size * settings.data.seq_len  # of a step
         self._cost = Cost.of(model)
-        known = self._cuda and settings.train.precision == "bf16"  # the table's peaks are no measure for fp32
+        known = self._cuda and settings.train.bf16_passes  # the table's peaks are no measure for fp32
         self._peak = peak_flops(torch.cuda.get_device_name(runtime.device)) if known else None
         self._seconds: deque[float] = deque(maxlen=RECENT)
 

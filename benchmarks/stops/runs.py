@@ -194,7 +194,7 @@ def _verifies(checkpoint: Path) -> bool:
     """All of one of Outlast's, by its own reader."""
     from trainer.checkpoint import CheckpointBroken
     from trainer.checkpoint.load import Reader
-    from trainer.engines.engine import KINDS
+    from trainer.engines.shard import KINDS
 
     try:
         with Reader(checkpoint) as reader:

@@ -19,7 +19,7 @@ from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, read
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.claims import Point
 from trainer.engines.eight_bit import Kept
-from trainer.engines.engine import Shard
+from trainer.engines.shard import Shard
 from trainer.runtime import Runtime
 
 

@@ -22,7 +22,8 @@ from trainer.checkpoint.format import BLOCK, VERSION, Array, File, Manifest, Par
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.rng import rng_state
 from trainer.claims import Point
-from trainer.engines.engine import Engine, Shard
+from trainer.engines.engine import Engine
+from trainer.engines.shard import Shard
 from trainer.runtime import Runtime
 
 

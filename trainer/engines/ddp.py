@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config import TrainConfig
 from trainer.data.batches import MicroBatch
-from trainer.engines.engine import Shard
 from trainer.engines.optimizer import Optimizer
+from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
 from trainer.loss import LossModel
 from trainer.runtime import Runtime

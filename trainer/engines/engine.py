@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from trainer.data.batches import MicroBatch
-from trainer.engines.eight_bit import Kept
+from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
-
-KINDS = ("weights", "exp_avg", "exp_avg_sq")
-"""What a checkpoint keeps of every parameter: the weights that the optimizer steps on, and AdamW's two moments."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The flat range [start, stop) of a parameter that this rank holds, as views that may be written to."""
-
-    name: str
-    shape: tuple[int, ...]
-    """Of the whole parameter."""
-    start: int
-    stop: int
-    tensors: dict[str, Kept]
-    """By kind; each (stop - start,), in fp32, or what the precision recipe keeps."""
-    step: Tensor
-    """AdamW's count of this parameter's steps, a scalar."""
-
-    def part(self, index: int, count: int) -> tuple[int, int]:
-        """The sub-range that one of `count` holders of the same shard writes."""
-        size = self.stop - self.start
-        return self.start + size * index // count, self.start + size * (index + 1) // count
 
 
 class Engine(Protocol):

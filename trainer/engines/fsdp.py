@@ -13,8 +13,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from settings import ConfigError
 from trainer.config import Fsdp, TrainConfig
 from trainer.data.batches import MicroBatch
-from trainer.engines.engine import Shard
 from trainer.engines.optimizer import Optimizer, whole
+from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
 from trainer.loss import LossModel
 from trainer.runtime import Runtime

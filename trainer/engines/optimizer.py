@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from trainer.config import TrainConfig
-from trainer.engines.engine import Shard
 from trainer.engines.lean import LeanAdamW, State
+from trainer.engines.shard import Shard
 
 
 class Optimizer:

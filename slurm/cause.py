@@ -164,6 +164,8 @@ def decide(
     if max_gpu_hours is not None and (gpu_hours >= max_gpu_hours or cause == "budget"):
         spent = f"{gpu_hours:.2f} GPU-hours of --max-gpu-hours={max_gpu_hours:g}"
         return Decision(Next.STOP, spent, STOPPED, "budget")
+    if steps_known and attempts and f"exit {NO_PROGRESS}" in attempts[-1].get("exits", ()):
+        return Decision(Next.STOP, str(attempts[-1].get("reason")), NO_PROGRESS, "no progress")
     if _no_progress(attempts, steps_known):
         last = attempts[-1].get("reason")
         why = f"{_ATTEMPTS_WITHOUT_PROGRESS} attempts without a new committed step{f', the last: {last}' * bool(last)}"

@@ -81,7 +81,7 @@ def _status(run: RunDir, queue: dict[str, commands.QueueLine]) -> RunStatus:
         why=why,
         step=int(steps[-1]["step"]) if steps else progress.step(run) or 0,
         committed_step=run.committed_step(),
-        loss=float(steps[-1]["loss"]) if steps else None,
+        loss=next((float(step["loss"]) for step in reversed(steps) if step["loss"] is not None), None),
         attempts=run.attempts(),
         jobs={job: f"{line.state.lower()} ({line.reason})" for job, line in mine.items()},
         folder=str(run.path),

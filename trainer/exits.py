@@ -12,3 +12,5 @@ CONFIG = 78
 """Configuration error: starting again cannot help."""
 HANG = 86
 """No sign of life for too long: the stacks of all ranks are in the attempt's logs."""
+NO_PROGRESS = 93
+"""What ended an attempt has ended this one again: starting again cannot help."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -32,6 +31,7 @@ from trainer.engines import make_engine
 from trainer.engines.shard import KINDS
 from trainer.evaluation import evaluate
 from trainer.export import export
+from trainer.guard import Diverged
 from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.interval import first_save
 from trainer.memory import note_out_of_memory
@@ -40,13 +40,10 @@ from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
 from trainer.runtime import start
 from trainer.schedule import learning_rate
+from trainer.step_log import StepDone, StepLog
 from trainer.stop import Stopped
-from trainer.throughput import Throughput, in_words
+from trainer.throughput import Throughput
 from trainer.votes import NOTHING_DONE, Agreement, Ballot, Share
-
-
-class Diverged(Exception):
-    """Loss or gradient is not finite: nothing of this step may be kept."""
 
 
 @dataclass
@@ -58,21 +55,6 @@ class Progress:
     tokens_seen: int = 0
     evaluated: int = -1
     """Step after which the last evaluation was made."""
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """A step whose loss is not known yet: this rank's share of it travels with the next vote, while the next step
-    computes."""
-
-    step: int
-    lr: float
-    norm: float
-    valid_tokens: int
-    hash: int
-    seconds: float
-    speed: dict[str, float]
-    share: Share
 
 
 def run(config_path: Path) -> int:
@@ -98,7 +80,7 @@ def run(config_path: Path) -> int:
             code = exits.FENCED
         except (Diverged, SaveFailed) as error:
             print(f"outlast: {error}", file=sys.stderr)
-            return exits.CRASHED
+            return exits.NO_PROGRESS if isinstance(error, Diverged) and error.again else exits.CRASHED
         except (RuntimeError, MemoryError) as error:  # torch's own is a RuntimeError
             note_out_of_memory(error, runtime, attempt.watchdog.phase)
             raise
@@ -221,6 +203,7 @@ class Training:
         progress, first = self.progress, self.progress.step
         wanted = self.runtime.leads and self.settings.tensorboard
         self.board = Board(self.runtime.run_dir / "tensorboard", first + 1, wanted)
+        self.log = StepLog(self.runtime, self.attempt.tell, self.board, self.batches, self.total)
         with self.board, Feed(self.batches.get(step) for step in range(first, self.total)) as self.feed:
             ballot = self.cast()
             while True:
@@ -259,7 +242,7 @@ class Training:
     def hear(self, ballot: Ballot) -> Agreement:
         agreement = ballot.read()
         if self.travelling is not None:
-            self.settle(self.travelling, agreement.loss / max(1, self.travelling.valid_tokens))
+            self.log.settle(self.travelling, agreement.loss / max(1, self.travelling.valid_tokens))
             self.attempt.saw_step(self.travelling.step, ballot.seconds)
         return agreement
 
@@ -279,23 +262,11 @@ class Training:
         seconds = time.monotonic() - began
         self.attempt.lead.saw_step(seconds)
         progress.step += 1
+        self.log.guard.saw_norm(progress.step, norm)
         progress.tokens_seen += tokens
         share = Share(float(loss), self.engine.stopwatch.read())
         speed = self.throughput.saw_step(seconds, self.feed.read_wait(), tokens, batch.pairs)
         self.unsettled = StepDone(progress.step, lr, norm, tokens, agreement.hash, seconds, speed, share)
-
-    def settle(self, done: StepDone, loss: float) -> None:
-        """A step whose loss has arrived: check it, tell it. Raises Diverged."""
-        if not (math.isfinite(loss) and math.isfinite(done.norm)):
-            raise Diverged(
-                f"step {done.step}: loss {loss}, gradient norm {done.norm}: lower optim.lr, or look at the data"
-            )
-        where = f"step {done.step:>6} of {self.total}"
-        text = f"{where}  loss {loss:.4f}  lr {done.lr:.2e}  norm {done.norm:.2f}  {in_words(done.speed)}"
-        values = {"loss": loss, "lr": done.lr, "grad_norm": done.norm}
-        sample = {"tokens": done.valid_tokens, "hash": done.hash}
-        self.attempt.tell("step", done.step, text, **values, **sample, seconds=done.seconds, **done.speed)
-        self.board.add(done.step, **values, **done.speed)
 
     def evaluation_due(self) -> bool:
         every, step = self.settings.evaluation.every, self.progress.step
@@ -319,6 +290,7 @@ class Training:
     def save_due(self) -> bool:
         step = self.progress.step
         due = step % self.settings.checkpoint.every == 0 or step == self.first_save
+        due = due and not self.log.guard.skipped  # three in a row go back to before the first
         return 0 < step < self.total and due and self.safe != self.progress
 
     def save(self) -> bool:

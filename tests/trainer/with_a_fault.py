@@ -31,7 +31,7 @@ POINTS = {
     "first step": ("trainer.engines.optimizer:Optimizer.step", 1),
     "step": ("trainer.engines.optimizer:Optimizer.step", 6),
     "attention": ("torch.nn.functional:scaled_dot_product_attention", 1),
-    "evaluation": ("trainer.evaluation:to_device", 1),
+    "evaluation": ("trainer.evaluation:Feed", 1),
     "data": ("trainer.data.batches:_read", 4),
     "save": ("trainer.checkpoint.save:write_file", 1),
     "export": ("trainer.run:export", 1),

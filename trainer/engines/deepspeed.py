@@ -36,6 +36,7 @@ class DeepspeedEngine:
         self.module = deepspeed.initialize(
             model=LossModel(model), optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
         )[0]
+        self.optimizer.adamw.register_step_pre_hook(self._skip_unless_finite)
         self._layout = layout_of(self.module, self.optimizer)
         self.replicas = (runtime.rank, runtime.world_size) if isinstance(self._layout, Whole) else (0, 1)
 
@@ -54,7 +55,16 @@ class DeepspeedEngine:
             return self.optimizer.step(lr)
         self.optimizer.set_rate(lr)
         self.module.step()
-        return torch.as_tensor(self.module.get_global_grad_norm())
+        return self._norm()
+
+    def _skip_unless_finite(self, *_: Any) -> None:
+        """DeepSpeed steps with whatever norm it has found, but for bf16 below stage 3."""
+        if not isinstance(self._layout, Whole):
+            self.optimizer.skip_unless_finite(self._norm())
+
+    def _norm(self) -> Tensor:
+        norm = torch.as_tensor(self.module.optimizer._global_grad_norm)
+        return torch.where(norm < 0, torch.inf, norm)  # -1 stands for one that is not finite
 
     def shards(self) -> Iterator[Shard]:
         return self._layout.shards()

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from settings import ConfigError
 from trainer.config import Fsdp, TrainConfig
 from trainer.data.batches import MicroBatch
-from trainer.engines.optimizer import Optimizer, whole
+from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
 from trainer.loss import LossModel
@@ -56,7 +56,7 @@ class FsdpEngine:
         return loss.detach()
 
     def step(self, lr: float) -> Tensor:
-        return whole(self.optimizer.step(lr))
+        return self.optimizer.step(lr)
 
     def shards(self) -> Iterator[Shard]:
         return self.optimizer.shards()

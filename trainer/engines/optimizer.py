@@ -56,12 +56,18 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = lr
 
+    def skip_unless_finite(self, norm: Tensor) -> None:
+        """Tell AdamW's kernel on the device itself: the host need not wait for the norm."""
+        self.adamw.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+
     def step(self, lr: float) -> Tensor:
-        """Clip, step, drop the gradients. Returns the norm before clipping; of sharded parameters a DTensor."""
+        """Clip, step, drop the gradients; collective where they are sharded. Returns the norm before clipping. With a
+        norm that is not finite nothing steps."""
         if self._lean is not None:
             return self._lean_step(self._lean, lr)
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.named.values(), self.clip))
         self.set_rate(lr)
+        self.skip_unless_finite(norm)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return norm
@@ -70,10 +76,11 @@ class Optimizer:
         norms = [
             torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in self.named.values() if p.grad is not None
         ]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        clip = torch.clamp(self.clip / (whole(norm) + 1e-6), max=1.0)
+        norm = whole(torch.linalg.vector_norm(torch.stack(norms)))
+        clip, finite = torch.clamp(self.clip / (norm + 1e-6), max=1.0), bool(torch.isfinite(norm))
         for name, parameter in self.named.items():
-            if parameter.grad is None:
+            if parameter.grad is None or not finite:
+                parameter.grad = None
                 continue
             weights, gradient = (local(tensor).view(-1) for tensor in (parameter.detach(), parameter.grad))
             decay = self._decay if parameter.ndim >= 2 else 0.0

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import agreement, command_line, machine, nodelist
 from benchmarks.backlog import measure as backlog
 from benchmarks.goodput import measure as goodput
+from benchmarks.memory import measure as memory
 from benchmarks.processes import Unable
 from benchmarks.rows import OPEN, Row, table, verdict
 from benchmarks.stops import measure as stops
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "command_line": command_line.measure,
     "nodelist": nodelist.measure,
     "agreement": agreement.measure,
+    "memory": memory.measure,
     "backlog": backlog.measure,
     "stops": stops.measure,
     "goodput": goodput.measure,

@@ -33,9 +33,13 @@ def allowed() -> bool:
 
 
 def claim_index(folder: Path, ports: int, namespaces: bool) -> int:
-    """The first free index. With namespaces, creating the switch is the claim: it succeeds for one only."""
+    """A free index. With namespaces, creating the switch is the claim: it succeeds for one only.
+
+    Without, its ports are taken only when its daemons listen. So it looks from the other end: one with namespaces that
+    comes up at the same time, under another user's root, would see the same ports free.
+    """
     subnets = _subnets_in_use() if namespaces else []
-    for index in INDEXES:
+    for index in INDEXES if namespaces else reversed(INDEXES):
         if any(used.subnet_of(subnet(index)) for used in subnets):
             continue
         if not _ports_free(first_port(index), ports):

@@ -10,16 +10,19 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import launch
 import slurm.submit
 import slurm.verbs
 import trainer.recipe
+from slurm.below import adopt_orphans
 
 LATE = (slurm.submit, slurm.verbs, trainer.recipe)  # what a submission imports when it needs it
 
 
 def main() -> int:
+    adopt_orphans()
     for line in sys.stdin:
         words, output, seconds = json.loads(line)
         child = os.fork()
@@ -45,7 +48,11 @@ def code_of(child: int, seconds: float | None) -> int:
     else:
         if end is not None:
             os.killpg(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(ChildProcessError):  # an sbatch that is killed lives a moment longer on a busy machine
+        while True:
+            os.waitpid(-child, 0)
+    return code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 
 .PHONY: setup demo test nightly check bench docs clean
 
@@ -15,8 +16,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt envs/setup.sh
 demo: setup  ## the main job on a real Slurm, cut and preempted, until it is done
 	@$(BIN)/python -m envs.demo
 
-test: setup  ## the whole suite
-	$(BIN)/python -m pytest
+test: setup  ## the whole suite, by several workers: most tests wait for a Slurm
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 nightly: setup  ## every test, also the long ones; 50,000 histories of each kind, 100 stops at random times
 	OUTLAST_HISTORIES=50000 OUTLAST_TEST_STOPS=100 $(BIN)/python -m pytest -m "nightly or not nightly"

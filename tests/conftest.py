@@ -2,13 +2,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import Any
 
 import hypothesis
 import pytest
 
+from tests.workers import WORKER
+
 # A shared, noisy machine: how long an example takes says nothing.
 hypothesis.settings.register_profile("outlast", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("outlast")
+
+CLUSTER = "tests/cluster/test_"
+TRAININGS = tuple(f"{CLUSTER}{name}_on_slurm" for name in ("drill", "launchers", "root", "training"))
+QUICK, RANKS, SLURM, TRAINING = "quick", "ranks", "slurm", "training"
+# Their fixtures are of the module: made once.
+TOGETHER = (f"{CLUSTER}refusals", "tests/trainer/test_phases", "tests/trainer/data/test_batches")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -24,6 +33,33 @@ def pytest_runtest_makereport(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast ones first: what needs real ranks, and then what needs a real Slurm, comes at the end."""
-    slow = ("tests/trainer/test_", "tests/pocket/", "tests/cluster/")
-    items.sort(key=lambda item: next((rank for rank, start in enumerate(slow, 1) if item.nodeid.startswith(start)), 0))
+    """Fast ones first: what needs real ranks, and then what needs a real Slurm, comes at the end.
+
+    Workers take the next one from the front, and begin with what is long, or waits for a Slurm.
+    """
+    order = (TRAINING, SLURM, RANKS, QUICK) if WORKER else (QUICK, RANKS, SLURM, TRAINING)
+    items.sort(key=lambda item: order.index(kind(item.nodeid)))
+
+
+def kind(nodeid: str) -> str:
+    if nodeid.startswith(TRAININGS):
+        return TRAINING
+    if nodeid.startswith((CLUSTER, "tests/pocket/")):
+        return SLURM
+    return RANKS if nodeid.startswith("tests/trainer/test_") else QUICK
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What the workers of `pytest -n` take as one piece."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Pieces(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            # Each takes all processors of a small machine: two at a time take far more than twice as long.
+            if kind(nodeid) == TRAINING:
+                return TRAINING
+            return nodeid.partition("::")[0] if nodeid.startswith(TOGETHER) else nodeid
+
+    config.option.loadscopereorder = False
+    return Pieces(config, log)

@@ -15,6 +15,7 @@ import pytest
 from envs.pocket import Pocket, up
 from slurm.rundir import RunDir
 from tests.waiting import wait_until
+from tests.workers import own
 
 ROOT = Path(__file__).parent.parent.parent
 Launch = Callable[..., RunDir]
@@ -25,7 +26,7 @@ def pocket() -> Iterator[Pocket]:
     if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
         pytest.skip("no Slurm on this machine")
     # Its own name, so that a user's pocket is untouched; two suites side by side need two.
-    running = up(os.environ.get("OUTLAST_TEST_POCKET", "pocket-runs"), nodes=2, gpus=8)
+    running = up(own(os.environ.get("OUTLAST_TEST_POCKET", "pocket-runs")), nodes=2, gpus=8)
     yield running
     running.down()
 

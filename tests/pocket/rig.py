@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from envs.pocket import Pocket, network, process
+from tests.workers import own
 
-NAME = "test-pocket"
+NAME = own("test-pocket")
 ROOT = os.getuid() == 0
 
 needs_slurm = pytest.mark.skipif(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from settings import dump_yaml, merge, read_yaml
+from slurm.rendezvous import candidates, reserve_port
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from tests.waiting import wait_until
 
@@ -30,6 +31,7 @@ class Zygote:
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env
         )
         self.codes: dict[int, int] = {}
+        self.held: dict[Path, socket.socket] = {}
 
     def fork(self, argv: list[str], variables: dict[str, str], log: Path) -> int:
         assert self.process.stdin is not None
@@ -52,8 +54,17 @@ class Zygote:
             self.codes[answer["pid"]] = answer["code"]
         return answer
 
+    def port(self, run: Path) -> int:
+        """For rank 0, held until the run's next attempt: no other test takes it before rank 0 listens."""
+        if run in self.held:
+            self.held.pop(run).close()
+        self.held[run] = reserve_port(candidates(str(run)))
+        return int(self.held[run].getsockname()[1])
+
     def close(self) -> None:
         self.process.communicate()
+        for held in self.held.values():
+            held.close()
 
 
 @dataclass
@@ -71,15 +82,13 @@ class Run:
         (self.path / "claims").mkdir(exist_ok=True)
         claim = {"epoch": attempt, "job_id": None, "restart_count": 0, "time": 0.0, "resume_from": None}
         (self.path / "claims" / f"{attempt:04d}.json").write_text(json.dumps(claim))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
         common = {
             "WORLD_SIZE": str(world),
             "LOCAL_WORLD_SIZE": str(world),
             "GROUP_RANK": "0",
             "OUTLAST_ATTEMPT": str(attempt),
         }
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.zygote.port(self.path)), **variables}
         self.pids = []
         for rank in range(world):
             log = self.path / f"attempt-{attempt}-rank-{rank}.log"

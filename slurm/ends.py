@@ -71,12 +71,16 @@ def _oom(run: RunDir, epoch: int, first: RankExit) -> str:
         held = f" (it held {gigabytes(end['memory'])})" if end.get("memory") else ""
         return f"{first} on {end['host']}: the kernel ended it, no memory was left{held}: {_MORE}"
     event = told[-1]
-    held, phase = gigabytes(event["allocated"]), event["phase"]
+    total, phase = gigabytes(event["allocated"]), event["phase"]
+    held = f": {event['held']}" if "held" in event else ""
     if event["device"] == "cpu":
-        return f"{first}: no memory was left in the phase {phase} (it held {held}): {_MORE}"
+        less = f"; or {event['advice']}" if "advice" in event else ""
+        return f"{first}: no memory was left in the phase {phase} (it held {total}{held}): {_MORE}{less}"
     reserved = gigabytes(event["reserved"])
-    less = "lower train.micro_batch_size, or spread the model over more GPUs"
-    return f"{first}: no GPU memory was left in the phase {phase} ({held} allocated, {reserved} reserved): {less}"
+    less = event.get("advice", "lower train.micro_batch_size, or spread the model over more GPUs")
+    return (
+        f"{first}: no GPU memory was left in the phase {phase} ({total} allocated, {reserved} reserved{held}): {less}"
+    )
 
 
 def _hang(run: RunDir, epoch: int, first: RankExit) -> str:

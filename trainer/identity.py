@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from settings import ConfigError, to_plain
+from settings import ConfigError
 from trainer import config
 from trainer.checkpoint.format import Manifest
-from trainer.config import TrainConfig, differences
+from trainer.config import Ddp, Deepspeed, Fsdp, TrainConfig, differences
 from trainer.model_config import folder_config
 from trainer.plan import BatchLayout
 
@@ -23,12 +23,25 @@ def exact_part(settings: TrainConfig) -> dict[str, Any]:
 
 def layout_part(settings: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
     """What decides the order of sums and the random numbers, besides the exact part."""
-    engine = to_plain(settings.engine)["kind"]
     return {
         "world_size": layout.data_parallel_size,
-        "engine": engine,
+        "engine": _engine(settings.engine),
         "micro_batch_size": layout.micro_batch_size,
     }
+
+
+def _engine(engine: Ddp | Fsdp | Deepspeed) -> str:
+    """An engine in words, with what decides where and in which order it sums."""
+    match engine:
+        case Fsdp():
+            return f"fsdp{' hybrid' * engine.hybrid}{' offload' * engine.offload}"
+        case Deepspeed():
+            zero = engine.json.get("zero_optimization") or {}
+            offload = any(
+                (zero.get(f"offload_{what}") or {}).get("device", "none") != "none" for what in ("optimizer", "param")
+            )
+            return f"deepspeed zero {zero.get('stage', 0)}{' offload' * offload}"
+    return "ddp"
 
 
 def check_same_run(manifest: Manifest, exact: dict[str, Any], data: str) -> None:

@@ -1,20 +1,63 @@
-"""When a rank has no memory left: a line in the events says so, from which the supervisor knows the cause."""
+"""When a rank has no memory left: a line in the events says so, from which the supervisor knows the cause, what took
+the memory, and what would take less."""
 
 from __future__ import annotations
 
+import re
 import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
+from trainer.config import Ddp, Fsdp, TrainConfig
+from trainer.engines.engine import Engine
 from trainer.events import Events
+from trainer.plan import BatchLayout
 from trainer.runtime import Runtime
 
 # The words of torch's CPU allocator, which raises a bare RuntimeError.
 _ON_THE_HOST = "DefaultCPUAllocator: can't allocate memory"
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_RECOMPUTED = 0.75
+"""Share of the activations that gradient checkpointing saves at least, in what was measured (benchmarks/memory)."""
 
 
-def note_out_of_memory(error: RuntimeError | MemoryError, runtime: Runtime, phase: str) -> None:
-    """By the rank that it befalls, whichever that is; any other error is left alone."""
+@dataclass(frozen=True)
+class Held:
+    """Bytes of one rank."""
+
+    weights: int
+    gradients: int
+    moments: int
+    total: int
+
+    @property
+    def state(self) -> int:
+        return self.weights + self.gradients + self.moments
+
+    @property
+    def rest(self) -> int:
+        """Activations above all."""
+        return max(0, self.total - self.state)
+
+    def __str__(self) -> str:
+        parts = {"weights": self.weights, "gradients": self.gradients, "moments": self.moments}
+        return ", ".join(
+            f"{name} {size / 1e9:.1f} GB" for name, size in {**parts, "activations and more": self.rest}.items()
+        )
+
+
+def note_out_of_memory(
+    error: RuntimeError | MemoryError,
+    runtime: Runtime,
+    phase: str,
+    settings: TrainConfig,
+    layout: BatchLayout | None = None,
+    engine: Engine | None = None,
+) -> None:
+    """By the rank that it befalls, whichever that is; any other error is left alone. `layout` and `engine`: when they
+    stand already."""
     on_gpu = isinstance(error, torch.OutOfMemoryError)
     if not (on_gpu or isinstance(error, MemoryError) or _ON_THE_HOST in str(error)):
         return
@@ -26,4 +69,53 @@ def note_out_of_memory(error: RuntimeError | MemoryError, runtime: Runtime, phas
         "allocated": torch.cuda.memory_allocated() if on_gpu else peak,
         "reserved": torch.cuda.memory_reserved() if on_gpu else peak,
     }
+    if layout is not None and engine is not None:
+        held = held_by(engine, values["allocated"])
+        values |= {"held": str(held), "advice": advice(settings, layout, held, wanted(str(error)))}
     Events(runtime.run_dir, runtime.epoch, active=True).write("oom", **values, error=str(error).partition("\n")[0])
+
+
+def held_by(engine: Engine, total: int) -> Held:
+    """What a rank holds of the model's state; gradients as they are in a step."""
+    sizes = {"weights": 0, "exp_avg": 0, "exp_avg_sq": 0}
+    for shard in engine.shards():
+        for kind, kept in shard.tensors.items():
+            sizes[kind] += kept.nbytes
+    return Held(sizes["weights"], sizes["weights"], sizes["exp_avg"] + sizes["exp_avg_sq"], total)
+
+
+def wanted(error: str) -> int:
+    """Bytes that the allocator was asked for, in its own words; 0: it does not say."""
+    if found := re.search(r"Tried to allocate ([\d.]+) (B|KiB|MiB|GiB)", error):
+        return int(float(found[1]) * _UNITS[found[2]])
+    found = re.search(r"tried to allocate (\d+) bytes", error)
+    return int(found[1]) if found else 0
+
+
+def advice(settings: TrainConfig, layout: BatchLayout, held: Held, needed: int) -> str:
+    """The cheapest setting that would have made room for what was asked for; else the one that saves most."""
+    found = list(_savings(settings, layout, held))
+    if not found:
+        return "spread the model over more GPUs"
+    text, saved = next((one for one in found if one[1] >= needed), max(found, key=lambda one: one[1]))
+    enough = "" if saved >= needed else ", which is not enough by itself"
+    return f"{text} would save about {saved / 1e9:.1f} GB{enough}"
+
+
+def _savings(settings: TrainConfig, layout: BatchLayout, held: Held) -> Iterator[tuple[str, float]]:
+    """Settings and the bytes that they would save, the cheapest in time first; those that make another run last."""
+    train, engine, micro = settings.train, settings.engine, layout.micro_batch_size
+    if micro > 1:
+        share = micro * layout.gradient_accumulation_steps
+        smaller = max(size for size in range(1, micro) if share % size == 0)
+        yield f"train.micro_batch_size={smaller}", held.rest * (1 - smaller / micro)
+    if train.gradient_checkpointing is False:
+        yield "train.gradient_checkpointing=true", held.rest * _RECOMPUTED
+    if isinstance(engine, Ddp) and layout.data_parallel_size > 1:
+        yield "engine.kind=fsdp", held.state * (1 - 1 / layout.data_parallel_size)
+    if isinstance(engine, Fsdp) and not engine.offload:
+        yield "engine.offload=true", float(held.state)
+    if isinstance(engine, Ddp | Fsdp) and settings.optim.name == "adamw":
+        yield "a new run with optim.name=adamw_8bit", held.moments * 0.7
+    if isinstance(engine, Ddp | Fsdp) and train.precision in ("fp32", "master32"):
+        yield "a new run with train.precision=bf16", held.state * 0.5

@@ -82,7 +82,8 @@ def run(config_path: Path) -> int:
             print(f"outlast: {error}", file=sys.stderr)
             return exits.NO_PROGRESS if isinstance(error, Diverged) and error.again else exits.CRASHED
         except (RuntimeError, MemoryError) as error:  # torch's own is a RuntimeError
-            note_out_of_memory(error, runtime, attempt.watchdog.phase)
+            stands = (getattr(training, name, None) for name in ("layout", "engine"))
+            note_out_of_memory(error, runtime, attempt.watchdog.phase, settings, *stands)
             raise
         # The ranks leave together, and with one code: the commit is behind them.
         attempt.watchdog.enter("leave")

@@ -57,6 +57,15 @@ def test_a_hangs_reason_names_the_ranks_that_are_missed(run: RunDir) -> None:
     )
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_what_took_the_memory_and_what_would_take_less(run: RunDir, device: str) -> None:
+    told = {"held": "weights 10.0 GB, activations and more 60.0 GB", "advice": "train.x=1 would save about 9.0 GB"}
+    values = {"phase": "step", "device": device, "allocated": 70e9, "reserved": 75e9, **told}
+    exits = ended(run, 1, 1, 1, event="oom", rank=0, **values)
+    said = ends.failure(run, 2, "oom", exits)
+    assert told["held"] in said and told["advice"] in said
+
+
 @pytest.mark.parametrize(
     ("device", "advice"),
     [

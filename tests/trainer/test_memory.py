@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.trainer.ranks import Run
-from trainer import memory
+from trainer import config, memory
+from trainer.config import Ddp, Deepspeed, Fsdp, TrainConfig
+from trainer.memory import Held
+from trainer.plan import BatchLayout
 
 NewRun = Callable[..., Run]
 
@@ -21,6 +25,8 @@ def test_a_rank_that_asks_for_more_than_there_is_tells_it(new_run: NewRun) -> No
     (told,) = run.events("oom")
     assert (told["rank"], told["phase"], told["device"], told["epoch"]) == (1, "step", "cpu", 1)
     assert told["allocated"] > 10**7 and "can't allocate memory" in told["error"]
+    assert "activations and more" in told["held"]
+    assert told["advice"].endswith("GB, which is not enough by itself")  # a petabyte was asked for
 
 
 @pytest.mark.parametrize(
@@ -34,5 +40,39 @@ def test_a_rank_that_asks_for_more_than_there_is_tells_it(new_run: NewRun) -> No
 def test_which_errors_mean_it(new_run: NewRun, error: Exception, device: str | None) -> None:
     run = new_run("run")
     runtime = SimpleNamespace(rank=3, run_dir=run.path, epoch=2)
-    memory.note_out_of_memory(error, runtime, "model")  # type: ignore[arg-type]
+    settings = config.read(run.path / "config.yaml")
+    memory.note_out_of_memory(error, runtime, "model", settings)  # type: ignore[arg-type]
     assert [(event["device"], event["rank"]) for event in run.events("oom")] == ([(device, 3)] if device else [])
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79 GiB", 5 * 2**29),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.", 4096),
+        ("out of memory", 0),
+    ],
+)
+def test_what_was_asked_for(error: str, size: int) -> None:
+    assert memory.wanted(error) == size
+
+
+@pytest.mark.parametrize(
+    ("engine", "train", "micro", "needed", "said"),
+    [
+        (Ddp(), {}, 4, 1, "train.micro_batch_size=2 would save about 20.0 GB"),
+        (Ddp(), {}, 4, 25, "train.gradient_checkpointing=true would save about 30.0 GB"),
+        (Ddp(), {"gradient_checkpointing": True}, 1, 25, "engine.kind=fsdp would save about 30.0 GB"),
+        (Fsdp(), {"gradient_checkpointing": True}, 1, 35, "engine.offload=true would save about 40.0 GB"),
+        (Fsdp(offload=True), {"gradient_checkpointing": True}, 1, 1, "a new run with optim.name=adamw_8bit"),
+        (Ddp(), {}, 4, 99, "train.gradient_checkpointing=true would save about 30.0 GB, which is not enough by itself"),
+        (Deepspeed({}), {"gradient_checkpointing": True}, 1, 1, "spread the model over more GPUs"),
+    ],
+)
+def test_the_cheapest_setting_that_would_fit(
+    new_run: NewRun, engine: Ddp | Fsdp | Deepspeed, train: dict[str, Any], micro: int, needed: int, said: str
+) -> None:
+    settings = config.read(new_run("run", train=train).path / "config.yaml")
+    settings = TrainConfig("x", settings.model, settings.data, settings.train, settings.optim, engine)
+    held = Held(weights=10 * 10**9, gradients=10 * 10**9, moments=20 * 10**9, total=80 * 10**9)
+    assert memory.advice(settings, BatchLayout(micro, 1, 4), held, needed * 10**9).startswith(said)

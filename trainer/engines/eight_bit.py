@@ -30,6 +30,10 @@ class EightBit:
     def numel(self) -> int:
         return self._count
 
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
     def __getitem__(self, part: slice) -> Tensor:
         """The values of a range, fp32."""
         start, stop, _ = part.indices(self._count)

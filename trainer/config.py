@@ -98,7 +98,7 @@ class Train(Struct, frozen=True):
 
 class Optim(Struct, frozen=True):
     lr: Annotated[float, Meta(gt=0)] | None = None
-    """Peak learning rate of AdamW; default, for existing weights alone: 2e-5 for chat, 1e-5 for text."""
+    """Peak learning rate of AdamW; default, for existing weights alone: 2e-5 for chat, 1e-5 for text; 1e-4 for LoRA."""
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: moments in eight bits with a scale for each 256 (2 bytes a parameter in place of 8)."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
@@ -123,6 +123,7 @@ class Optim(Struct, frozen=True):
 
 DEFAULT_RATES = {"chat": 2e-5, "text": 1e-5}
 """Peak learning rate by data.format, for existing weights: full instruction tuning, continual pre-training."""
+LORA_RATE = 1e-4
 
 
 class Ddp(Struct, frozen=True, tag_field="kind", tag="ddp"):
@@ -152,6 +153,20 @@ class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
     def json(self) -> dict[str, Any]:
         assert isinstance(self.config, dict)  # a file was read before the tree became a config
         return self.config
+
+
+class Lora(Struct, frozen=True):
+    """Small matrices beside the linear layers are trained, the weights stay (peft)."""
+
+    r: Count = 64
+    """Their rank."""
+    alpha: Annotated[float, Meta(gt=0)] | None = None
+    """Their weight is alpha / r; default: 2 r."""
+    dropout: Share = 0.0
+    targets: str | list[str] = "all-linear"
+    """Names of the layers that get them; all-linear: every linear layer but the head."""
+    tokens: list[int] = []
+    """Tokens whose own rows of the embedding are trained too: new ones."""
 
 
 class Evaluation(Struct, frozen=True):
@@ -194,6 +209,8 @@ class TrainConfig(Struct, frozen=True):
     data: Data
     train: Train
     optim: Optim = Optim()
+    lora: Lora | None = None
+    """Instead of all weights."""
     engine: Annotated[Ddp | Fsdp | Deepspeed, LAYOUT] = Ddp()
     evaluation: Annotated[Evaluation, LAYOUT] = Evaluation()
     checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
@@ -237,7 +254,9 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
             f"{source}: optim.lr is missing: a model that starts from nothing (model.config) has no default rate: "
             "give one, for example optim.lr=3e-4"
         )
-    return replace(config, optim=replace(config.optim, lr=DEFAULT_RATES[config.data.format]))
+    return replace(
+        config, optim=replace(config.optim, lr=LORA_RATE if config.lora else DEFAULT_RATES[config.data.format])
+    )
 
 
 def cache_folder(data: Data, run_dir: Path) -> Path:

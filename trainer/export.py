@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,6 +15,7 @@ from torch import Tensor
 from durable import fsync_path
 from trainer.checkpoint.load import Reader
 from trainer.config import TrainConfig
+from trainer.lora import inject
 from trainer.model import build
 
 _TOKENIZER_FILES = (
@@ -28,11 +30,16 @@ _TOKENIZER_FILES = (
 
 def export(config: TrainConfig, checkpoint: Path, target: Path) -> str:
     """Write the checkpoint's model and its tokenizer to `target`, whole or not at all. Returns the tensors' sha256."""
-    model = build(config.model, config.train.seed)
+    model: Any = build(config.model, config.train.seed)
+    adapters = inject(model, config.lora, config.train.seed) if config.lora else None
     with Reader(checkpoint) as reader, torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             values = reader.read(name, "weights", 0, parameter.numel())
             parameter.copy_(torch.from_numpy(values).view_as(parameter))
+    if adapters is not None:
+        model = adapters.merge_and_unload(safe_merge=True)
     if config.train.bf16_passes:
         model.to(torch.bfloat16)
     for leftover in target.parent.glob(f".{target.name}-*"):  # of an export that was killed

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from durable import write_atomic
-from trainer import claims, config, events, exits, recompute
+from trainer import claims, config, events, exits, lora, recompute
 from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import folder_name
@@ -143,8 +143,10 @@ class Training:
     def build_model(self) -> torch.nn.Module:
         train = self.settings.train
         model = build(self.settings.model, train.seed, torch.bfloat16 if train.bf16_weights else torch.float32)
-        recompute.enable(model, train)
         check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator]
+        recompute.enable(model, train)
+        if self.settings.lora is not None:
+            lora.inject(model, self.settings.lora, train.seed)
         return model
 
     def resume(self) -> None:

@@ -25,7 +25,7 @@ def learning_rate(step: int, total: int, optim: Optim) -> float:
 
 def notes(settings: TrainConfig) -> list[str]:
     """What speaks against the peak rate of a run that starts from existing weights."""
-    if settings.model.path is None:
+    if settings.model.path is None or settings.lora is not None:
         return []
     rate = settings.optim.peak
     if settings.data.format == "text":

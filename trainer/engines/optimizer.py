@@ -22,7 +22,7 @@ class Optimizer:
 
     def __init__(self, model: torch.nn.Module, config: TrainConfig, with_state: bool = True) -> None:
         """Without its state: for who steps on other tensors than the parameters, and calls `make_state` of these."""
-        self.named = dict(model.named_parameters())
+        self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.clip = config.optim.clip
         self._decay = config.optim.weight_decay
         self._lean = LeanAdamW(config) if config.lean_optimizer else None

@@ -47,6 +47,11 @@ class LossModel(torch.nn.Module):
         return self.model.get_output_embeddings()(hidden, labels)  # type: ignore[no-any-return]
 
 
+def logits_stand_whole(module: torch.nn.Module) -> bool:
+    """Of a LossModel, whatever an engine has put around it."""
+    return any(isinstance(part, LossModel) and part.tail is None for part in module.modules())
+
+
 def _bounds(documents: attention.Documents, flash: bool) -> dict[str, Any]:
     if not flash:
         return {"documents": documents}

@@ -34,6 +34,7 @@ from trainer.export import export
 from trainer.guard import Diverged
 from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.interval import first_save
+from trainer.loss import logits_stand_whole
 from trainer.memory import note_out_of_memory
 from trainer.model import build
 from trainer.model_config import check_vocabulary
@@ -124,6 +125,8 @@ class Training:
         self.throughput = Throughput(settings, model, runtime)
         self.engine = make_engine(settings, self.layout, model, runtime)
         self.engine.module.train()
+        if logits_stand_whole(self.engine.module):
+            self.say("this model treats its logits in a way of its own: they stand whole in memory")
         # 3. What happened before, and where it goes on.
         self.watchdog.enter("resume")
         self.saver = Saver(runtime, self.engine, settings.checkpoint.keep)

@@ -84,6 +84,7 @@ def test_loss_and_gradients_are_those_of_transformers(kind: str, monkeypatch: py
     theirs = copy.deepcopy(model)
     theirs.set_attn_implementation("eager")
     ours = LossModel(model)
+    assert not loss.logits_stand_whole(ours)
     assert ours.tail is not None and (ours.tail.scale, ours.tail.cap) == pytest.approx((tail.scale, tail.cap))
     total, expected = ours(batch()), whole(theirs, batch())
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
@@ -103,7 +104,7 @@ def test_a_model_that_does_something_else_with_its_logits_keeps_them(monkeypatch
 
     monkeypatch.setattr(type(model), "forward", squared)
     ours = LossModel(model)
-    assert ours.tail is None
+    assert ours.tail is None and loss.logits_stand_whole(torch.nn.Sequential(ours))
     theirs = copy.deepcopy(model)
     theirs.set_attn_implementation("eager")
     torch.testing.assert_close(ours(batch()), whole(theirs, batch()))

@@ -30,7 +30,7 @@ POINTS = {
     "load": ("trainer.run:load_newest", 1),
     "first step": ("trainer.engines.optimizer:Optimizer.step", 1),
     "step": ("trainer.engines.optimizer:Optimizer.step", 6),
-    "attention": ("torch.nn.functional:scaled_dot_product_attention", 1),
+    "attention": ("trainer.attention:scaled_dot_product_attention", 1),
     "evaluation": ("trainer.evaluation:Feed", 1),
     "data": ("trainer.data.batches:_read", 4),
     "save": ("trainer.checkpoint.save:write_file", 1),

@@ -28,7 +28,7 @@ class LossModel(torch.nn.Module):
         self.tail = find_tail(model)
         """None: the model does with its logits what we do not know; they are left to it, whole."""
         if self.tail is not None:
-            _teach_the_head(model.get_output_embeddings(), self.tail)
+            teach_the_head(model.get_output_embeddings(), self.tail)
 
     def forward(self, batch: MicroBatch) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
@@ -121,7 +121,7 @@ def _replaced(module: torch.nn.Module, forward: Any) -> Iterator[None]:
         del module.forward
 
 
-def _teach_the_head(head: torch.nn.Linear, tail: Tail) -> None:
+def teach_the_head(head: torch.nn.Linear, tail: Tail) -> None:
     """head(hidden, labels) is the loss from here on. Within the head's own call, since engines gather its weights
     there; head(hidden) stays what it was."""
     plain = head.forward

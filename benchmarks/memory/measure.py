@@ -23,7 +23,7 @@ from benchmarks.rows import Row
 from trainer import recompute
 from trainer.config import EveryK, Model, Train
 from trainer.data.batches import MicroBatch
-from trainer.loss import LossModel, Tail, _teach_the_head
+from trainer.loss import LossModel, Tail, teach_the_head
 from trainer.model import build
 
 MIB = 2**20
@@ -158,7 +158,7 @@ def loss_of(kind: str) -> Callable[[], None]:
     hidden = torch.randn(TOKENS, HIDDEN, generator=generator, requires_grad=True)
     labels = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
     if kind == "pieces":
-        _teach_the_head(head, Tail())
+        teach_the_head(head, Tail())
 
     def once() -> None:
         hidden.grad = head.weight.grad = None

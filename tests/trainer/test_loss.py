@@ -135,7 +135,7 @@ def test_in_bf16_the_loss_and_the_heads_gradient_are_summed_in_fp32(monkeypatch:
     expected = functional.cross_entropy(head(hidden), labels, reduction="sum")
     expected.backward()
     exact = [head.weight.grad, head.bias.grad, hidden.grad]
-    loss._teach_the_head(head, Tail())
+    loss.teach_the_head(head, Tail())
     half = hidden.detach().bfloat16().requires_grad_()
     head.weight.grad = head.bias.grad = None
     with torch.autocast("cpu", torch.bfloat16):
@@ -151,7 +151,7 @@ def test_in_bf16_the_loss_and_the_heads_gradient_are_summed_in_fp32(monkeypatch:
 def test_the_logits_never_stand_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "_ELEMENTS", 8 * 4096)
     head = torch.nn.Linear(8, 4096, bias=False)
-    loss._teach_the_head(head, Tail())
+    loss.teach_the_head(head, Tail())
     hidden = torch.randn(512, 8, requires_grad=True)
     labels = torch.randint(0, 4096, (512,))
     made = []

@@ -181,6 +181,6 @@ def test_the_table_has_256_values_of_which_zero_and_the_largest_are_exact() -> N
 def test_deepspeed_is_refused_what_it_cannot_do(precision: str, name: str) -> None:
     config = settings(precision, name)
     engine = Deepspeed({"zero_optimization": {"stage": 2}})
-    chosen = TrainConfig(config.name, config.model, config.data, config.train, config.optim, engine)
+    chosen = TrainConfig(config.name, config.model, config.data, config.train, config.optim, engine=engine)
     with pytest.raises(ConfigError, match=f"not with train.precision={precision} and optim.name={name}"):
         zero.complete(chosen, BatchLayout(2, 1, 1), 32)

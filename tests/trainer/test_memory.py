@@ -73,6 +73,6 @@ def test_the_cheapest_setting_that_would_fit(
     new_run: NewRun, engine: Ddp | Fsdp | Deepspeed, train: dict[str, Any], micro: int, needed: int, said: str
 ) -> None:
     settings = config.read(new_run("run", train=train).path / "config.yaml")
-    settings = TrainConfig("x", settings.model, settings.data, settings.train, settings.optim, engine)
+    settings = TrainConfig("x", settings.model, settings.data, settings.train, settings.optim, engine=engine)
     held = Held(weights=10 * 10**9, gradients=10 * 10**9, moments=20 * 10**9, total=80 * 10**9)
     assert memory.advice(settings, BatchLayout(micro, 1, 4), held, needed * 10**9).startswith(said)

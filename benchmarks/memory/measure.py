@@ -7,6 +7,7 @@ its own, above what it holds before.
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -98,19 +99,28 @@ def step(whole: LossModel, batch: MicroBatch) -> Callable[[], None]:
 
 
 def saved(whole: LossModel, batch: MicroBatch) -> int:
-    """Bytes of the storages that autograd keeps for the backward pass, without the weights'."""
-    weights = {p.untyped_storage().data_ptr() for p in whole.parameters()}
+    """Bytes that stand between forward and backward besides what stood before: of the storages that autograd keeps,
+    and of those that selective checkpointing keeps past it."""
+    before = storages()  # held, so that no address is given away twice
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held, so that no address is given away twice
+        kept[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        whole(batch)
-    return sum(storage.nbytes() for storage in kept.values())
+        total = whole(batch)
+    kept |= storages()
+    total.detach_()
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in before)
+
+
+def storages() -> dict[int, torch.UntypedStorage]:
+    """Of every tensor that Python knows, by address."""
+    gc.collect()
+    found = [thing.untyped_storage() for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    return {storage.data_ptr(): storage for storage in found}
 
 
 def in_turn(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:

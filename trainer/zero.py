@@ -86,6 +86,11 @@ def complete(settings: TrainConfig, layout: BatchLayout, hidden_size: int) -> di
             f"{settings.train.precision} and optim.name={settings.optim.name}: take train.precision=master32 and "
             f"optim.name=adamw, or engine.kind=fsdp"
         )
+    if zero.get("stage") == 3 and settings.train.gradient_checkpointing == "selective":
+        raise ConfigError(
+            "train.gradient_checkpointing=selective: ZeRO 3 gathers weights inside a layer that is computed again: "
+            "torch refuses that: take true or {every_k: 2}, or engine.kind=fsdp"
+        )
     for key, value, ours, other in _told_twice(settings, theirs):
         if value not in (AUTO, None):
             _same(key, value, ours, other)

@@ -184,3 +184,12 @@ def test_deepspeed_is_refused_what_it_cannot_do(precision: str, name: str) -> No
     chosen = TrainConfig(config.name, config.model, config.data, config.train, config.optim, engine=engine)
     with pytest.raises(ConfigError, match=f"not with train.precision={precision} and optim.name={name}"):
         zero.complete(chosen, BatchLayout(2, 1, 1), 32)
+
+
+def test_selective_checkpointing_is_refused_under_zero_3() -> None:
+    engine = Deepspeed({"zero_optimization": {"stage": 3}})
+    train = Train(global_batch_size=2, steps=1, precision="fp32", gradient_checkpointing="selective")
+    config = settings("fp32")
+    chosen = TrainConfig(config.name, config.model, config.data, train, config.optim, engine=engine)
+    with pytest.raises(ConfigError, match="gradient_checkpointing=selective: ZeRO 3 gathers"):
+        zero.complete(chosen, BatchLayout(2, 1, 1), 32)

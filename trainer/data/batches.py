@@ -71,13 +71,15 @@ class Batches:
 
     def get(self, step: int) -> RankBatch:
         """The share of global batch `step`, counted from 0: pass the number of finished steps."""
-        indices = np.array(self.samples(step), np.int64)
+        indices = self._indices(step)
         return _rank_batch(self._prepared, indices, self._layout, self._dp_rank)
 
     def samples(self, step: int) -> list[int]:
         """The sequences of the whole global batch `step`."""
-        total = self._layout.global_batch_size
-        return [int(index) for index in batch_indices(step, total, self._prepared.sequences, self._seed)]
+        return [int(index) for index in self._indices(step)]
+
+    def _indices(self, step: int) -> npt.NDArray[np.int64]:
+        return batch_indices(step, self._layout.global_batch_size, self._prepared.sequences, self._seed)
 
 
 def evaluation_batches(prepared: Prepared, layout: BatchLayout, dp_rank: int, count: int) -> Iterator[RankBatch]:

@@ -126,6 +126,11 @@ DEFAULT_RATES = {"chat": 2e-5, "text": 1e-5}
 LORA_RATE = 1e-4
 
 
+def default_rate(data_format: str, lora: bool) -> float | None:
+    """Peak learning rate for existing weights; None: there is no such format."""
+    return LORA_RATE if lora else DEFAULT_RATES.get(data_format)
+
+
 class Ddp(Struct, frozen=True, tag_field="kind", tag="ddp"):
     """Every rank holds everything; gradients are summed."""
 
@@ -254,9 +259,7 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
             f"{source}: optim.lr is missing: a model that starts from nothing (model.config) has no default rate: "
             "give one, for example optim.lr=3e-4"
         )
-    return replace(
-        config, optim=replace(config.optim, lr=LORA_RATE if config.lora else DEFAULT_RATES[config.data.format])
-    )
+    return replace(config, optim=replace(config.optim, lr=default_rate(config.data.format, config.lora is not None)))
 
 
 def cache_folder(data: Data, run_dir: Path) -> Path:

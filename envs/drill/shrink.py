@@ -8,7 +8,7 @@ from typing import Any
 
 from settings import ConfigError
 from trainer import zero
-from trainer.config import DEFAULT_RATES
+from trainer.config import default_rate
 from trainer.model_config import folder_config, known_fields
 
 ROWS = 2000
@@ -64,7 +64,7 @@ def shrink(tree: dict[str, Any], folder: Path, world_size: int, steps: int) -> d
     optim = tree.get("optim") or {}
     if model.get("path") and isinstance(optim, dict) and optim.get("lr") is None:
         # The small model's weights are new ones, for which there is no default.
-        small["optim"] = {**optim, "lr": DEFAULT_RATES.get(data.get("format", "text"))}
+        small["optim"] = {**optim, "lr": default_rate(data.get("format", "text"), tree.get("lora") is not None)}
     kept = {key: value for key, value in train.items() if key in ("seed", "precision", "deterministic")}
     small["train"] = {**kept, "steps": steps, "global_batch_size": world_size * SEQUENCES}
     if "engine" in tree:

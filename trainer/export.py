@@ -16,7 +16,7 @@ from durable import fsync_path
 from trainer.checkpoint.load import Reader
 from trainer.config import TrainConfig
 from trainer.lora import inject
-from trainer.model import build
+from trainer.weights import build
 
 _TOKENIZER_FILES = (
     "tokenizer*",

@@ -1,11 +1,13 @@
-"""The model. Hugging Face's public API only; nothing is fetched at run time."""
+"""The model: Hugging Face's, by its public API; nothing is fetched at run time."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from settings import ConfigError
 from trainer import attention
@@ -13,26 +15,50 @@ from trainer.config import Model
 from trainer.model_config import new_config
 
 
-def build(settings: Model, seed: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """The model with its weights on the CPU, the same on every rank. Raises ConfigError."""
+def skeleton(settings: Model, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The model with its buffers, and its parameters on the meta device. Raises ConfigError."""
+    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-    chosen = None if settings.attention in ("auto", attention.NAME) else settings.attention
-    options = {"dtype": dtype, "attn_implementation": chosen}
-    torch.manual_seed(seed)  # also rows that a folder lacks are drawn
     if settings.path is None:
         config = new_config(settings)
-        try:
-            return with_attention(AutoModelForCausalLM.from_config(config, **options), settings)
-        except Exception as error:  # a value that only the model's own code finds wrong, as a KeyError most often
-            raise ConfigError(f"model.config: {type(error).__name__} {' '.join(str(error).split())[:300]}") from None
+    else:
+        config = of_folder(settings, lambda path: AutoConfig.from_pretrained(path, local_files_only=True))
     try:
-        model = AutoModelForCausalLM.from_pretrained(settings.path, local_files_only=True, **options)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(settings))
+    except Exception as error:  # a value that only the model's own code finds wrong, as a KeyError most often
+        raise ConfigError(f"model.config: {type(error).__name__} {' '.join(str(error).split())[:300]}") from None
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    model.initialize_weights()  # on the meta device nothing is drawn
+    return with_attention(model, settings)
+
+
+def pretrained(settings: Model, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The whole model of a folder, on the CPU; rows that it lacks are drawn. Raises ConfigError."""
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention(settings), "local_files_only": True}
+    model = of_folder(settings, lambda path: AutoModelForCausalLM.from_pretrained(path, **options))
+    return with_attention(model, settings)
+
+
+def of_folder(settings: Model, read: Callable[[str], Any]) -> Any:
+    """What is read of the model's folder. Raises ConfigError."""
+    assert settings.path is not None
+    try:
+        return read(settings.path)
     except (OSError, ValueError, ImportError) as error:
         if getattr(error, "errno", None) not in (None, errno.ENOENT):
             raise  # a file system that fails now may work again; that is no mistake of the user's
         raise ConfigError(f"model.path={settings.path}: {' '.join(str(error).split())}") from None
-    return with_attention(model, settings)
+
+
+def _attention(settings: Model) -> str | None:
+    """As transformers calls it; None: its own choice, for now."""
+    return None if settings.attention in ("auto", attention.NAME) else settings.attention
 
 
 def with_attention(model: Any, settings: Model) -> torch.nn.Module:
@@ -44,3 +70,24 @@ def with_attention(model: Any, settings: Model) -> torch.nn.Module:
         attention.register()
         model.set_attn_implementation(attention.NAME)
     return model  # type: ignore[no-any-return]
+
+
+def materialize(
+    model: torch.nn.Module,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    place: Callable[[torch.nn.Parameter], None] = lambda _: None,
+) -> None:
+    """Memory for each parameter that is on the meta device, whatever it holds then; tied ones stay one.
+
+    `place` is called with each before the next has its memory.
+    """
+    made: dict[Tensor, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_meta:
+                continue
+            if parameter not in made:
+                made[parameter] = torch.nn.Parameter(torch.empty_like(parameter, dtype=dtype, device=device))
+                place(made[parameter])
+            setattr(module, name, made[parameter])

@@ -36,7 +36,6 @@ from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.interval import first_save
 from trainer.loss import logits_stand_whole
 from trainer.memory import note_out_of_memory
-from trainer.model import build
 from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
 from trainer.runtime import start
@@ -45,6 +44,7 @@ from trainer.step_log import StepDone, StepLog
 from trainer.stop import Stopped
 from trainer.throughput import Throughput
 from trainer.votes import NOTHING_DONE, Agreement, Ballot, Share
+from trainer.weights import build, fill, hollow
 
 
 @dataclass
@@ -122,6 +122,7 @@ class Training:
         self.watchdog.enter("model")
         model = together(self.build_model)
         self.attempt.lead.expect_checkpoint(4 * len(KINDS) * sum(p.numel() for p in model.parameters()))
+        self.hollow = any(parameter.is_meta for parameter in model.parameters())
         self.throughput = Throughput(settings, model, runtime)
         self.engine = make_engine(settings, self.layout, model, runtime)
         self.engine.module.train()
@@ -145,7 +146,8 @@ class Training:
 
     def build_model(self) -> torch.nn.Module:
         train = self.settings.train
-        model = build(self.settings.model, train.seed, torch.bfloat16 if train.bf16_weights else torch.float32)
+        make = build if self.settings.lora else hollow
+        model = make(self.settings.model, train.seed, torch.bfloat16 if train.bf16_weights else torch.float32)
         check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator]
         recompute.enable(model, train)
         if self.settings.lora is not None:
@@ -160,8 +162,11 @@ class Training:
         )
         self.committed = own.point if own else None
         resumed = own or self.forked()
-        if resumed:
+        if self.hollow and not resumed:
+            self.attempt.together(lambda: fill(self.engine.shards(), self.settings.model, seed))
+        if self.hollow or resumed:
             self.engine.refresh()
+        if resumed:
             self.progress = Progress(resumed.point.step, **resumed.manifest.state)
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")

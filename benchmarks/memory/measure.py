@@ -26,7 +26,7 @@ from trainer import recompute
 from trainer.config import EveryK, Model, Train
 from trainer.data.batches import MicroBatch
 from trainer.loss import LossModel, Tail, teach_the_head
-from trainer.model import build
+from trainer.weights import build
 
 MIB = 2**20
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {  # hidden, layers, vocabulary, rows, tokens of a row

@@ -15,9 +15,9 @@ from tests.trainer.ranks import Run, write_run
 from trainer import config
 from trainer.data.batches import Batches, MicroBatch
 from trainer.data.prepared import Prepared
-from trainer.model import build
 from trainer.plan import BatchLayout
 from trainer.schedule import learning_rate
+from trainer.weights import build
 
 NewRun = Callable[..., Run]
 DDP, FSDP = {"kind": "ddp"}, {"kind": "fsdp"}

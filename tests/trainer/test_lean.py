@@ -19,8 +19,8 @@ from trainer.engines.eight_bit import BLOCK, EightBit
 from trainer.engines.lean import LeanAdamW, _Noise, rounded
 from trainer.engines.optimizer import Optimizer
 from trainer.loss import LossModel
-from trainer.model import build
 from trainer.plan import BatchLayout
+from trainer.weights import build
 
 CPU = torch.device("cpu")
 

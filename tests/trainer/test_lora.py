@@ -16,7 +16,7 @@ from tests.trainer.test_engines import DDP, FSDP, zero
 from tests.trainer.test_loss import SMALL
 from trainer import config, lora
 from trainer.config import LORA_RATE, Lora, Model
-from trainer.model import build
+from trainer.weights import build
 
 NewRun = Callable[..., Run]
 

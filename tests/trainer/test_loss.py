@@ -18,7 +18,7 @@ from trainer.attention import Documents
 from trainer.config import Model
 from trainer.data.batches import IGNORED, MicroBatch
 from trainer.loss import LossModel, Tail
-from trainer.model import build
+from trainer.weights import build
 
 SMALL = {
     "hidden_size": 32,

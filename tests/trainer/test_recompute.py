@@ -12,7 +12,7 @@ from tests.trainer.test_loss import SMALL, batch
 from trainer import recompute
 from trainer.config import EveryK, Model, Train
 from trainer.loss import LossModel
-from trainer.model import build
+from trainer.weights import build
 
 MODES: list[Any] = [False, "selective", EveryK(3), EveryK(2), True]
 

@@ -17,7 +17,7 @@ from tests.trainer.test_checkpoint import change_engine, train_to_a_stop
 from tests.waiting import wait_until
 from trainer.checkpoint.load import Reader
 from trainer.config import resolve
-from trainer.model import build
+from trainer.weights import build
 
 NewRun = Callable[..., Run]
 

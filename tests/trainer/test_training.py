@@ -17,9 +17,9 @@ from tests.trainer.ranks import Run
 from trainer.config import Model, Train, exact_part, resolve
 from trainer.data.batches import MicroBatch
 from trainer.loss import LossModel
-from trainer.model import build
 from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
+from trainer.weights import build
 
 NewRun = Callable[..., Run]
 LLAMA = {

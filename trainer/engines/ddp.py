@@ -16,12 +16,14 @@ from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
 from trainer.loss import LossModel
+from trainer.model import materialize
 from trainer.runtime import Runtime
 
 
 class DdpEngine:
     def __init__(self, config: TrainConfig, model: torch.nn.Module, runtime: Runtime) -> None:
         self.replicas = (runtime.rank, runtime.world_size)
+        materialize(model, runtime.device)
         model.to(runtime.device)
         self._runtime = runtime
         self._autocast = config.train.bf16_passes and not config.train.bf16_weights

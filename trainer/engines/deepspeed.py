@@ -17,6 +17,7 @@ from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
 from trainer.loss import LossModel
+from trainer.model import materialize
 from trainer.runtime import Runtime
 
 
@@ -32,6 +33,14 @@ class DeepspeedEngine:
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         self._runtime = runtime
         self.stopwatch = Stopwatch(model, runtime.device)
+        if settings["zero_optimization"].get("stage") == 3:
+            # Shared out one by one as they get their memory: no rank ever holds them all.
+            deepspeed.init_distributed(verbose=False, dist_init_required=False)
+            shared_out = deepspeed.zero.Init(torch.nn.Module(), config_dict_or_path=settings)
+            materialize(
+                model, runtime.device, shared_out.dtype, lambda one: shared_out._convert_to_zero_parameters([one])
+            )
+        materialize(model, runtime.device)
         self.optimizer = Optimizer(model, config, with_state=False)
         self.module = deepspeed.initialize(
             model=LossModel(model), optimizer=self.optimizer.adamw, config=settings, dist_init_required=False

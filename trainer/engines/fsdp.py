@@ -17,6 +17,7 @@ from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
 from trainer.loss import LossModel
+from trainer.model import materialize
 from trainer.runtime import Runtime
 
 
@@ -43,6 +44,7 @@ class FsdpEngine:
                 fully_shard(module, reshard_after_forward=engine.reshard, **shard)
         # The root takes what is left, also both ends of a tied embedding, which must lie in one unit.
         self.module = fully_shard(LossModel(model), **shard)
+        materialize(model, torch.device("cpu") if engine.offload else runtime.device)
         self.optimizer = Optimizer(model, config)
 
     def loss(self, batch: MicroBatch) -> Tensor:

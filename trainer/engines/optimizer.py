@@ -37,15 +37,16 @@ class Optimizer:
 
     def _groups(self) -> list[dict[str, Any]]:
         """Biases and norms do not decay."""
-        parameters = self.named.values()
-        return [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self._decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        matrices, others = [], []
+        for parameter in self.named.values():
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # what ZeRO 3 has shared out is flat
+            (matrices if len(shape) >= 2 else others).append(parameter)
+        return [{"params": matrices, "weight_decay": self._decay}, {"params": others, "weight_decay": 0.0}]
 
     def make_state(self, parameters: Iterable[Tensor]) -> None:
         """The moments of what AdamW steps on, and its count of steps."""
         for parameter in parameters:
+            self.adamw.state.pop(parameter, None)  # DeepSpeed makes its own: it is gone before ours is there
             self.adamw.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),

@@ -66,11 +66,10 @@ def _mask(group: list[int], window: int | None) -> Tensor | None:
 
 
 def register() -> None:
-    """Make the name known to transformers. No mask is made for it."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Make the name known to transformers; not to its masks: then it makes none, and looks at no position."""
+    from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
 def attend(

@@ -19,14 +19,15 @@ def evaluate(
 ) -> float | Agreement:
     """Mean loss a valid token over the held-out batches; or the agreement to stop, which breaks it off."""
     engine.module.eval()
-    total, tokens = 0.0, 0
+    total, tokens = torch.zeros((), dtype=torch.float64, device=runtime.device), 0
     try:
         with torch.no_grad(), Feed(evaluation_batches(prepared, layout, runtime.rank, batches)) as feed:
             while (agreement := stop.agree(feed)).reason is None and (batch := feed.take()) is not None:
-                total += sum(engine.loss(micro.to(runtime.device)).item() for micro in batch.micro_batches)
+                for micro in batch.micro_batches:
+                    total += engine.loss(micro.to(runtime.device))
                 tokens += agreement.valid_tokens
     finally:
         engine.module.train()
     if agreement.reason is not None:
         return agreement
-    return runtime.sum(total) / max(1, tokens)
+    return runtime.sum(float(total)) / max(1, tokens)

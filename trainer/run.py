@@ -29,6 +29,7 @@ from trainer.data.prepare import cache_folder, prepare
 from trainer.data.prepared import Prepared
 from trainer.engines import make_engine
 from trainer.engines.shard import KINDS
+from trainer.engines.stopwatch import Launched
 from trainer.evaluation import evaluate
 from trainer.export import export
 from trainer.guard import Diverged
@@ -40,10 +41,10 @@ from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
 from trainer.runtime import start
 from trainer.schedule import learning_rate
-from trainer.step_log import StepDone, StepLog
+from trainer.step_log import Step, StepLog
 from trainer.stop import Stopped
 from trainer.throughput import Throughput
-from trainer.votes import NOTHING_DONE, Agreement, Ballot, Share
+from trainer.votes import Agreement, Ballot
 from trainer.weights import build, fill, hollow
 
 
@@ -102,8 +103,6 @@ class Training:
         self.progress = Progress()
         self.safe: Progress | None = None  # what the newest checkpoint holds
         self.committed: Point | None = None  # the newest checkpoint
-        self.unsettled: StepDone | None = None
-        self.travelling: StepDone | None = None
 
     # --- before the first step ---
 
@@ -214,7 +213,8 @@ class Training:
         progress, first = self.progress, self.progress.step
         wanted = self.runtime.leads and self.settings.tensorboard
         self.board = Board(self.runtime.run_dir / "tensorboard", first + 1, wanted)
-        self.log = StepLog(self.runtime, self.attempt.tell, self.board, self.batches, self.total)
+        told = (self.runtime, self.attempt.tell, self.attempt.lead, self.throughput)
+        self.log = StepLog(*told, self.board, self.batches, self.total)
         with self.board, Feed(self.batches.get(step) for step in range(first, self.total)) as self.feed:
             ballot = self.cast()
             while True:
@@ -222,12 +222,12 @@ class Training:
                 agreement = self.hear(ballot)
                 at_end = progress.step == self.total  # a stop that comes now has nothing left to stop
                 if at_end or agreement.reason is None and (self.evaluation_due() or self.save_due()):
-                    self.hear(self.cast())  # the last step is settled before anything builds on it
+                    self.settle()  # before anything builds on the last step
                     # 2. An evaluation that is due. It is broken off by a stop, and then made after the resume.
                     if self.evaluation_due() and (broken_off := self.evaluate()):
                         return self.leave(broken_off)
                     # 3. A save that is due, after the evaluation: no resume from it makes that again.
-                    if self.save_due() and self.save():
+                    if self.save_due() and not self.log.guard.skipped and self.save():  # three in a row go back
                         self.clean_up()
                     if at_end:
                         return self.end()
@@ -235,8 +235,10 @@ class Training:
                     agreement = self.hear(self.cast())
                 if agreement.waiting:
                     self.watchdog.enter("data")
+                    self.settle()
                     agreement = self.stop.agree(self.feed)
                 if agreement.reason is not None:
+                    self.settle()
                     return self.leave(agreement)
                 # 4. The next vote is cast with its batch in hand, and travels while this step computes.
                 self.watchdog.enter("step" if progress.step > first else "first step")
@@ -245,39 +247,38 @@ class Training:
                 # 5. The step.
                 self.step(batch, agreement)
 
-    def cast(self) -> Ballot:
-        """The vote for the step after the next, with our share of the last one."""
-        self.travelling, self.unsettled = self.unsettled, None
-        return self.stop.cast(self.feed, self.travelling.share if self.travelling else NOTHING_DONE)
+    def cast(self, last: bool = False) -> Ballot:
+        """The vote for the step after the next, with our share of a step that the device has done; at `last` of the
+        last one too, which is waited for."""
+        return self.stop.cast(self.feed, self.log.share(last))
 
     def hear(self, ballot: Ballot) -> Agreement:
         agreement = ballot.read()
-        if self.travelling is not None:
-            self.log.settle(self.travelling, agreement.loss / max(1, self.travelling.valid_tokens))
-            self.attempt.saw_step(self.travelling.step, ballot.seconds)
+        if (step := self.log.heard(agreement.loss)) is not None:
+            self.attempt.saw_step(step, ballot.seconds)
         return agreement
 
+    def settle(self) -> None:
+        while not self.log.settled:
+            self.hear(self.cast(last=True))
+
     def step(self, batch: RankBatch | None, agreement: Agreement) -> None:
-        """Forward, backward and optimizer step of one global batch."""
+        """Forward, backward and optimizer step of one global batch, launched: nothing here waits for the device."""
         assert batch is not None  # the loop ends before a step without a batch
-        began = time.monotonic()
-        progress, tokens = self.progress, agreement.valid_tokens
+        progress, tokens, device = self.progress, agreement.valid_tokens, self.runtime.device
         lr = learning_rate(progress.step, self.total, self.settings.optim)
         last = len(batch.micro_batches) - 1
-        self.engine.stopwatch.read()  # an evaluation's forward passes are not this step's
-        loss = sum(
-            self.engine.backward(micro.to(self.runtime.device), tokens, last=index == last).double()
+        self.engine.stopwatch.lap()  # an evaluation's forward passes are not this step's
+        launched = Launched(device)
+        losses = [
+            self.engine.backward(micro.to(device), tokens, last=index == last).double()
             for index, micro in enumerate(batch.micro_batches)
-        )
-        norm = float(self.engine.step(lr))
-        seconds = time.monotonic() - began
-        self.attempt.lead.saw_step(seconds)
+        ]
+        launched.end(torch.stack(losses).sum(), self.engine.step(lr, progress.step + 1))
         progress.step += 1
-        self.log.guard.saw_norm(progress.step, norm)
         progress.tokens_seen += tokens
-        share = Share(float(loss), self.engine.stopwatch.read())
-        speed = self.throughput.saw_step(seconds, self.feed.read_wait(), tokens, batch.pairs)
-        self.unsettled = StepDone(progress.step, lr, norm, tokens, agreement.hash, seconds, speed, share)
+        about = (progress.step, lr, tokens, agreement.hash, batch.pairs, self.feed.read_wait())
+        self.log.launched(Step(*about, launched, self.engine.stopwatch.lap()))
 
     def evaluation_due(self) -> bool:
         every, step = self.settings.evaluation.every, self.progress.step
@@ -301,7 +302,6 @@ class Training:
     def save_due(self) -> bool:
         step = self.progress.step
         due = step % self.settings.checkpoint.every == 0 or step == self.first_save
-        due = due and not self.log.guard.skipped  # three in a row go back to before the first
         return 0 < step < self.total and due and self.safe != self.progress
 
     def save(self) -> bool:
@@ -336,8 +336,6 @@ class Training:
 
     def leave(self, agreement: Agreement) -> int:
         """All ranks are here, at the same step. What is old stays until the next attempt: now only the save counts."""
-        if self.unsettled is not None:
-            self.hear(self.cast())
         reason, phase = self.stop.text(agreement), self.watchdog.phase
         step = self.progress.step or max((point.step for point in checkpoints_in_line(self.runtime.run_dir)), default=0)
         self.attempt.tell("stop", step, f"all ranks stop after step {step}: {reason}", reason=reason, phase=phase)

@@ -244,3 +244,14 @@ def test_in_bf16_weights_have_fp32_masters(new_run: NewRun) -> None:
         run.change_engine(engine)
         assert run.go(2, argv=check) == [0, 0], run.log()
     assert run.go(2) == [0, 0], run.log()
+
+
+@pytest.mark.parametrize("engine", [DDP, FSDP], ids=str)
+@pytest.mark.parametrize(("precision", "name"), [("fp32", "adamw"), ("bf16", "adamw_8bit")])
+def test_a_step_is_launched_without_a_look_at_the_device(
+    new_run: NewRun, engine: dict[str, Any], precision: str, name: str
+) -> None:
+    train = {"steps": 3, "global_batch_size": 12, "micro_batch_size": 3, "precision": precision}
+    run = new_run("run", engine=engine, train=train, optim={"name": name}, evaluation={"every": 0})
+    assert run.go(2, argv=["tests.trainer.host_reads", str(run.path / "config.yaml")]) == [0, 0], run.log()
+    assert [event["where"] for event in run.events("reads")] == [[], [], []]

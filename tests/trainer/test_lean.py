@@ -71,11 +71,13 @@ def one_step(config: TrainConfig, parts: list[int], steps: int = 3) -> dict[str,
     dtype = torch.bfloat16 if config.train.bf16_weights else torch.float32
     weights = torch.randn(sum(parts), generator=generator).to(dtype)
     gradients = [torch.randn(sum(parts), generator=generator).to(dtype) for _ in range(steps)]
-    optimizer, held, start = LeanAdamW(config), [], 0
+    held, start = [], 0
     for size in parts:
+        optimizer = LeanAdamW(config, CPU)
         state, mine = optimizer.new_state(size, CPU), weights[start : start + size].clone()
-        for g in gradients:
-            optimizer.step("w", mine, g[start : start + size], state, start, 1e-3, 0.1, torch.tensor(0.5))
+        for number, g in enumerate(gradients, 1):
+            optimizer.begin(1e-3, number, torch.tensor(True))
+            optimizer.step("w", mine, g[start : start + size], state, start, 0.1, torch.tensor(0.5))
         held.append((mine, state.exp_avg[:], state.exp_avg_sq[:]))
         start += size
     return {
@@ -105,6 +107,20 @@ def test_no_sharding_changes_a_bit(precision: str, monkeypatch: pytest.MonkeyPat
     for parts in ([650, 650], [1, 999, 300], [0, 1300]):
         other = one_step(settings(precision), parts)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("precision", "name"), [("adam32", "adamw"), ("bf16", "adamw"), ("bf16", "adamw_8bit")])
+def test_a_step_that_is_not_finite_changes_no_bit(precision: str, name: str) -> None:
+    config = settings(precision, name)
+    weights = torch.randn(1300, generator=torch.Generator().manual_seed(0)).bfloat16()
+    optimizer = LeanAdamW(config, CPU)
+    state, seen = optimizer.new_state(1300, CPU), []
+    for number, finite in enumerate((True, False), 1):
+        gradient = torch.full((1300,), 0.5 if finite else torch.nan, dtype=torch.bfloat16)
+        optimizer.begin(1e-3, number, torch.tensor(finite))
+        optimizer.step("w", weights, gradient, state, 0, 0.1, torch.tensor(1.0))
+        seen.append((weights.clone(), state.exp_avg[:], state.exp_avg_sq[:], state.step.clone()))
+    assert all(torch.equal(before, after) for before, after in zip(*seen, strict=True)) and state.step == 1
 
 
 def test_another_seed_or_step_rounds_otherwise() -> None:

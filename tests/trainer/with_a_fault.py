@@ -26,7 +26,7 @@ POINTS = {
     "interpreter": ("", 1),
     "group": ("torch.distributed:init_process_group", 1),
     "preparation": ("trainer.data.prepare:_write_rows", 2),  # one chunk is done
-    "model": ("trainer.run:build", 1),
+    "model": ("trainer.run:hollow", 1),
     "load": ("trainer.run:load_newest", 1),
     "first step": ("trainer.engines.optimizer:Optimizer.step", 1),
     "step": ("trainer.engines.optimizer:Optimizer.step", 6),

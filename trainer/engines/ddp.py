@@ -51,8 +51,8 @@ class DdpEngine:
             (loss * (self._runtime.world_size / max(1, valid_tokens))).backward()
         return loss.detach()
 
-    def step(self, lr: float) -> Tensor:
-        return self.optimizer.step(lr)
+    def step(self, lr: float, number: int) -> Tensor:
+        return self.optimizer.step(lr, number)
 
     def shards(self) -> Iterator[Shard]:
         return self.optimizer.shards()

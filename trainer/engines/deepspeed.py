@@ -59,9 +59,9 @@ class DeepspeedEngine:
         self.module.backward(loss * (self._runtime.world_size / max(1, valid_tokens)), scale_wrt_gas=False)
         return loss.detach()
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, number: int) -> Tensor:
         if isinstance(self._layout, Whole):  # DeepSpeed's own step clips there, but keeps the norm to itself
-            return self.optimizer.step(lr)
+            return self.optimizer.step(lr, number)
         self.optimizer.set_rate(lr)
         self.module.step()
         return self._norm()

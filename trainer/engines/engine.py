@@ -30,8 +30,9 @@ class Engine(Protocol):
         Gradients are summed over the ranks at the `last` micro batch of a step. Returns the loss sum, detached.
         """
 
-    def step(self, lr: float) -> Tensor:
-        """Clip the global gradient, step, drop the gradients. Returns the norm before clipping, a scalar."""
+    def step(self, lr: float, number: int) -> Tensor:
+        """Clip the global gradient, step, drop the gradients. Returns the norm before clipping, a scalar. Where that is
+        not finite nothing steps. `number`: of the step, from 1."""
 
     def shards(self) -> Iterator[Shard]:
         """What this rank holds, in the order of the parameters."""

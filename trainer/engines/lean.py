@@ -7,7 +7,6 @@ so that it is the same however many ranks share the parameter.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,34 +31,43 @@ class State:
 
 
 class LeanAdamW:
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self._optim, self._seed = config.optim, config.train.seed
         self._moments = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self._eight_bit = config.optim.name == "adamw_8bit"
+        self._count = torch.zeros((), dtype=torch.float32, device=device)  # of all parameters: they step together
 
     def new_state(self, count: int, device: torch.device) -> State:
-        step = torch.zeros((), dtype=torch.float32)
         if self._eight_bit:
-            return State(EightBit(count, True, device), EightBit(count, False, device), step)
-        return State(*(torch.zeros(count, dtype=self._moments, device=device) for _ in range(2)), step)
+            return State(EightBit(count, True, device), EightBit(count, False, device), self._count)
+        return State(*(torch.zeros(count, dtype=self._moments, device=device) for _ in range(2)), self._count)
+
+    def begin(self, lr: float, number: int, finite: Tensor) -> None:
+        """A step of all parameters. `number`: its place in the run, which the randomness follows; `finite`: a bool
+        scalar on the device, so that the host need not know: if it is false, nothing changes."""
+        b1, b2 = self._optim.betas
+        self._number, self._finite = number, finite
+        self._count += finite
+        count = self._count.clamp(min=1)
+        self._rate, self._lr = -lr / (1 - b1**count) * finite, lr * finite
+        self._root = torch.sqrt(1 - b2**count)
+        self._to_mean, self._keep = (1 - b1) * finite, 1 - (1 - b2) * finite
 
     def step(
-        self, name: str, weights: Tensor, gradient: Tensor, state: State, start: int, lr: float, decay: float,
-        clip: Tensor,
-    ) -> None:  # fmt: skip
+        self, name: str, weights: Tensor, gradient: Tensor, state: State, start: int, decay: float, clip: Tensor
+    ) -> None:
         """One parameter's flat local part, which begins at its element `start`. `clip`: a factor, scalar fp32."""
-        b1, b2 = self._optim.betas
-        state.step += 1
-        count = float(state.step)
-        rate, root = -lr / (1 - b1**count), math.sqrt(1 - b2**count)
+        new = 1 - self._optim.betas[1]
         for part in _stretches(len(weights)):
-            noise = _Noise(self._seed, int(count), name, start + part.start, part.stop - part.start, weights.device)
-            values, g = weights[part].float(), gradient[part].float() * clip
-            mean = state.exp_avg[part].float().lerp(g, 1 - b1)
-            square = state.exp_avg_sq[part].float().mul(b2).addcmul_(g, g, value=1 - b2)
+            place = (start + part.start, part.stop - part.start)
+            noise = _Noise(self._seed, self._number, name, *place, weights.device)
+            values, g = weights[part].float(), torch.where(self._finite, gradient[part].float() * clip, 0.0)
+            mean = state.exp_avg[part].float().lerp(g, self._to_mean)
+            square = state.exp_avg_sq[part].float().mul(self._keep).addcmul_(g, g, value=new)
             _write(state.exp_avg, part, mean, noise, "exp_avg")
             _write(state.exp_avg_sq, part, square, noise, "exp_avg_sq")
-            values.mul_(1 - lr * decay).addcdiv_(mean, square.sqrt_().div_(root).add_(self._optim.eps), value=rate)
+            values.mul_(1 - self._lr * decay)
+            values.addcdiv_(mean.mul_(self._rate), square.sqrt_().div_(self._root).add_(self._optim.eps))
             _write(weights, part, values, noise, "weights")
 
 

@@ -25,9 +25,11 @@ class Optimizer:
         self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.clip = config.optim.clip
         self._decay = config.optim.weight_decay
-        self._lean = LeanAdamW(config) if config.lean_optimizer else None
+        self._lean: LeanAdamW | None = None
         self._states: dict[str, State] = {}
-        if self._lean is not None:
+        if config.lean_optimizer:
+            self._lean = LeanAdamW(config, next(local(parameter).device for parameter in self.named.values()))
+            self._offsets = {name: flat_offset(parameter) for name, parameter in self.named.items()}
             for name, parameter in self.named.items():
                 self._states[name] = self._lean.new_state(local(parameter).numel(), local(parameter).device)
             return
@@ -61,11 +63,11 @@ class Optimizer:
         """Tell AdamW's kernel on the device itself: the host need not wait for the norm."""
         self.adamw.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, number: int) -> Tensor:
         """Clip, step, drop the gradients; collective where they are sharded. Returns the norm before clipping. With a
-        norm that is not finite nothing steps."""
+        norm that is not finite nothing steps. `number`: of the step, from 1."""
         if self._lean is not None:
-            return self._lean_step(self._lean, lr)
+            return self._lean_step(self._lean, lr, number)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.named.values(), self.clip))
         self.set_rate(lr)
         self.skip_unless_finite(norm)
@@ -73,19 +75,16 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
         return norm
 
-    def _lean_step(self, lean: LeanAdamW, lr: float) -> Tensor:
-        norms = [
-            torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in self.named.values() if p.grad is not None
-        ]
+    def _lean_step(self, lean: LeanAdamW, lr: float, number: int) -> Tensor:
+        stepped = {name: parameter for name, parameter in self.named.items() if parameter.grad is not None}
+        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in stepped.values()]
         norm = whole(torch.linalg.vector_norm(torch.stack(norms)))
-        clip, finite = torch.clamp(self.clip / (norm + 1e-6), max=1.0), bool(torch.isfinite(norm))
-        for name, parameter in self.named.items():
-            if parameter.grad is None or not finite:
-                parameter.grad = None
-                continue
+        clip = torch.clamp(self.clip / (norm + 1e-6), max=1.0)
+        lean.begin(lr, number, torch.isfinite(norm))
+        for name, parameter in stepped.items():
             weights, gradient = (local(tensor).view(-1) for tensor in (parameter.detach(), parameter.grad))
             decay = self._decay if parameter.ndim >= 2 else 0.0
-            lean.step(name, weights, gradient, self._states[name], flat_offset(parameter), lr, decay, clip)
+            lean.step(name, weights, gradient, self._states[name], self._offsets[name], decay, clip)
             parameter.grad = None
         return norm
 

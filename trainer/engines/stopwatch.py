@@ -1,11 +1,30 @@
-"""How long this rank itself computes in a step, without what it waits for others."""
+"""How long a step takes, and this rank's own part of it, read when the device has come that far.
+
+The host launches the next step before it looks at the numbers of this one: a device that is never asked never waits.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def mark(device: torch.device) -> Any:
+    """A moment of the device's own work; on the CPU the work is done at once."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(first: Any, last: Any) -> float:
+    """Seconds, once the device has passed both."""
+    return last - first if isinstance(first, float) else first.elapsed_time(last) / 1000
 
 
 class Stopwatch:
@@ -16,7 +35,7 @@ class Stopwatch:
     """
 
     def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._marks: list[Any] = []
         layers = set(getattr(model, "_no_split_modules", None) or ())
         for module in model.modules():
@@ -25,17 +44,38 @@ class Stopwatch:
                 module.register_forward_hook(self._mark)
 
     def _mark(self, *_: Any) -> None:
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
+        self._marks.append(mark(self._device))
 
-    def read(self) -> float:
-        """Seconds since the last reading; 0 of a model without layers. The device has finished the step."""
+    def lap(self) -> Callable[[], float]:
+        """What lies between the last call and this one, in seconds, to be asked when the device has done it; 0 of a
+        model without layers."""
         begun, ended = self._marks[::2], self._marks[1::2]
         self._marks = []
-        if self._cuda:
-            return sum(a.elapsed_time(b) for a, b in zip(begun, ended, strict=True)) / 1000
-        return sum(b - a for a, b in zip(begun, ended, strict=True))
+        return lambda: sum(map(between, begun, ended))
+
+
+class Launched:
+    """A step that the device may still be at."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._begin = device, mark(device)
+
+    def end(self, *numbers: Tensor) -> None:
+        """All of it is launched; `numbers`: its scalars, on whatever device."""
+        numbers_here = torch.stack([number.detach().to(self._device, torch.float64) for number in numbers])
+        if self._device.type == "cuda":
+            self._numbers = torch.empty(len(numbers), dtype=torch.float64, pin_memory=True)
+            self._numbers.copy_(numbers_here, non_blocking=True)
+        else:
+            self._numbers = numbers_here
+        self._end = mark(self._device)
+
+    def idle_since(self, before: Launched) -> float:
+        """Seconds between the step before and this one, once both are done."""
+        return between(before._end, self._begin)
+
+    def read(self) -> tuple[float, list[float]]:
+        """Seconds of the step, and its numbers. Waits for the device."""
+        if self._device.type == "cuda":
+            self._end.synchronize()
+        return between(self._begin, self._end), self._numbers.tolist()

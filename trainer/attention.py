@@ -65,11 +65,14 @@ def _mask(group: list[int], window: int | None) -> Tensor | None:
     return seen if window is None else seen & (distance < window)
 
 
-def register() -> None:
-    """Make the name known to transformers; not to its masks: then it makes none, and looks at no position."""
+def register(compiled: bool = False) -> None:
+    """Make the name known to transformers; not to its masks: then it makes none, and looks at no position.
+
+    In `compiled` layers it stays as it is: its loop is over documents, and another batch has others.
+    """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(NAME, torch.compiler.disable(attend) if compiled else attend)
 
 
 def attend(

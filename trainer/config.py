@@ -82,6 +82,8 @@ class Train(Struct, frozen=True):
     selective: matrix products and attention are kept, the rest is computed again."""
     activation_offload: Annotated[bool, LAYOUT] = False
     """What gradient checkpointing keeps waits in host memory."""
+    compile: Annotated[bool, LAYOUT] = False
+    """Layers by torch.compile: the first step waits for it (tens of seconds), the others may be faster."""
     deterministic: Annotated[bool, LAYOUT] = False
     """Deterministic kernels on CUDA: bit-identical resumes there, at the cost of some speed."""
 
@@ -247,6 +249,11 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
         raise ConfigError(
             f"{source}: train.activation_offload needs train.gradient_checkpointing=true or every_k: what a layer "
             f"keeps is offloaded"
+        )
+    if config.train.compile and config.train.gradient_checkpointing == "selective":
+        raise ConfigError(
+            f"{source}: train.compile leaves gradient_checkpointing=selective nothing to select, since it sees no "
+            f"matrix product inside a compiled layer: take true, or every_k"
         )
     if config.evaluation.every and not config.data.evaluation:
         raise ConfigError(

@@ -22,6 +22,7 @@ from trainer.checkpoint.load import Resumed, load_fork, load_newest
 from trainer.checkpoint.rng import derive_rng, restore_rng
 from trainer.checkpoint.save import Content, Fenced, SaveFailed, Saver
 from trainer.claims import Point
+from trainer.compiled import compile_layers
 from trainer.config import TrainConfig, differences
 from trainer.data.batches import Batches, RankBatch
 from trainer.data.feed import Feed
@@ -151,6 +152,8 @@ class Training:
         recompute.enable(model, train)
         if self.settings.lora is not None:
             lora.inject(model, self.settings.lora, train.seed)
+        if train.compile:
+            compile_layers(model, self.runtime.device, self.runtime.run_dir)
         return model
 
     def resume(self) -> None:

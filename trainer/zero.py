@@ -91,6 +91,11 @@ def complete(settings: TrainConfig, layout: BatchLayout, hidden_size: int) -> di
             "train.gradient_checkpointing=selective: ZeRO 3 gathers weights inside a layer that is computed again: "
             "torch refuses that: take true or {every_k: 2}, or engine.kind=fsdp"
         )
+    if zero.get("stage") == 3 and settings.train.compile:
+        raise ConfigError(
+            "train.compile: ZeRO 3 gathers weights inside a layer, which cuts its graph into pieces: leave it out, or "
+            "engine.kind=fsdp"
+        )
     for key, value, ours, other in _told_twice(settings, theirs):
         if value not in (AUTO, None):
             _same(key, value, ours, other)

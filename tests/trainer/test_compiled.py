@@ -1,0 +1,66 @@
+"""Layers by torch.compile. That such runs are cut and resumed to the bit, and have the losses of plain PyTorch, is
+shown at night (test_engines); here the same graphs are made, and run without a compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from settings import ConfigError
+from tests.trainer.test_lean import settings
+from tests.trainer.test_loss import SMALL, batch
+from trainer import attention, compiled, zero
+from trainer.config import Deepspeed, Model, Train, TrainConfig, resolve
+from trainer.loss import LossModel
+from trainer.plan import BatchLayout
+from trainer.weights import build
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo asks its own inputs
+def test_the_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, make = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: make(forward, backend="eager", **options))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set by the user")
+    for kind in ("plain", "compiled"):
+        model = build(Model(config={"model_type": "llama", **SMALL}), seed=1)
+        if kind == "compiled":
+            compiled.compile_layers(model, CPU, tmp_path)
+        LossModel(model)(batch()).backward()
+        found.append([p.grad for p in model.parameters()])
+    attention.register()
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_is_kept_lies_in_the_runs_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compiled.compile_layers(build(Model(config={"model_type": "llama", **SMALL}), seed=1), CPU, tmp_path)
+    attention.register()
+    assert compiled.os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+
+
+def test_who_cannot_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe: dict[str, Any] = {
+        "name": "x",
+        "model": {"config": {"model_type": "llama", **SMALL}, "tokenizer": "t"},
+        "data": {"train": ["a"], "seq_len": 8},
+        "train": {"global_batch_size": 2, "steps": 1, "compile": True, "gradient_checkpointing": "selective"},
+        "optim": {"lr": 1e-3},
+    }
+    with pytest.raises(ConfigError, match="nothing to select"):
+        resolve(recipe, "recipe")
+    config, engine = settings("fp32"), Deepspeed({"zero_optimization": {"stage": 3}})
+    train = Train(global_batch_size=2, steps=1, precision="fp32", compile=True)
+    chosen = TrainConfig(config.name, config.model, config.data, train, config.optim, engine=engine)
+    with pytest.raises(ConfigError, match=r"train.compile: ZeRO 3 gathers"):
+        zero.complete(chosen, BatchLayout(2, 1, 1), 32)
+    monkeypatch.setattr(compiled.shutil, "which", lambda _: None)
+    with pytest.raises(ConfigError, match="no C\\+\\+ compiler on this node"):
+        compiled.compile_layers(build(config.model, seed=1), CPU, tmp_path)
+    with pytest.raises(ConfigError, match="Linear does not say what its layers are"):
+        compiled.compile_layers(torch.nn.Linear(1, 1), CPU, tmp_path)

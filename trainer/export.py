@@ -45,8 +45,8 @@ def export(config: TrainConfig, checkpoint: Path, target: Path) -> str:
     for leftover in target.parent.glob(f".{target.name}-*"):  # of an export that was killed
         shutil.rmtree(leftover)
     temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model.save_pretrained(temporary)  # type: ignore[operator]
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(temporary)
     for pattern in _TOKENIZER_FILES:
         for file in filter(Path.is_file, Path(config.model.tokenizer_folder).glob(pattern)):
             shutil.copyfile(file, temporary / file.name)

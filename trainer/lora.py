@@ -24,7 +24,7 @@ def inject(model: Any, settings: Lora, seed: int) -> Any:
     rows: Any = {"embed_tokens": settings.tokens} if settings.tokens else None
     config = LoraConfig(
         r=settings.r,
-        lora_alpha=settings.alpha or 2 * settings.r,
+        lora_alpha=settings.alpha or 2 * settings.r,  # type: ignore[arg-type]  # peft takes a float too
         lora_dropout=settings.dropout,
         target_modules=settings.targets,
         trainable_token_indices=rows,

@@ -131,7 +131,7 @@ def teach_the_head(head: torch.nn.Linear, tail: Tail) -> None:
             return plain(hidden)
         return _HeadLoss.apply(hidden.flatten(0, -2), head.weight, head.bias, labels.flatten(), tail)  # type: ignore
 
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = forward  # type: ignore[method-assign, assignment]
 
 
 class _HeadLoss(torch.autograd.Function):

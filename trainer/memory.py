@@ -7,6 +7,7 @@ import re
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -62,15 +63,16 @@ def note_out_of_memory(
     if not (on_gpu or isinstance(error, MemoryError) or _ON_THE_HOST in str(error)):
         return
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    values = {
+    allocated = torch.cuda.memory_allocated() if on_gpu else peak
+    values: dict[str, Any] = {
         "rank": runtime.rank,
         "phase": phase,
         "device": "cuda" if on_gpu else "cpu",
-        "allocated": torch.cuda.memory_allocated() if on_gpu else peak,
+        "allocated": allocated,
         "reserved": torch.cuda.memory_reserved() if on_gpu else peak,
     }
     if layout is not None and engine is not None:
-        held = held_by(engine, values["allocated"])
+        held = held_by(engine, allocated)
         values |= {"held": str(held), "advice": advice(settings, layout, held, wanted(str(error)))}
     Events(runtime.run_dir, runtime.epoch, active=True).write("oom", **values, error=str(error).partition("\n")[0])
 

@@ -92,7 +92,7 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
     control = dist.new_group(backend="gloo", timeout=timeout)
     deadline = float(os.environ["OUTLAST_DEADLINE"]) if "OUTLAST_DEADLINE" in os.environ else None
     cut_short, host = "OUTLAST_CUT_SHORT" in os.environ, os.environ.get("MASTER_ADDR", "")

@@ -153,10 +153,10 @@ def _slices(folder: Path, files: ExitStack) -> dict[str, Any]:
 def _converted(model: Any, names: Iterable[str]) -> bool:
     """Whether transformers would give any of these another name, or compute what it stands for, or untie it."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     tied = model.all_tied_weights_keys
     return any(name in tied or rename_source_key(name, renamings, converters) != (name, None) for name in names)

@@ -118,7 +118,7 @@ def write_file(path: Path, ranges: Sequence[tuple[str, int, int, dict[str, Array
     out = HashingFile(path)
     out.write(memoryview(header))
     for _, array in entries:
-        out.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b""))
+        out.write(memory_of(np.ascontiguousarray(array)))
     out.close()
     pieces = [
         Piece(name, start, stop, {kind: positions[f"{kind}/{name}[{start}:{stop}]"] for kind in kinds})
@@ -128,17 +128,22 @@ def write_file(path: Path, ranges: Sequence[tuple[str, int, int, dict[str, Array
     return File(path.name, out.size, out.hashes, pieces, others)
 
 
+def memory_of(array: Array) -> memoryview:
+    """The bytes of a contiguous array."""
+    return memoryview(array).cast("B") if array.size else memoryview(b"")  # type: ignore[arg-type]
+
+
 def _header(entries: Iterable[tuple[str, Array]]) -> tuple[bytes, dict[str, int]]:
     """safetensors' header, and the byte at which each array begins in the file."""
-    table, at = {}, 0
+    table, begins, at = {}, {}, 0
     for name, array in entries:
-        span = [at, at + array.nbytes]
-        table[name] = {"dtype": _DTYPES[str(array.dtype)], "shape": [int(array.size)], "data_offsets": span}
-        at = span[1]
+        begins[name], end = at, at + array.nbytes
+        table[name] = {"dtype": _DTYPES[str(array.dtype)], "shape": [int(array.size)], "data_offsets": [at, end]}
+        at = end
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % 8)
     first = 8 + len(text)
-    return struct.pack("<Q", len(text)) + text, {name: first + row["data_offsets"][0] for name, row in table.items()}
+    return struct.pack("<Q", len(text)) + text, {name: first + begin for name, begin in begins.items()}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -15,7 +15,7 @@ import torch
 from settings import ConfigError
 from trainer import claims
 from trainer.checkpoint import CheckpointBroken, folder_name
-from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, read_manifest
+from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, memory_of, read_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.claims import Point
 from trainer.engines.eight_bit import Kept
@@ -52,7 +52,7 @@ class Reader:
             low, high = max(start, piece.start), min(stop, piece.stop)
             if low < high:
                 first = piece.offsets[kind] + out.itemsize * (low - piece.start)
-                file.read(first, memoryview(out[low - start : high - start]).cast("B"))
+                file.read(first, memory_of(out[low - start : high - start]))
                 covered += high - low
         if covered != stop - start:
             raise CheckpointBroken(f"{kind} of {name}: {covered:,} of elements {start:,} to {stop:,} are there")
@@ -64,7 +64,7 @@ class Reader:
         found = {}
         for name, (dtype, first, size) in file.record.arrays.items():
             found[name] = np.empty(size, dtype)
-            file.read(first, memoryview(found[name]).cast("B"))
+            file.read(first, memory_of(found[name]))
         return found
 
     def fill(self, shards: Iterable[Shard]) -> None:
@@ -108,13 +108,11 @@ def load_newest(
     candidates = checkpoints_in_line(runtime.run_dir)
     passed_over: list[str] = []
     for point in runtime.from_leader(candidates):
-        path = folder / folder_name(point)
+        path, resumed, problem = folder / folder_name(point), None, None
         try:
             resumed = _load(runtime, path, point, shards, check, passed_over)
         except CheckpointBroken as error:
-            resumed, problem = None, str(error)
-        else:
-            problem = None
+            problem = str(error)
         problems = [p for p in runtime.gather(problem) if p]
         if not problems:
             return resumed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ from trainer.checkpoint.format import Array
 def rng_state() -> dict[str, Array]:
     """The state of every generator that training may draw from, as flat arrays."""
     _, words, _ = random.getstate()
-    numpy = np.random.get_state(legacy=True)
+    numpy: Any = np.random.get_state(legacy=True)
     state: dict[str, Array] = {
         "rng/torch": torch.get_rng_state().numpy(),
         "rng/python": np.array(words, np.int64),
-        "rng/numpy": np.array([*numpy[1], numpy[2]], np.int64),  # type: ignore[misc]
+        "rng/numpy": np.array([*numpy[1], numpy[2]], np.int64),
     }
     if torch.cuda.is_available():
         state["rng/cuda"] = torch.cuda.get_rng_state().numpy()
@@ -28,7 +29,7 @@ def restore_rng(state: dict[str, Array]) -> None:
     torch.set_rng_state(torch.from_numpy(state["rng/torch"]))
     random.setstate((3, tuple(int(word) for word in state["rng/python"]), None))
     words = state["rng/numpy"]
-    np.random.set_state(("MT19937", words[:-1].astype(np.uint32), int(words[-1])))
+    np.random.set_state(("MT19937", words[:-1].astype(np.uint32), int(words[-1]), 0, 0.0))
     if "rng/cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(torch.from_numpy(state["rng/cuda"]))
 

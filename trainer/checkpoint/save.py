@@ -74,7 +74,7 @@ class Saver:
 
     def _together(self, work: Callable[[], Any], temporary: Path) -> list[Any]:
         """Do `work` on every rank and hear how it went on all of them: an error of one is everybody's."""
-        value, error = None, None
+        value, error = None, None  # type: Any, Exception | None
         try:
             value = work()
         except Fenced as fenced:

@@ -42,8 +42,8 @@ class MicroBatch:
         if device.type == "cpu":
             return self
         tensors = (self.input_ids, self.labels, self.position_ids, self.documents.bounds)
-        *moved, bounds = (tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
-        return MicroBatch(*moved, Documents(bounds, self.documents.longest))
+        ids, labels, places, bounds = (tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+        return MicroBatch(ids, labels, places, Documents(bounds, self.documents.longest))
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def _read(prepared: Prepared, indices: npt.NDArray[np.int64]) -> tuple[MicroBatc
     labels = np.where(counts == 1, tokens[:, 1:], IGNORED)
     hashes = [sequence_hash(row, offset) for row, offset in zip(documents, offsets, strict=True)]
     arrays = (tokens[:, :-1], labels, positions(documents))
-    micro_batch = MicroBatch.of(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
-    return micro_batch, np.array(hashes, np.int64)
+    input_ids, targets, places = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    return MicroBatch.of(input_ids, targets, places), np.array(hashes, np.int64)
 
 
 def positions(documents: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -40,7 +41,7 @@ class DdpEngine:
 
     def loss(self, batch: MicroBatch) -> Tensor:
         with torch.autocast(self._runtime.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.module(batch)
+            return cast(Tensor, self.module(batch))
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
         module = self.module

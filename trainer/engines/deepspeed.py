@@ -6,13 +6,14 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.data.batches import MicroBatch
+from trainer.engines.eight_bit import Kept
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
@@ -50,7 +51,7 @@ class DeepspeedEngine:
         self.replicas = (runtime.rank, runtime.world_size) if isinstance(self._layout, Whole) else (0, 1)
 
     def loss(self, batch: MicroBatch) -> Tensor:
-        return self.module(batch)
+        return cast(Tensor, self.module(batch))
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
         self.module.set_gradient_accumulation_boundary(last)
@@ -168,5 +169,5 @@ class Partitions:
 def _shard(name: str, shape: torch.Size, start: int, flat: Tensor, state: dict[str, Tensor], inside: slice) -> Shard:
     """The part `inside` of a flat tensor and its moments: of a parameter that which begins at `start`."""
     tensors = {"weights": flat, "exp_avg": state["exp_avg"].view(-1), "exp_avg_sq": state["exp_avg_sq"].view(-1)}
-    parts = {kind: tensor[inside] for kind, tensor in tensors.items()}
+    parts: dict[str, Kept] = {kind: tensor[inside] for kind, tensor in tensors.items()}
     return Shard(name, tuple(shape), start, start + parts["weights"].numel(), parts, state["step"])

@@ -43,12 +43,13 @@ class FsdpEngine:
             if type(module).__name__ in layers:
                 fully_shard(module, reshard_after_forward=engine.reshard, **shard)
         # The root takes what is left, also both ends of a tied embedding, which must lie in one unit.
-        self.module = fully_shard(LossModel(model), **shard)
+        self.module: torch.nn.Module = LossModel(model)
+        fully_shard(self.module, **shard)
         materialize(model, torch.device("cpu") if engine.offload else runtime.device)
         self.optimizer = Optimizer(model, config)
 
     def loss(self, batch: MicroBatch) -> Tensor:
-        return self.module(batch)
+        return cast(Tensor, self.module(batch))
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
         cast(FSDPModule, self.module).set_requires_gradient_sync(last)

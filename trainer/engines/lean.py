@@ -40,7 +40,8 @@ class LeanAdamW:
     def new_state(self, count: int, device: torch.device) -> State:
         if self._eight_bit:
             return State(EightBit(count, True, device), EightBit(count, False, device), self._count)
-        return State(*(torch.zeros(count, dtype=self._moments, device=device) for _ in range(2)), self._count)
+        mean, square = (torch.zeros(count, dtype=self._moments, device=device) for _ in range(2))
+        return State(mean, square, self._count)
 
     def begin(self, lr: float, number: int, finite: Tensor) -> None:
         """A step of all parameters. `number`: its place in the run, which the randomness follows; `finite`: a bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from trainer.config import TrainConfig
+from trainer.engines.eight_bit import Kept
 from trainer.engines.lean import LeanAdamW, State
 from trainer.engines.shard import Shard
 
@@ -39,7 +40,8 @@ class Optimizer:
 
     def _groups(self) -> list[dict[str, Any]]:
         """Biases and norms do not decay."""
-        matrices, others = [], []
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
         for parameter in self.named.values():
             shape = getattr(parameter, "ds_shape", parameter.shape)  # what ZeRO 3 has shared out is flat
             (matrices if len(shape) >= 2 else others).append(parameter)
@@ -76,32 +78,34 @@ class Optimizer:
         return norm
 
     def _lean_step(self, lean: LeanAdamW, lr: float, number: int) -> Tensor:
-        stepped = {name: parameter for name, parameter in self.named.items() if parameter.grad is not None}
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in stepped.values()]
+        gradients = {name: parameter.grad for name, parameter in self.named.items() if parameter.grad is not None}
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients.values()]
         norm = whole(torch.linalg.vector_norm(torch.stack(norms)))
         clip = torch.clamp(self.clip / (norm + 1e-6), max=1.0)
         lean.begin(lr, number, torch.isfinite(norm))
-        for name, parameter in stepped.items():
-            weights, gradient = (local(tensor).view(-1) for tensor in (parameter.detach(), parameter.grad))
+        for name in list(gradients):
+            parameter = self.named[name]
+            weights, gradient = local(parameter.detach()).view(-1), local(gradients.pop(name)).view(-1)
+            parameter.grad = None
             decay = self._decay if parameter.ndim >= 2 else 0.0
             lean.step(name, weights, gradient, self._states[name], self._offsets[name], decay, clip)
-            parameter.grad = None
         return norm
 
     def state(self, name: str) -> dict[str, Any]:
         if self._lean is not None:
             return vars(self._states[name])
-        return self.adamw.state[self.named[name]]
+        return dict(self.adamw.state[self.named[name]])
 
     def shards(self) -> Iterator[Shard]:
         """What this rank holds of each parameter: whole rows, contiguous in its flat form, and none of a small one."""
         for name, parameter in self.named.items():
             state = self.state(name)
-            flat = {"weights": local(parameter.detach()).view(-1)}
+            weights = local(parameter.detach()).view(-1)
+            flat: dict[str, Kept] = {"weights": weights}
             for kind in ("exp_avg", "exp_avg_sq"):
                 flat[kind] = local(state[kind]).view(-1) if isinstance(state[kind], Tensor) else state[kind]
             start = flat_offset(parameter)
-            yield Shard(name, tuple(parameter.shape), start, start + flat["weights"].numel(), flat, state["step"])
+            yield Shard(name, tuple(parameter.shape), start, start + weights.numel(), flat, state["step"])
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """Collective for a sharded tensor."""
-    return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def flat_offset(parameter: Tensor) -> int:

@@ -24,7 +24,7 @@ def mark(device: torch.device) -> Any:
 
 def between(first: Any, last: Any) -> float:
     """Seconds, once the device has passed both."""
-    return last - first if isinstance(first, float) else first.elapsed_time(last) / 1000
+    return float(last - first if isinstance(first, float) else first.elapsed_time(last) / 1000)
 
 
 class Stopwatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 HEAD = ("name", "outlast", "peer", "limit", "ratio", "goal", "met")
 OPEN = ("MISSED", "missing")
@@ -31,7 +32,7 @@ class Row:
     cause: str = ""
     """Why the goal is missed, or why a figure is missing."""
 
-    def at_least(self, times: float) -> Row:
+    def at_least(self, times: float) -> Self:
         """This many times less than the peer."""
         ratio = self.peer / self.outlast if self.peer is not None and self.outlast else None
         return replace(self, ratio=ratio, goal=f"at least {times:g}x", met=None if ratio is None else ratio >= times)

@@ -21,7 +21,7 @@ from benchmarks.goodput import measure as goodput
 from benchmarks.rows import Row, table
 
 ROOT = Path(__file__).parent.parent
-RESULTS = sorted(bench.RESULTS.glob("*.json"))
+RESULTS = sorted(bench.RESULTS.glob("????-??-??.json"))
 TIME = Row("--help, time", "ms", 50.0, "torchx run --help", 150.0, cause="settings 33 ms")
 
 

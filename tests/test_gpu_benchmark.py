@@ -20,8 +20,11 @@ from benchmarks.gpu.child import Broken, Tell, told
 from benchmarks.gpu.clocks import Clocks, devices
 from benchmarks.gpu.figures import REDUCED, Figure, figure_of, tree
 from benchmarks.gpu.packing import cut
+from settings import ConfigError
+from trainer import recipe
 
 ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "llama8b_2x8.yaml"
 KEYS = {"row", "name", "figure", "unit", "goal", "met", "peer", "sm_mhz", "watts", "part"}
 
 
@@ -165,3 +168,19 @@ def test_clock_and_power_are_read_beside_a_part(tmp_path: Path, monkeypatch: pyt
 def test_documents_fill_a_sequence() -> None:
     assert cut([30, 50, 40, 7], 100) == [30, 50, 20]
     assert cut([30, 30], 100) == [30, 30, 40]
+
+
+# --- the recipe -------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_of_two_nodes_asks_for_data_and_a_model(tmp_path: Path) -> None:
+    tree = recipe.read(RECIPE)
+    assert tree.pop("job") == {"nodes": 2, "gpus_per_node": 8}
+    with pytest.raises(ConfigError, match="data.train: there is no file .*recipes/llama8b/train.jsonl$"):
+        recipe.checked(tree, tmp_path, 16, "recipe")
+    (tmp_path / "train.jsonl").touch()
+    data = f"data.train=[{tmp_path}/train.jsonl]"
+    with pytest.raises(ConfigError, match="model.path: there is no folder .*recipes/llama8b/model$"):
+        recipe.checked(recipe.overridden(tree, [data]), tmp_path, 16, "recipe")
+    ready = recipe.checked(recipe.overridden(tree, [data, f"model.path={tmp_path}"]), tmp_path, 16, "recipe")
+    assert ready.batch.splitlines() == ["global batch 16 = 1 micro x 1 accumulation x 16 ranks"]

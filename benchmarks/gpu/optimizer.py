@@ -64,7 +64,7 @@ def one_size(title: str, case: Case, moved: float, place: Place) -> None:
 
     def ours() -> None:
         give()
-        engine.step(LR)
+        engine.step(LR, 1)
 
     works: dict[str, Callable[[], object]] = {"outlast": ours}
     count, size = sum(map(torch.Tensor.numel, named.values())), dtype.itemsize

@@ -123,7 +123,7 @@ class Ours:
     which takes minutes."""
 
     def __init__(self, case: Case, place: Place) -> None:
-        self.case, self.place = case, place
+        self.case, self.place, self.steps = case, place, 0
         self.settings = settings(case, place)
         train = self.settings.train
         dtype = torch.bfloat16 if train.bf16_weights else torch.float32
@@ -144,8 +144,9 @@ class Ours:
     def step(self, batch: RankBatch) -> float:
         """As trainer/run.py makes it."""
         self.pass_(batch)
-        norm = float(self.engine.step(LR))
-        self.engine.stopwatch.read()
+        self.steps += 1
+        norm = float(self.engine.step(LR, self.steps))
+        self.engine.stopwatch.lap()
         return norm
 
     def pass_(self, batch: RankBatch) -> float:

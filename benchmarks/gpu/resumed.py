@@ -63,7 +63,7 @@ def ours(case, place, folder, mark):  # type: ignore[no-untyped-def]
     mark("load")
     batch = rank_batch([micro_batch(case.micro, case.tokens, model.config.vocab_size, None, 0)])  # type: ignore[union-attr,arg-type]
     engine.backward(batch.micro_batches[0].to(runtime.device), batch.valid_tokens, last=True)
-    float(engine.step(LR))
+    float(engine.step(LR, 1))
 
 
 def trainers(case, place, folder, mark):  # type: ignore[no-untyped-def]

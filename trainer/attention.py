@@ -90,8 +90,10 @@ def attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """query (1, heads, N, D), key and value (1, key heads, N, D) -> (1, N, heads, D)."""
-    groups = query.shape[1] // key.shape[1]
-    if query.is_cuda and query.dtype != torch.float32 and not (dropout or softcap):
+    groups, device = query.shape[1] // key.shape[1], query.device
+    if torch.is_autocast_enabled(device.type):  # the rotation has made queries and keys fp32
+        query, key, value = (tensor.to(torch.get_autocast_dtype(device.type)) for tensor in (query, key, value))
+    if _has_a_kernel(device) and query.dtype != torch.float32 and not (dropout or softcap):
         return _on_the_gpu(query, key, value, documents, scaling, sliding_window), None
     if groups > 1:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
@@ -105,6 +107,11 @@ def attend(
             causal = mask is None
             out.append(scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scaling))
     return torch.cat(out, 2).transpose(1, 2), None
+
+
+def _has_a_kernel(device: torch.device) -> bool:
+    """For sequences of varying length."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _capped(

@@ -148,6 +148,9 @@ class Fsdp(Struct, frozen=True, tag_field="kind", tag="fsdp"):
     """Shard inside each node and keep a replica on every node: less traffic between nodes, more memory."""
     offload: bool = False
     """Weights, gradients and moments lie in host memory, and the optimizer steps there."""
+    reduce_each: bool = False
+    """Sum the gradients over the ranks after each micro batch, not once a step: while a step gathers micro batches
+    each rank then keeps its share of them alone (else 4 bytes a parameter), for more communication."""
 
 
 class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):

@@ -34,7 +34,8 @@ def _engine(engine: Ddp | Fsdp | Deepspeed) -> str:
     """An engine in words, with what decides where and in which order it sums."""
     match engine:
         case Fsdp():
-            return f"fsdp{' hybrid' * engine.hybrid}{' offload' * engine.offload}"
+            words = {"hybrid": engine.hybrid, "offload": engine.offload, "reduce_each": engine.reduce_each}
+            return " ".join(["fsdp", *(word for word, chosen in words.items() if chosen)])
         case Deepspeed():
             zero = engine.json.get("zero_optimization") or {}
             offload = any(

@@ -15,8 +15,8 @@ from torch.nn import functional
 from trainer import attention
 from trainer.data.batches import IGNORED, MicroBatch
 
-_ELEMENTS = 1 << 24
-"""Logits that stand at a time: 64 MiB in fp32."""
+_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
+"""Logits that stand at a time: 64 MiB and 512 MiB in fp32. A GPU reads the head's weights anew for each piece."""
 
 
 class LossModel(torch.nn.Module):
@@ -147,12 +147,16 @@ class _HeadLoss(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if of_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            matrix = weight.to(hidden.dtype)
-            offset = None if bias is None else bias.to(hidden.dtype)
+        device, dtype = hidden.device.type, hidden.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            matrix = weight.to(dtype)
+            offset = None if bias is None else bias.to(dtype)
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            rows = max(1, _ELEMENTS // len(weight))
+            rows = max(1, _ELEMENTS[device] // len(weight))
             for part, wanted, out in _split(rows, hidden, labels, d_hidden):
+                part = part.to(dtype)
                 logits = tail(functional.linear(part, matrix, offset).float())
                 counts = wanted != IGNORED
                 target = torch.where(counts, wanted, 0)[:, None]
@@ -162,9 +166,9 @@ class _HeadLoss(torch.autograd.Function):
                     continue
                 gradient = (logits - log_sum).exp_()
                 gradient.scatter_add_(1, target, torch.full_like(log_sum, -1)).mul_(counts[:, None])
-                gradient = tail.gradient(gradient, logits).to(hidden.dtype)
+                gradient = tail.gradient(gradient, logits).to(dtype)
                 if out is not None:
-                    torch.mm(gradient, matrix, out=out)
+                    out.copy_(gradient @ matrix)
                 if d_weight is not None:
                     _add_product(d_weight, gradient.t(), part)
                 if d_bias is not None:

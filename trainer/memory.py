@@ -17,6 +17,7 @@ from trainer.events import Events
 from trainer.plan import BatchLayout
 from trainer.runtime import Runtime
 
+_BY_THE_DRIVER = "CUDA error: out of memory"  # what is asked for past torch's allocator: by NCCL, by libraries
 # The words of torch's CPU allocator, which raises a bare RuntimeError.
 _ON_THE_HOST = "DefaultCPUAllocator: can't allocate memory"
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -59,7 +60,7 @@ def note_out_of_memory(
 ) -> None:
     """By the rank that it befalls, whichever that is; any other error is left alone. `layout` and `engine`: when they
     stand already."""
-    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    on_gpu = isinstance(error, torch.OutOfMemoryError) or _BY_THE_DRIVER in str(error)
     if not (on_gpu or isinstance(error, MemoryError) or _ON_THE_HOST in str(error)):
         return
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

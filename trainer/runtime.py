@@ -81,7 +81,7 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+    device = _device(int(os.environ.setdefault("LOCAL_RANK", "0")))  # DeepSpeed reads it too
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if world_size > 1 and "MASTER_ADDR" not in os.environ:
         raise ConfigError(f"WORLD_SIZE={world_size} without MASTER_ADDR: start the ranks with torchrun or launch.py")

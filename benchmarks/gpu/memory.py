@@ -82,7 +82,7 @@ def steps_of(case: Case, place: Place) -> tuple[int, int, int, int]:
 # --- B4 ---------------------------------------------------------------------------------------------------
 
 HIDDEN, VOCABULARY = 4096, 128_256
-OWN = loss._ELEMENTS
+OWN = loss._ELEMENTS["cuda"]
 PIECES = [OWN, *(size for size in (1 << 24, 1 << 26, 1 << 28) if size != OWN)]
 """Logits that stand at a time; the first is the product's own."""
 SLOWER, LESS = 1.05, 0.5
@@ -128,7 +128,7 @@ def head(tokens: int, width: int, vocabulary: int, pieces: int | None, place: Pl
         if pieces is None:
             total = whole_logits_loss(linear(hidden), labels)
         else:
-            loss._ELEMENTS = pieces
+            loss._ELEMENTS[place.device.type] = pieces
             total = linear(hidden, labels) / len(labels)
         total.backward()
         hidden.grad = linear.weight.grad = None

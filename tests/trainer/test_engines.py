@@ -64,6 +64,7 @@ BY_NIGHT = [
         for engine in (DDP, FSDP, zero(2), zero(3))
     ),
     *(Case(engine, 2, {"gradient_checkpointing": "selective"}) for engine in (DDP, FSDP, zero(2))),
+    Case({**FSDP, "reduce_each": True}, 2, {"micro_batch_size": 2}),
     *(Case(engine, 2, {"compile": True}) for engine in (DDP, FSDP, zero(2))),
     Case(FSDP, 2, {"compile": True, "gradient_checkpointing": True}),
 ]

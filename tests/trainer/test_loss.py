@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from settings import ConfigError
-from trainer import loss
+from trainer import attention, loss
 from trainer.attention import Documents
 from trainer.config import Model
 from trainer.data.batches import IGNORED, MicroBatch
@@ -77,7 +77,7 @@ def gradients(model: torch.nn.Module, total: torch.Tensor) -> dict[str, torch.Te
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_loss_and_gradients_are_those_of_transformers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "_ELEMENTS", 7 * 512)  # seven rows at a time
+    monkeypatch.setitem(loss._ELEMENTS, "cpu", 7 * 512)  # seven rows at a time
     more, tail = ARCHITECTURES[kind]
     model: Any = build(Model(config={"model_type": kind, **SMALL, **more}), seed=1)
     assert model.config._attn_implementation == "documents"
@@ -91,6 +91,28 @@ def test_loss_and_gradients_are_those_of_transformers(kind: str, monkeypatch: py
     made = gradients(model, total)
     for name, wanted in gradients(theirs, expected).items():
         torch.testing.assert_close(made[name], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_under_autocast_queries_keys_and_the_head_are_bf16_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The residual stream and the rotation are fp32 there: left alone, no kernel for bf16 would be taken."""
+    model: Any = build(Model(config={"model_type": "llama", **SMALL}), seed=1)
+    seen, linear, attend = set(), loss.functional.linear, attention.scaled_dot_product_attention
+
+    def seen_attending(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.update(("attention", tensor.dtype) for tensor in (q, k, v))
+        return attend(q, k, v, *args, **kwargs)
+
+    def seen_multiplying(part: torch.Tensor, matrix: torch.Tensor, *args: Any) -> torch.Tensor:
+        seen.update(("product", tensor.dtype) for tensor in (part, matrix) if not torch.is_autocast_enabled("cpu"))
+        return linear(part, matrix, *args)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", seen_attending)
+    monkeypatch.setattr(loss.functional, "linear", seen_multiplying)
+    ours = LossModel(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours(batch()).backward()
+    assert seen == {("attention", torch.bfloat16), ("product", torch.bfloat16)}
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 def test_a_model_that_does_something_else_with_its_logits_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +149,7 @@ def test_the_head_still_answers_without_labels() -> None:
 
 
 def test_in_bf16_the_loss_and_the_heads_gradient_are_summed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "_ELEMENTS", 2 * 512)
+    monkeypatch.setitem(loss._ELEMENTS, "cpu", 2 * 512)
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(32, 512, bias=True)
     hidden = torch.randn(48, 32, generator=generator, requires_grad=True)
@@ -149,7 +171,7 @@ def test_in_bf16_the_loss_and_the_heads_gradient_are_summed_in_fp32(monkeypatch:
 
 
 def test_the_logits_never_stand_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "_ELEMENTS", 8 * 4096)
+    monkeypatch.setitem(loss._ELEMENTS, "cpu", 8 * 4096)
     head = torch.nn.Linear(8, 4096, bias=False)
     loss.teach_the_head(head, Tail())
     hidden = torch.randn(512, 8, requires_grad=True)

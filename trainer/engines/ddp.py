@@ -35,7 +35,9 @@ class DdpEngine:
             # find_unused_parameters keeps the gradient buckets as they are. Without it they are rebuilt after the
             # first step, a resumed process has other buckets in its first step than one that went on, and at three
             # ranks and more the sums differ in their last bits.
-            self.module = DistributedDataParallel(self.module, find_unused_parameters=True, forward_sync_buffers=False)
+            self.module = DistributedDataParallel(
+                self.module, find_unused_parameters=True, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
             if config.train.bf16_weights:
                 self.module.register_comm_hook(None, _mean_in_fp32)
 

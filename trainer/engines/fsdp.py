@@ -23,7 +23,7 @@ from trainer.runtime import Runtime
 
 class FsdpEngine:
     def __init__(self, config: TrainConfig, engine: Fsdp, model: torch.nn.Module, runtime: Runtime) -> None:
-        self._runtime = runtime
+        self._runtime, self._reduce_each = runtime, engine.reduce_each
         self.stopwatch = Stopwatch(model, runtime.device)
         mesh, self.replicas = _mesh(engine, runtime)
         bf16 = config.train.bf16_passes
@@ -52,7 +52,7 @@ class FsdpEngine:
         return cast(Tensor, self.module(batch))
 
     def backward(self, batch: MicroBatch, valid_tokens: int, last: bool) -> Tensor:
-        cast(FSDPModule, self.module).set_requires_gradient_sync(last)
+        cast(FSDPModule, self.module).set_requires_gradient_sync(last or self._reduce_each)
         loss = self.loss(batch)
         # The ranks' gradients are averaged: times their number makes it the sum.
         (loss * (self._runtime.world_size / max(1, valid_tokens))).backward()

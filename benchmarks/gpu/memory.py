@@ -96,7 +96,7 @@ def large_vocabulary(place: Place) -> None:
 
 
 def one_size(tokens: int, place: Place) -> None:
-    tokens, width, vocabulary = (tokens // 64, 64, 4096) if place.reduced else (tokens, HIDDEN, VOCABULARY)
+    tokens, width, vocabulary = (tokens // 8, 64, 4096) if place.reduced else (tokens, HIDDEN, VOCABULARY)
     shape = (tokens, width, vocabulary)
     works = {f"outlast, pieces of 2^{size.bit_length() - 1}": head(*shape, size, place) for size in PIECES}
     works["HF, whole logits"] = head(*shape, None, place)
@@ -115,7 +115,8 @@ def one_size(tokens: int, place: Place) -> None:
     slower = times[mine] / times[peer] if mine in times and peer in times else None
     place.tell(Figure(f"{title}: time beside whole logits", "x", slower, row="B4", note=mine).at_most(SLOWER))
     less = taken[mine] / taken[peer] if mine in taken and taken.get(peer) else None
-    place.tell(Figure(f"{title}: memory beside whole logits", "x", less, row="B4").at_most(LESS))
+    cause = "" if less is not None else "less than a page of memory more"
+    place.tell(Figure(f"{title}: memory beside whole logits", "x", less, row="B4", cause=cause).at_most(LESS))
 
 
 def head(tokens: int, width: int, vocabulary: int, pieces: int | None, place: Place) -> Callable[[], None]:

@@ -177,6 +177,9 @@ class Lora(Struct, frozen=True):
     """Names of the layers that get them; all-linear: every linear layer but the head."""
     tokens: list[int] = []
     """Tokens whose own rows of the embedding are trained too: new ones."""
+    quantize: Literal["nf4"] | None = None
+    """Called by what is done to the other weights while they load: linear layers are kept in 4 bits (QLoRA), NF4 with
+    scales in 8 bits; what else stays is kept in bf16. By bitsandbytes, under engine.kind=ddp."""
 
 
 class Evaluation(Struct, frozen=True):
@@ -262,6 +265,7 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
         raise ConfigError(
             f"{source}: evaluation.every={config.evaluation.every} needs data.evaluation: a held-out file"
         )
+    _check_quantize(config, source)
     if config.optim.lr is not None:
         return config
     if config.model.path is None:
@@ -270,6 +274,24 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
             "give one, for example optim.lr=3e-4"
         )
     return replace(config, optim=replace(config.optim, lr=default_rate(config.data.format, config.lora is not None)))
+
+
+def _check_quantize(config: TrainConfig, source: str) -> None:
+    if config.lora is None or config.lora.quantize is None:
+        return
+    setting, engine = f"{source}: lora.quantize={config.lora.quantize}", to_plain(config.engine)["kind"]
+    if config.model.path is None:
+        raise ConfigError(
+            f"{setting} needs model.path: a new model (model.config) has no weights that are worth keeping"
+        )
+    if engine != "ddp":
+        raise ConfigError(
+            f"{setting} needs engine.kind=ddp: 4-bit weights stay whole on every rank, and {engine} would cut them"
+        )
+    if not config.train.bf16_passes:
+        raise ConfigError(
+            f"{setting} computes in bf16, which train.precision=fp32 rules out: take master32, adam32 or bf16"
+        )
 
 
 def cache_folder(data: Data, run_dir: Path) -> Path:

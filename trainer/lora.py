@@ -14,9 +14,9 @@ from settings import ConfigError
 from trainer.config import Lora
 
 
-def inject(model: Any, settings: Lora, seed: int) -> Any:
-    """peft's LoraModel around the model, whose linear layers have adapters from here on, the same on every rank. The
-    other weights have no gradient any more. Raises ConfigError."""
+def inject(model: Any, settings: Lora, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+    """peft's LoraModel around the model, whose linear layers have adapters of `dtype` from here on, the same on every
+    rank. The other weights have no gradient any more. Raises ConfigError."""
     try:
         from peft import LoraConfig, LoraModel
     except ImportError:
@@ -31,6 +31,10 @@ def inject(model: Any, settings: Lora, seed: int) -> Any:
     )
     torch.manual_seed(seed)
     try:
-        return LoraModel(model, config, "default")
+        adapters = LoraModel(model, config, "default")
     except ValueError as error:
         raise ConfigError(f"lora: {' '.join(str(error).split())[:300]}") from None
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)  # peft takes that of the layer, which is bf16 beside 4 bits
+    return adapters

@@ -36,12 +36,13 @@ def skeleton(settings: Model, dtype: torch.dtype = torch.float32) -> torch.nn.Mo
     return with_attention(model, settings)
 
 
-def pretrained(settings: Model, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """The whole model of a folder, on the CPU; rows that it lacks are drawn. Raises ConfigError."""
+def pretrained(settings: Model, dtype: torch.dtype = torch.float32, **more: Any) -> torch.nn.Module:
+    """The whole model of a folder, on the CPU; rows that it lacks are drawn. `more`: transformers' own words. Raises
+    ConfigError."""
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention(settings), "local_files_only": True}
-    model = of_folder(settings, lambda path: AutoModelForCausalLM.from_pretrained(path, **options))
+    model = of_folder(settings, lambda path: AutoModelForCausalLM.from_pretrained(path, **options, **more))
     return with_attention(model, settings)
 
 

@@ -50,6 +50,17 @@ def folder_config(folder: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("transformers_version", "_name_or_path")}
 
 
+def check_unquantized(settings: Model) -> None:
+    """What is to be quantized is not yet. Raises ConfigError."""
+    assert settings.path is not None
+    if how := folder_config(settings.path).get("quantization_config"):
+        method = how.get("quant_method") or "some method"
+        raise ConfigError(
+            f"lora.quantize: model.path={settings.path} is quantized already ({method}), and the export merges into "
+            "unquantized weights: give the folder that it was made from"
+        )
+
+
 def check_vocabulary(rows: int, tokenizer_folder: str) -> None:
     """Every token of the tokenizer has one of the embedding's rows. Raises ConfigError."""
     from trainer.data.encode import load_tokenizer

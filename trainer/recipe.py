@@ -13,6 +13,7 @@ from trainer import claims, config, fsdp_block, schedule, zero
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
 from trainer.config import Deepspeed, TrainConfig, cache_folder
+from trainer.model_config import check_unquantized
 from trainer.plan import batch_layout
 
 
@@ -47,6 +48,8 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
     tree, notes = _engine(tree)
     settings = config.resolve(zero.with_batch(tree, world_size) if new else tree, source)
     config.check_files(settings, source)
+    if settings.lora and settings.lora.quantize:
+        check_unquantized(settings.model)
     layout = batch_layout(settings.train, world_size)
     notes += schedule.notes(settings)
     if isinstance(settings.engine, Deepspeed):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from durable import write_atomic
-from trainer import claims, config, events, exits, lora, recompute
+from trainer import claims, config, events, exits, four_bit, lora, recompute
 from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import folder_name
@@ -121,7 +121,9 @@ class Training:
         # 2. The model, the same on every rank, and the engine that spreads it.
         self.watchdog.enter("model")
         model = together(self.build_model)
-        self.attempt.lead.expect_checkpoint(4 * len(KINDS) * sum(p.numel() for p in model.parameters()))
+        self.attempt.lead.expect_checkpoint(
+            4 * len(KINDS) * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        )
         self.hollow = any(parameter.is_meta for parameter in model.parameters())
         self.throughput = Throughput(settings, model, runtime)
         self.engine = make_engine(settings, self.layout, model, runtime)
@@ -145,13 +147,16 @@ class Training:
         return together(lambda: Prepared.open(folder))
 
     def build_model(self) -> torch.nn.Module:
-        train = self.settings.train
-        make = build if self.settings.lora else hollow
-        model = make(self.settings.model, train.seed, torch.bfloat16 if train.bf16_weights else torch.float32)
+        train, adapters = self.settings.train, self.settings.lora
+        dtype = torch.bfloat16 if train.bf16_weights else torch.float32
+        if adapters and adapters.quantize:
+            model = four_bit.build(self.settings.model, train.seed, self.runtime.device)
+        else:
+            model = (build if adapters else hollow)(self.settings.model, train.seed, dtype)
         check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator]
         recompute.enable(model, train)
-        if self.settings.lora is not None:
-            lora.inject(model, self.settings.lora, train.seed)
+        if adapters:
+            lora.inject(model, adapters, train.seed, dtype)
         if train.compile:
             compile_layers(model, self.runtime.device, self.runtime.run_dir)
         return model

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from trainer.config import TrainConfig
+from trainer.four_bit import elements
 from trainer.lead import percentile_95
 from trainer.runtime import Runtime
 
@@ -89,7 +90,7 @@ class Cost:
             return None
         inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings()
         tied = outputs is not None and outputs.weight is inputs
-        matmul = sum(parameter.numel() for parameter in model.parameters()) - (0 if tied else inputs.numel())
+        matmul = sum(map(elements, model.parameters())) - (0 if tied else inputs.numel())
         return cls(matmul, layers * heads * (getattr(config, "head_dim", None) or width // heads))
 
 

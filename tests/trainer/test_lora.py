@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from settings import ConfigError
+from settings import ConfigError, merge, read_yaml
 from tests.trainer.check_loaded import assemble
 from tests.trainer.ranks import Run
 from tests.trainer.test_engines import DDP, FSDP, zero
 from tests.trainer.test_loss import SMALL
-from trainer import config, lora
+from trainer import config, four_bit, lora, recipe
 from trainer.config import LORA_RATE, Lora, Model
+from trainer.four_bit import elements, held_bytes
+from trainer.throughput import Cost
 from trainer.weights import build
 
 NewRun = Callable[..., Run]
@@ -35,6 +40,10 @@ NewRun = Callable[..., Run]
 )
 def test_cut_resumed_and_merged(new_run: NewRun, engine: dict[str, Any], world: int, more: dict[str, Any]) -> None:
     shape = {"lora": {"r": 4, **more}, "train": {"steps": 12}, "engine": engine, "evaluation": {"every": 0}}
+    assert_cut_resumed_and_merged(new_run, world, shape)
+
+
+def assert_cut_resumed_and_merged(new_run: NewRun, world: int, shape: dict[str, Any]) -> Run:
     whole, cut = new_run("whole", **shape), new_run("cut", **shape)
     assert whole.go(world) == [0] * world, whole.log()
     cut.stop_after(world, 3)
@@ -46,6 +55,7 @@ def test_cut_resumed_and_merged(new_run: NewRun, engine: dict[str, Any], world: 
     saved = assemble(whole.path / "checkpoints" / whole.checkpoints()[-1])
     assert all("lora_" in key or "trainable_tokens" in key for key in saved) and saved
     assert_merged_as_peft_does(whole.path, saved)
+    return whole
 
 
 def assert_merged_as_peft_does(run: Path, saved: dict[str, torch.Tensor]) -> None:
@@ -68,11 +78,9 @@ def assert_merged_as_peft_does(run: Path, saved: dict[str, torch.Tensor]) -> Non
             if parameter.requires_grad:
                 parameter.copy_(saved[f"weights/{name.removeprefix('base_model.model.')}"].view_as(parameter))
     merged = theirs.merge_and_unload()  # type: ignore[operator]
-    exported = AutoModelForCausalLM.from_pretrained(run / "export")
-    merged.set_attn_implementation("sdpa")
-    ids = torch.arange(3, 43)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(exported.eval()(ids).logits, merged.eval()(ids).logits)
+    exported = dict(AutoModelForCausalLM.from_pretrained(run / "export").named_parameters())
+    assert exported.keys() == dict(merged.named_parameters()).keys()
+    assert all(torch.equal(exported[name], p.to(exported[name].dtype)) for name, p in merged.named_parameters())
 
 
 def test_only_adapters_have_a_gradient_and_every_rank_draws_the_same() -> None:
@@ -102,3 +110,122 @@ def test_it_has_a_rate_of_its_own(tmp_path: Path) -> None:
         "lora": {},
     }
     assert config.resolve(tree, "x").optim.lr == LORA_RATE
+
+
+# --- on 4 bits ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(new_run: NewRun) -> Path:
+    """Of an unquantized model."""
+    run = new_run("folder")
+    model: Any = build(config.read(run.path / "config.yaml").model, seed=3)
+    model.save_pretrained(run.path / "model")
+    return run.path / "model"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize(
+    ("world", "train", "more"),
+    [
+        (2, {}, {}),
+        pytest.param(1, {"gradient_checkpointing": "selective"}, {"tokens": [5, 9]}, marks=pytest.mark.nightly),
+        pytest.param(2, {"precision": "adam32"}, {"targets": ["q_proj", "v_proj"]}, marks=pytest.mark.nightly),
+        pytest.param(3, {"precision": "bf16", "gradient_checkpointing": True}, {}, marks=pytest.mark.nightly),
+        pytest.param(1, {"compile": True}, {}, marks=pytest.mark.nightly),
+    ],
+    ids=str,
+)
+def test_on_four_bits_it_is_cut_resumed_and_merged_into_the_folders_weights(
+    new_run: NewRun, folder: Path, world: int, train: dict[str, Any], more: dict[str, Any]
+) -> None:
+    """Evaluated on the way, where bitsandbytes would pack the weights for inference, and leave no gradient."""
+    shape = {
+        "model": {"path": str(folder), "config": None},
+        "lora": {"r": 4, "quantize": "nf4", **more},
+        "train": {"steps": 12, "precision": "master32", **train},
+        "evaluation": {"every": 5},
+    }
+    run = assert_cut_resumed_and_merged(new_run, world, shape)
+    evaluated = [event["loss"] for event in run.events("evaluation")]
+    assert len(evaluated) == 3 and evaluated[2] < evaluated[1] < evaluated[0]
+
+
+def test_four_bits_are_counted_as_they_are(folder: Path) -> None:
+    settings = Model(path=str(folder))
+    whole, held = build(settings, seed=3), four_bit.build(settings, 3, torch.device("cpu"))
+    sizes = {name: parameter.numel() for name, parameter in whole.named_parameters()}
+    assert {name: elements(parameter) for name, parameter in held.named_parameters()} == sizes
+    assert Cost.of(held) == Cost.of(whole)
+    bits = {name for name in sizes if "_proj" in name}
+    blocks = {name: sizes[name] // 64 for name in bits}
+    for name, parameter in held.named_parameters():
+        if (
+            name in bits
+        ):  # two weights a byte; a byte each 64; two tables, and for every 256 blocks 4 bytes, and an offset
+            wanted = sizes[name] // 2 + blocks[name] + 4 * (16 + 256 + -(-blocks[name] // 256) + 1)
+            assert held_bytes(parameter) == wanted, name
+        else:
+            assert held_bytes(parameter) == 2 * sizes[name], name
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_the_model_never_stands_whole_before_it_is_in_four_bits(new_run: NewRun) -> None:
+    """In the peak are the file's pages, 2 bytes a parameter, and what is held; a copy in bf16 would be 2 more, in fp32 4."""
+    peaks, sizes = [], []
+    for name, hidden in (("small", 32), ("large", 512)):
+        shape = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": 16}
+        base = new_run(f"{name}-folder", model={"config": shape})
+        model: Any = build(config.read(base.path / "config.yaml").model, seed=3, dtype=torch.bfloat16)
+        model.save_pretrained(base.path / "model")
+        sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+        changes = {"model": {"path": str(base.path / "model"), "config": None}, "train": {"precision": "master32"}}
+        run = new_run(name, lora={"r": 4, "quantize": "nf4"}, **changes)
+        assert run.go(1, argv=["tests.trainer.peak_of_setup", str(run.path / "config.yaml")]) == [0], run.log()
+        peaks.append(int(run.log().split("grew by ")[1]))
+    assert peaks[1] - peaks[0] < 3.5 * (sizes[1] - sizes[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"engine": {"kind": "fsdp"}}, "needs engine.kind=ddp: 4-bit weights stay whole on every rank, and fsdp would"),
+        ({"engine": {"kind": "deepspeed", "config": {}}}, "needs engine.kind=ddp: .*deepspeed would cut them"),
+        ({"model": {"path": None, "config": {"model_type": "llama"}}}, "needs model.path: a new model"),
+        ({"train": {"precision": "fp32"}}, "computes in bf16, which train.precision=fp32 rules out"),
+    ],
+    ids=["fsdp", "deepspeed", "new", "fp32"],
+)
+def test_what_four_bits_cannot_is_refused(change: dict[str, Any], said: str) -> None:
+    tree: dict[str, Any] = {
+        "name": "x",
+        "model": {"path": "folder"},
+        "data": {"train": ["a"], "seq_len": 8},
+        "train": {"global_batch_size": 4, "steps": 1},
+        "lora": {"quantize": "nf4"},
+    }
+    config.resolve(tree, "x")
+    with pytest.raises(ConfigError, match=f"^x: lora.quantize=nf4 {said}"):
+        config.resolve(merge(tree, change), "x")
+
+
+def test_a_quantized_folder_is_refused_before_the_queue(new_run: NewRun, folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "quantization_config": {"quant_method": "gptq"}}))
+    changes = {"model": {"path": str(folder), "config": None}, "train": {"precision": "bf16"}}
+    run = new_run("run", lora={"quantize": "nf4"}, **changes)
+    with pytest.raises(ConfigError, match=r"is quantized already \(gptq\)"):
+        recipe.checked(read_yaml(run.path / "config.yaml"), run.path, 1, "x")
+
+
+def test_bitsandbytes_that_cannot_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr("bitsandbytes.matmul_4bit", Mock(side_effect=RuntimeError("no kernel\nfor this device")))
+        with pytest.raises(ConfigError, match=r"bitsandbytes \(.*\) cannot compute on cpu: no kernel for this device$"):
+            four_bit.check_device(cpu)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "bitsandbytes", None)
+        with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+            four_bit.check_device(cpu)

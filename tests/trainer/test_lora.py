@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -17,7 +18,7 @@ from tests.trainer.check_loaded import assemble
 from tests.trainer.ranks import Run
 from tests.trainer.test_engines import DDP, FSDP, zero
 from tests.trainer.test_loss import SMALL
-from trainer import config, four_bit, lora, recipe
+from trainer import config, four_bit, lora, memory, recipe
 from trainer.config import LORA_RATE, Lora, Model
 from trainer.four_bit import elements, held_bytes
 from trainer.throughput import Cost
@@ -167,6 +168,10 @@ def test_four_bits_are_counted_as_they_are(folder: Path) -> None:
             assert held_bytes(parameter) == wanted, name
         else:
             assert held_bytes(parameter) == 2 * sizes[name], name
+    lora.inject(held, Lora(r=4), seed=3)
+    adapters = sum(4 * parameter.numel() for parameter in held.parameters() if parameter.requires_grad)
+    engine: Any = SimpleNamespace(module=held, shards=list)
+    assert memory.held_by(engine, 0).weights == sum(map(held_bytes, held.parameters())) - adapters
 
 
 @pytest.mark.nightly

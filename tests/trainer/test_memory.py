@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from tests.trainer.ranks import Run
 from trainer import config, memory
-from trainer.config import Ddp, Deepspeed, Fsdp, TrainConfig
+from trainer.config import Ddp, Deepspeed, Fsdp, Lora, Model, TrainConfig
 from trainer.memory import Held
 from trainer.plan import BatchLayout
 
@@ -76,3 +77,21 @@ def test_the_cheapest_setting_that_would_fit(
     settings = TrainConfig("x", settings.model, settings.data, settings.train, settings.optim, engine=engine)
     held = Held(weights=10 * 10**9, gradients=10 * 10**9, moments=20 * 10**9, total=80 * 10**9)
     assert memory.advice(settings, BatchLayout(micro, 1, 4), held, needed * 10**9).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "precision", "said"),
+    [
+        ("nf4", "master32", "a new run with train.precision=bf16 would save about 2.0 GB"),  # of what is trained
+        ("nf4", "bf16", "a new run with optim.name=adamw_8bit would save about 1.4 GB"),
+        (None, "bf16", "engine.kind=fsdp would save about 9.8 GB"),
+    ],
+)
+def test_what_helps_beside_frozen_weights(new_run: NewRun, quantize: Any, precision: str, said: str) -> None:
+    settings = config.read(new_run("run", train={"precision": precision}).path / "config.yaml")
+    settings = replace(settings, model=Model(path="folder"), lora=Lora(quantize=quantize))
+    held = Held(weights=10 * 10**9, gradients=10**9, moments=2 * 10**9, total=13 * 10**9)
+    assert memory.advice(settings, BatchLayout(1, 1, 4), held, 99 * 10**9).startswith(said)
+    if quantize is None:
+        alone = memory.advice(settings, BatchLayout(1, 1, 1), held, 5 * 10**9)
+        assert alone == "a new run with lora.quantize=nf4 would save about 5.4 GB"

@@ -41,4 +41,5 @@ def enable(model: Any, settings: Train) -> None:
 def _kept() -> list[Any]:
     from torch.nn.attention import varlen  # noqa: F401  its import makes the kernel known to torch
 
-    return [*_KEPT, torch.ops.torch_attn._varlen_attn.default]
+    four_bits = getattr(torch.ops.bitsandbytes, "gemm_4bit", None)  # there when lora.quantize has imported it
+    return [*_KEPT, torch.ops.torch_attn._varlen_attn.default, *([four_bits.default] if four_bits else [])]

@@ -78,6 +78,9 @@ def test_a_small_recipe_keeps_the_rate_that_the_large_one_would_have(tmp_path: P
     (tmp_path / "parts").mkdir()
     small = config.resolve(shrink(tree, tmp_path / "parts", 4, 200), "small")
     assert small.model.path is None and small.optim.lr == 2e-5
+    quantized = shrink({**tree, "lora": {"r": 8, "quantize": "nf4"}}, tmp_path / "parts", 4, 200)
+    small = config.resolve(quantized, "small")  # new weights are quantized by nobody
+    assert small.optim.lr == 1e-4 and small.lora == config.Lora(r=8)
 
 
 class Told:

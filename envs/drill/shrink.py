@@ -55,6 +55,8 @@ def shrink(tree: dict[str, Any], folder: Path, world_size: int, steps: int) -> d
         raise ConfigError(f"{tree.get('name')}: a drill needs a recipe with model, data and train")
     small = {key: value for key, value in tree.items() if key not in ("fork", "watchdog")}
     small["model"] = small_model(model)
+    if isinstance(tree.get("lora"), dict):  # new weights lie in no folder, from which alone they could be quantized
+        small["lora"] = {**tree["lora"], "quantize": None}
     small["data"] = {
         **data,
         **{split: first_rows(data.get(split, []), folder, split) for split in ("train", "evaluation")},

@@ -32,9 +32,13 @@ class Documents:
 
     @cached_property
     def groups(self) -> list[list[int]]:
-        """Bounds of documents that are computed in one call: a long one alone, or short neighbours together."""
+        """Bounds of documents that are computed in one call: a long one alone, or short neighbours together;
+        documents of one length apart, since one call takes them all."""
         groups: list[list[int]] = []
-        for start, stop in pairwise(self.bounds.tolist()):
+        documents = list(pairwise(self.bounds.tolist()))
+        if len({stop - start for start, stop in documents}) == 1:
+            return [list(document) for document in documents]
+        for start, stop in documents:
             if groups and stop - groups[-1][0] <= _SHORT:
                 groups[-1].append(stop)
             else:
@@ -45,13 +49,23 @@ class Documents:
     def _masks(self) -> dict[tuple[int, int | None], Tensor | None]:
         return {}
 
-    def parts(self, window: int | None) -> Iterator[tuple[slice, Tensor | None]]:
-        """The tokens of a call, and which of them see which, (n, n); None: each sees all before it. The masks are the
-        same in every layer with the same window (tokens that one sees, itself among them)."""
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each group."""
+        return [group[-1] - group[0] for group in self.groups]
+
+    @cached_property
+    def alike(self) -> bool:
+        """Each group is a document, and all are of one length."""
+        return len(set(self.lengths)) == 1 and all(len(group) == 2 for group in self.groups)
+
+    def masks(self, window: int | None) -> Iterator[Tensor | None]:
+        """Of each group: which of its tokens see which, (n, n); None: each sees all before it. They are the same in
+        every layer with the same window (tokens that one sees, itself among them)."""
         for index, group in enumerate(self.groups):
             if (index, window) not in self._masks:
                 self._masks[index, window] = _mask(group, window)
-            yield slice(group[0], group[-1]), self._masks[index, window]
+            yield self._masks[index, window]
 
 
 def _mask(group: list[int], window: int | None) -> Tensor | None:
@@ -97,15 +111,21 @@ def attend(
         return _on_the_gpu(query, key, value, documents, scaling, sliding_window), None
     if groups > 1:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    if documents.alike:  # one call for all of them, which are the rows of a batch
+        query, key, value = (t[0].unflatten(1, (-1, documents.longest)).transpose(0, 1) for t in (query, key, value))
+        parts = [(query, key, value)]
+    else:  # (parts of a slice would each have a gradient as long as all tokens)
+        parts = list(zip(*(t.split(documents.lengths, 2) for t in (query, key, value)), strict=True))
     out = []
-    for tokens, mask in documents.parts(sliding_window):
-        q, k, v = (tensor[:, :, tokens] for tensor in (query, key, value))
+    for (q, k, v), mask in zip(parts, documents.masks(sliding_window), strict=False):
         mask = mask if mask is None else mask.to(query.device)
         if softcap:
             out.append(_capped(q, k, v, mask, scaling, softcap, dropout))
         else:
             causal = mask is None
             out.append(scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scaling))
+    if documents.alike:
+        return out[0].transpose(1, 2).flatten(0, 1)[None], None
     return torch.cat(out, 2).transpose(1, 2), None
 
 

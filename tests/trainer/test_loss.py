@@ -199,8 +199,9 @@ def test_each_token_sees_its_own_document_up_to_itself(lengths: list[int], windo
     documents = Documents(bounds, max(lengths))
     total = sum(lengths)
     seen = torch.zeros(total, total, dtype=torch.bool)
-    for tokens, mask in documents.parts(window):
-        n = tokens.stop - tokens.start
+    at = 0
+    for n, mask in zip(documents.lengths, documents.masks(window), strict=True):
+        tokens, at = slice(at, at + n), at + n
         seen[tokens, tokens] = torch.ones(n, n, dtype=torch.bool).tril() if mask is None else mask
     number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     distance = torch.arange(total)[:, None] - torch.arange(total)
@@ -208,7 +209,32 @@ def test_each_token_sees_its_own_document_up_to_itself(lengths: list[int], windo
     assert torch.equal(seen, expected)
 
 
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=8), st.integers(1, 4), st.none() | st.integers(1, 50))
+def test_attention_and_its_gradients_are_those_of_each_document_alone(
+    lengths: list[int], times: int, window: int | None
+) -> None:
+    lengths = lengths[:1] * times if times > 1 else lengths  # also documents of one length
+    documents = Documents(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), max(lengths))
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, 4, sum(lengths), 8), *[(1, 2, sum(lengths), 8)] * 2)
+    together = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    alone = [tensor.detach().clone().requires_grad_() for tensor in together]
+    out, _ = attention.attend(torch.nn.Module(), *together, None, documents=documents, sliding_window=window)  # type: ignore
+    parts = []
+    for q, k, v in zip(*(tensor.split(lengths, 2) for tensor in alone), strict=True):
+        n = q.shape[2]
+        distance = torch.arange(n)[:, None] - torch.arange(n)
+        mask = (distance >= 0) & (distance < (window or n))
+        k, v = (tensor.repeat_interleave(2, 1) for tensor in (k, v))
+        parts.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, mask))
+    wanted = torch.cat(parts, 2).transpose(1, 2)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    out.square().sum().backward()
+    wanted.square().sum().backward()
+    for mine, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_work_grows_with_the_documents_and_not_with_the_sequence() -> None:
     documents = Documents(torch.arange(0, 4097, 128, dtype=torch.int32), 128)
-    calls = [tokens.stop - tokens.start for tokens, _ in documents.parts(None)]
-    assert sum(n * n for n in calls) == 32 * 128**2
+    assert sum(n * n for n in documents.lengths) == 32 * 128**2

@@ -17,6 +17,7 @@ from benchmarks.goodput import measure as goodput
 from benchmarks.memory import measure as memory
 from benchmarks.processes import Unable
 from benchmarks.rows import OPEN, Row, table, verdict
+from benchmarks.step import measure as step
 from benchmarks.stops import measure as stops
 from durable import write_atomic
 
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "nodelist": nodelist.measure,
     "agreement": agreement.measure,
     "memory": memory.measure,
+    "step": step.measure,
     "backlog": backlog.measure,
     "stops": stops.measure,
     "goodput": goodput.measure,

@@ -1,0 +1,168 @@
+"""Documents of many lengths: Outlast's packing beside what transformers makes of them, and the loss of a token."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.processes import Unable
+from benchmarks.rows import Row
+from benchmarks.step.figures import AGREE, token_rows
+from benchmarks.step.place import (
+    SEED,
+    Shape,
+    prepare_data,
+    recipe,
+    write_documents,
+    write_run,
+    write_settings,
+    write_tokenizer,
+    write_weights,
+)
+from benchmarks.step.race import Racer, Ran, race
+
+SCRIPT = Path(__file__).parent / "peers" / "packed_loop.py"
+MEDIAN, SIGMA, SHORTEST, LONGEST = 105, 0.6, 8, 512
+"""Tokens of a document, drawn lognormal: 124 on average."""
+ROWS, LENGTH = 2, LONGEST
+"""Of Outlast's step: as many tokens as the documents of a padded batch have on average."""
+BATCH = 8
+"""Documents of a padded batch."""
+SHAPE = Shape("5M", 256, 4, 4096, ROWS, LENGTH)
+OURS, PADDED, POSITIONS = "Outlast", "dynamic padding", "position_ids"
+GOALS = {PADDED: 1.9, POSITIONS: 1.25}
+FILL = 99.9
+WARM, STEPS = 3, 8
+"""Steps before the first round, and of a round."""
+
+
+def lengths(count: int) -> list[int]:
+    """Tokens of each document."""
+    drawn = np.random.default_rng(SEED).lognormal(np.log(MEDIAN), SIGMA, count)
+    return [int(length) for length in np.clip(np.rint(drawn), SHORTEST, LONGEST)]
+
+
+def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
+    print("  documents", flush=True)
+    rounds, folder = 4 if quick else 10, work / "documents"
+    ran = run(folder, WARM + rounds * (STEPS + 1) + 2, rounds, absent)
+    if ran[OURS].words:
+        raise Unable(ran[OURS].words)
+    limit = padding(ran[PADDED])
+    name = "useful tokens, 5M bf16"
+    yield from token_rows(name, ran[OURS], f"HF, {PADDED}", ran[PADDED], GOALS[PADDED], limit)
+    yield from token_rows(name, ran[OURS], f"HF, {POSITIONS}", ran[POSITIONS], GOALS[POSITIONS], None)
+    fill = filled(recipe(folder, LENGTH, ROWS, "fp32"))
+    yield Row("slots of packed sequences that hold a token", "%", fill, goal=f"at least {FILL:g}", met=fill >= FILL)
+    packed, leaking = losses_apart()
+    yield Row(
+        f"loss of a token, packed beside alone ({leaking:,.0f} ppm if documents saw each other)", "ppm", packed,
+        goal=f"at most {AGREE:g} ppm", met=packed <= AGREE, cause=f"measured: {packed:.3g} ppm",
+    )  # fmt: skip
+
+
+def run(folder: Path, steps: int, rounds: int, absent: dict[str, str]) -> dict[str, Ran]:
+    folder.mkdir(parents=True)
+    write_weights(SHAPE, folder / "weights")
+    write_tokenizer(SHAPE.vocabulary, folder / "tokenizer")
+    write_documents(lengths(steps * BATCH), SHAPE.vocabulary, folder / "train.jsonl")
+    tree = recipe(folder, LENGTH, ROWS, "master32")
+    config = write_run(folder / "outlast", tree)
+    argv = [sys.executable, "-m", "benchmarks.step.rank", str(config)]
+    racers = [Racer(OURS, argv, folder / "outlast.log")]
+    batches = {PADDED: at_random(tree), POSITIONS: as_packed(tree, steps)}
+    for name, collator in ((PADDED, "padded"), (POSITIONS, "position_ids")):
+        if "transformers" not in absent:
+            file = folder / f"{collator}.json"
+            file.write_text(json.dumps(batches[name]))
+            given = write_settings(folder / collator, folder, 1, True, batches=str(file), collator=collator)
+            words = [str(peers.BIN / "python"), str(SCRIPT), str(given)]
+            racers.append(Racer(name, words, folder / f"{collator}.log"))
+    missing = {name: Ran(words=absent.get("transformers", "")) for name in (PADDED, POSITIONS)}
+    return missing | race(racers, WARM, rounds, STEPS)
+
+
+def at_random(tree: dict[str, Any]) -> list[list[list[int]]]:
+    """Batches of whole documents."""
+    prepared = prepare_data(tree)
+    starts = [*map(int, prepared.starts), prepared.manifest.tokens]
+    documents = [prepared.tokens[start:stop].tolist() for start, stop in pairwise(starts)]
+    order = np.random.default_rng(SEED).permutation(len(documents)).tolist()
+    return [[documents[index] for index in order[first : first + BATCH]] for first in range(0, len(order), BATCH)]
+
+
+def as_packed(tree: dict[str, Any], steps: int) -> list[list[list[int]]]:
+    """Outlast's own steps: the parts of documents that lie in each."""
+    from trainer.data.batches import Batches
+    from trainer.plan import BatchLayout
+
+    batches = Batches(prepare_data(tree), BatchLayout(ROWS, 1, 1), 0, 0)
+    found = []
+    for step in range(steps):
+        micro = batches.get(step).micro_batches[0]
+        tokens, bounds = micro.input_ids.flatten().tolist(), micro.documents.bounds.tolist()
+        found.append([tokens[start:stop] for start, stop in pairwise(bounds)])
+    return found
+
+
+def padding(padded: Ran) -> float | None:
+    """Times that a padded batch has more slots than tokens."""
+    if padded.words:
+        return None
+    counted = [step.values for step in padded.counted]
+    return sum(one["slots"] for one in counted) / sum(one["tokens"] for one in counted)
+
+
+def filled(tree: dict[str, Any]) -> float:
+    """% of the slots of all sequences; what is left over at the end of the data fills none."""
+    manifest = prepare_data(tree).manifest
+    return 100 * (manifest.tokens - manifest.left_out - 1) / (manifest.sequences * manifest.seq_len)
+
+
+# --- the same loss ----------------------------------------------------------------------------------------------
+
+
+def losses_apart() -> tuple[float, float]:
+    """ppm between the loss of whole documents in one micro batch of Outlast's and that of each by itself in plain
+    transformers, fp32; and with the bounds of the documents left out. Weights are wide, so that it matters who is seen.
+    """
+    import torch
+
+    from trainer.config import Model
+    from trainer.data.batches import MicroBatch
+    from trainer.loss import LossModel
+    from trainer.weights import build
+
+    config = SHAPE.config | {"initializer_range": 0.1}
+    packed, alone = (build(Model(config=config, attention=kind), SEED) for kind in ("documents", "sdpa"))
+    whole = fitting(lengths(10 * ROWS), ROWS * LENGTH)
+    generator = torch.Generator().manual_seed(SEED)
+    documents = [torch.randint(1, SHAPE.vocabulary, (length,), generator=generator) for length in whole]
+    tokens = torch.cat(documents)[None]
+    labels = torch.cat([torch.cat([one[1:], torch.tensor([-100])]) for one in documents]).view_as(tokens)
+    places = torch.cat([torch.arange(length) for length in whole]).view_as(tokens)
+    loss = LossModel(packed)
+    with torch.no_grad():
+        plain = sum(
+            float(alone(input_ids=one[None], labels=one[None], use_cache=False).loss) * (len(one) - 1)
+            for one in documents
+        )
+        ours = float(loss(MicroBatch.of(tokens, labels, places)))
+        leaking = float(loss(MicroBatch.of(tokens, labels, torch.arange(tokens.numel()).view_as(tokens))))
+    return 1e6 * abs(ours - plain) / plain, 1e6 * abs(leaking - plain) / plain
+
+
+def fitting(drawn: Sequence[int], room: int) -> list[int]:
+    """Those that fit one after the other."""
+    found: list[int] = []
+    for length in drawn:
+        if sum(found) + length <= room:
+            found.append(length)
+    return found

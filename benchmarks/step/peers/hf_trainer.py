@@ -1,0 +1,52 @@
+"""transformers' Trainer: `python hf_trainer.py FOLDER`. What it logs goes to the log of its process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import common
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+GATE = common.Gate()
+
+
+class Steps(TrainerCallback):  # type: ignore[misc]
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        GATE.step()
+
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        GATE.values["loss"] = float(logs["loss"])
+
+
+def main(folder: Path) -> None:
+    options = common.settings(folder)
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        max_steps=options["steps"],
+        per_device_train_batch_size=options["rows"],
+        train_sampling_strategy="sequential",
+        learning_rate=options["lr"],
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        adam_beta1=options["betas"][0],
+        adam_beta2=options["betas"][1],
+        adam_epsilon=options["eps"],
+        weight_decay=options["decay"],
+        max_grad_norm=options["clip"],
+        bf16=options["bf16"],
+        logging_steps=options["logged_every"],
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    network = common.model(options)
+    GATE.watch(network)
+    Trainer(model=network, args=arguments, train_dataset=common.dataset(options), callbacks=[Steps()]).train()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

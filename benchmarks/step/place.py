@@ -1,0 +1,150 @@
+"""What every contender is given: the same weights in a Hugging Face folder, the same tokens in the same order, the same
+AdamW. Tokens are drawn so that there is something to learn: some are a thousand times as frequent as others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from settings import dump_yaml
+
+LR, DECAY, BETAS, EPS, CLIP = 1e-3, 0.1, (0.9, 0.95), 1e-8, 1.0
+SEED = 1
+STEPS = 100_000
+"""Of a run: none comes to its end."""
+END = "<end>"
+"""The token that ends a document; its number is 0, and every other token is its own number in words."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama, and what goes through it in a step of one rank."""
+
+    name: str
+    hidden: int
+    layers: int
+    vocabulary: int
+    rows: int
+    length: int
+    """Tokens of a row."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "intermediate_size": 8 * self.hidden // 3,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": max(2, self.hidden // 64),
+            "vocab_size": self.vocabulary,
+            "max_position_embeddings": self.length,
+            "tie_word_embeddings": False,
+        }
+
+
+def write_weights(shape: Shape, folder: Path) -> Path:
+    from trainer.config import Model
+    from trainer.weights import build
+
+    model: Any = build(Model(config=shape.config), SEED)
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_tokenizer(vocabulary: int, folder: Path) -> Path:
+    """A word is a number: a text becomes just the tokens that it was drawn as."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {END: 0} | {str(number): number for number in range(1, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=END))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
+    return folder
+
+
+def write_documents(lengths: Sequence[int], vocabulary: int, file: Path) -> Path:
+    """Documents of these lengths (tokens, with the one that ends them)."""
+    chance = np.random.default_rng(SEED)
+    weights = 1 / np.arange(1, vocabulary)
+    tokens = chance.choice(np.arange(1, vocabulary), size=sum(lengths) - len(lengths), p=weights / weights.sum())
+    documents = np.split(tokens, np.cumsum(np.array(lengths) - 1)[:-1])
+    file.write_text("".join(json.dumps({"text": " ".join(map(str, one))}) + "\n" for one in documents))
+    return file
+
+
+def recipe(data: Path, length: int, rows: int, precision: str, **more: Any) -> dict[str, Any]:
+    """Outlast's, over a folder of `inputs`. `rows`: sequences of one step of one rank, times the ranks' number."""
+    return {
+        "name": "outlast",
+        "model": {"path": str(data / "weights"), "tokenizer": str(data / "tokenizer")},
+        "data": {"train": [str(data / "train.jsonl")], "seq_len": length, "cache": str(data / "prepared")},
+        "train": {"steps": STEPS, "global_batch_size": rows, "precision": precision},
+        "optim": {
+            "lr": LR,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "weight_decay": DECAY,
+            "betas": list(BETAS),
+            "eps": EPS,
+            "clip": CLIP,
+        },
+        "checkpoint": {"every": STEPS},
+        "watchdog": {"step_seconds": 1e6},  # behind the gate a step may wait for long
+        "tensorboard": False,
+        "export": False,
+    } | more
+
+
+def write_run(folder: Path, tree: dict[str, Any]) -> Path:
+    """The run folder of one of Outlast's; its config."""
+    folder.mkdir(parents=True)
+    config = folder / "config.yaml"
+    config.write_text(dump_yaml(tree))
+    return config
+
+
+def write_settings(folder: Path, data: Path, rows: int, bf16: bool, **more: Any) -> Path:
+    """The folder of a peer: what its script reads."""
+    folder.mkdir(parents=True)
+    same = {"lr": LR, "decay": DECAY, "betas": BETAS, "eps": EPS, "clip": CLIP, "steps": STEPS, "logged_every": 1}
+    given = {"weights": str(data / "weights"), "tokens": str(data / "tokens.npy"), "rows": rows, "bf16": bf16}
+    (folder / "settings.json").write_text(json.dumps(same | given | more))
+    return folder
+
+
+def inputs(shape: Shape, sequences: int, folder: Path) -> Path:
+    """Weights, tokenizer, documents as long as a row, and their tokens in the order in which Outlast reads them."""
+    folder.mkdir(parents=True)
+    write_weights(shape, folder / "weights")
+    write_tokenizer(shape.vocabulary, folder / "tokenizer")
+    # The last sequence needs a token after it: one document more.
+    write_documents([shape.length] * (sequences + 1), shape.vocabulary, folder / "train.jsonl")
+    np.save(folder / "tokens.npy", in_order(recipe(folder, shape.length, 1, "fp32"), sequences))
+    return folder
+
+
+def in_order(tree: dict[str, Any], sequences: int) -> npt.NDArray[Any]:
+    """The first sequences (sequences, T) of a run, whatever its batch is."""
+    from trainer.data.order import batch_indices
+
+    prepared = prepare_data(tree)
+    indices = batch_indices(0, sequences, prepared.sequences, 0)
+    return np.stack([prepared.read("tokens", index * prepared.seq_len, prepared.seq_len) for index in indices])
+
+
+def prepare_data(tree: dict[str, Any]) -> Any:
+    from trainer.config import resolve
+    from trainer.data.prepare import prepare
+
+    config = resolve(tree, "step")
+    quiet: Any = lambda *_: None  # noqa: E731
+    return prepare(config.data, config.model.tokenizer_folder, Path(config.data.cache or ""), "train", quiet)

@@ -1,0 +1,49 @@
+"""One rank of Outlast behind the gate: `python -m benchmarks.step.rank RUN_DIR/config.yaml`, else as the launcher's
+`python -m trainer`. Nothing of the trainer is another: the gate stands before each step, and looks on.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from time import perf_counter
+from typing import Any
+
+from benchmarks.step.peers.common import Gate
+
+
+def main(config: str) -> None:
+    from trainer import signals
+
+    signals.install()  # its first act, before torch is imported here
+    stand(Gate())
+    sys.argv = ["trainer", config]
+    runpy.run_module("trainer", run_name="__main__", alter_sys=True)
+
+
+def stand(gate: Gate) -> None:
+    """The gate before each step of the real loop; told are the loss, the batch's tokens and the seconds of the log."""
+    from trainer.run import Training
+    from trainer.step_log import StepLog
+
+    set_up, step, settle = Training.set_up, Training.step, StepLog.settle
+
+    def watched(training: Training) -> None:
+        set_up(training)
+        gate.watch(training.engine.module)
+
+    def gated(training: Training, batch: Any, agreement: Any) -> None:
+        gate.step()
+        gate.values["tokens"] = sum(micro.input_ids.numel() for micro in batch.micro_batches)
+        step(training, batch, agreement)
+
+    def timed(log: StepLog, done: Any, loss: float) -> None:
+        began = perf_counter()
+        settle(log, done, loss)
+        gate.values |= {"log": perf_counter() - began, "loss": loss}
+
+    Training.set_up, Training.step, StepLog.settle = watched, gated, timed  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

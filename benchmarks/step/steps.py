@@ -1,0 +1,160 @@
+"""One process a contender: the optimizer step of four Llamas by Outlast's whole loop, its peers', and a bare one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from benchmarks import peers
+from benchmarks.processes import Unable, last_line
+from benchmarks.rows import Row
+from benchmarks.step.figures import apart, loss_row, losses, milliseconds, time_rows, wall
+from benchmarks.step.place import Shape, inputs, recipe, write_run, write_settings
+from benchmarks.step.race import Racer, Ran, race
+
+SCRIPTS = Path(__file__).parent / "peers"
+OURS, BOARD, BARE, TRAINER, SELDOM = (
+    "Outlast",
+    "Outlast with TensorBoard",
+    "bare loop",
+    "HF Trainer",
+    "HF, a log of 500",
+)
+PEERS: dict[str, tuple[str, str]] = {
+    TRAINER: ("hf_trainer.py", "transformers"),
+    BARE: ("bare_loop.py", "torch"),
+    "Lightning": ("lightning_fit.py", "lightning"),
+    "accelerate loop": ("accelerate_loop.py", "accelerate"),
+}
+"""Their scripts, and the packages that these need."""
+
+COMPARED = 20
+"""Steps whose losses are compared."""
+LOGGED = 0.3
+"""ms that the log, the events and TensorBoard may take of a step."""
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A race of one shape in one precision."""
+
+    shape: Shape
+    precision: str
+    warm: int
+    """Steps before the first round."""
+    rounds: int
+    steps: int
+    """Of a round."""
+    goals: tuple[float, float]
+    """Times ahead of HF Trainer, and of the bare loop."""
+    small: bool = False
+    """What is around the model shows here alone."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.shape.name} {'fp32' if self.precision == 'fp32' else 'bf16'}"
+
+
+def heats(quick: bool) -> list[Heat]:
+    tiny, five = Shape("0.13M", 64, 2, 300, 2, 32), Shape("5M", 256, 4, 4096, 8, 256)
+    found = [
+        Heat(tiny, "master32", 5, 5 if quick else 20, 30, (1.30, 0.90), small=True),
+        Heat(five, "master32", 5, 3 if quick else 6, 5, (1.15, 0.97)),
+        Heat(five, "fp32", 5, 3 if quick else 6, 5, (1.15, 0.97)),
+        Heat(Shape("33M", 512, 8, 8192, 4, 512), "master32", *((2, 2, 3) if quick else (5, 5, 6)), (1.03, 0.97)),
+        Heat(Shape("110M", 768, 12, 16_384, 1, 512), "master32", 2, 4, 3, (1.00, 0.97)),
+    ]
+    return found[:-1] if quick else found
+
+
+def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
+    for heat in heats(quick):
+        print(f"  {heat.name}", flush=True)
+        folder = work / heat.name.replace(" ", "-")
+        ran = run(heat, folder, absent)
+        if ran[OURS].words:
+            raise Unable(ran[OURS].words)
+        yield from rows(heat, ran)
+        if heat.small:
+            yield reads_row(heat, folder)
+
+
+def run(heat: Heat, folder: Path, absent: dict[str, str]) -> dict[str, Ran]:
+    shape, count = heat.shape, heat.warm + heat.rounds * (heat.steps + 1) + 2
+    data = inputs(shape, count * shape.rows, folder / "data")
+    tree = recipe(data, shape.length, shape.rows, heat.precision)
+    racers = [_ours(OURS, folder / "outlast", tree)]
+    if heat.small:
+        racers.append(_ours(BOARD, folder / "board", tree | {"tensorboard": True}))
+    for name, (script, package) in PEERS.items():
+        if package not in absent:
+            racers.append(_theirs(name, script, folder / script, data, heat))
+    if heat.small and "transformers" not in absent:
+        racers.append(_theirs(SELDOM, PEERS[TRAINER][0], folder / "seldom", data, heat, logged_every=500))
+    ran = race(racers, heat.warm, heat.rounds, heat.steps)
+    missing = {name: Ran(words=absent[package]) for name, (_, package) in PEERS.items() if package in absent}
+    return ran | missing
+
+
+def _ours(name: str, folder: Path, tree: dict[str, object]) -> Racer:
+    argv = [sys.executable, "-m", "benchmarks.step.rank", str(write_run(folder, tree))]
+    return Racer(name, argv, folder / "log")
+
+
+def _theirs(name: str, script: str, folder: Path, data: Path, heat: Heat, **more: object) -> Racer:
+    write_settings(folder, data, heat.shape.rows, heat.precision != "fp32", **more)
+    return Racer(name, [str(peers.BIN / "python"), str(SCRIPTS / script), str(folder)], folder / "log")
+
+
+def rows(heat: Heat, ran: dict[str, Ran]) -> Iterator[Row]:
+    goals = dict(zip((TRAINER, BARE), heat.goals, strict=True))
+    for peer in PEERS:
+        yield from time_rows(heat.name, ran[OURS], peer, ran[peer], goals.get(peer))
+    if heat.small:
+        yield from small_rows(heat, ran)
+    if heat.precision == "fp32" and not ran[BARE].words:
+        yield from agreement(heat, ran)
+
+
+def small_rows(heat: Heat, ran: dict[str, Ran]) -> Iterator[Row]:
+    if SELDOM in ran:
+        yield time_rows(heat.name, ran[OURS], SELDOM, ran[SELDOM], None)[0]
+    ours, bare = milliseconds(ran[OURS], wall), milliseconds(ran[BARE], wall)
+    if ours is not None and bare is not None:
+        yield Row(f"{heat.name}: the host's share beyond a bare loop's", "ms", ours - bare)
+    if not ran[BOARD].words:
+        told = [step.values["log"] for step in ran[BOARD].counted if "log" in step.values]
+        milli = 1000 * median(told)
+        cause = f"measured: {1000 * min(told):.2f} to {1000 * max(told):.2f} ms"
+        name = f"{heat.name}: log, events and TensorBoard of a step"
+        yield Row(name, "ms", milli, goal=f"at most {LOGGED:g} ms", met=milli <= LOGGED, cause=cause)
+
+
+def agreement(heat: Heat, ran: dict[str, Ran]) -> Iterator[Row]:
+    """Outlast's losses, and those of a peer that are others."""
+    plain = losses(ran[BARE], COMPARED)
+    for name in (OURS, *PEERS):
+        if name != BARE and not ran[name].words:
+            found = apart(losses(ran[name], COMPARED), plain)
+            row = loss_row(heat.name, found, f"the {BARE}'s")
+            if name == OURS:
+                yield row
+            elif not row.met:
+                yield replace(row, outlast=None, peer_name=name, peer=row.outlast)
+
+
+def reads_row(heat: Heat, folder: Path) -> Row:
+    """In a run of its own, which the counting slows."""
+    tree = recipe(folder / "data", heat.shape.length, heat.shape.rows, heat.precision)
+    config = write_run(folder / "reads", tree)
+    done = subprocess.run([sys.executable, "-m", "benchmarks.step.reads", str(config)], capture_output=True, text=True)
+    if done.returncode:
+        raise Unable(f"counting what the host reads: {last_line(done.stderr)}")
+    found: dict[str, float] = json.loads(last_line(done.stdout))
+    told = ", ".join(f"{place} {number:g}" for place, number in found.items())
+    return Row(f"tensors that the host reads in a step ({told})", "", sum(found.values()))

@@ -50,9 +50,12 @@ class Shape:
 
 
 def write_weights(shape: Shape, folder: Path) -> Path:
+    from transformers.utils.logging import disable_progress_bar
+
     from trainer.config import Model
     from trainer.weights import build
 
+    disable_progress_bar()
     model: Any = build(Model(config=shape.config), SEED)
     model.save_pretrained(folder)
     return folder

@@ -84,6 +84,7 @@ class Racer:
     def _start(self, rank: int, port: int) -> tuple[subprocess.Popen[str], TextIO]:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SLURM_"))}
         env |= {"OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env |= {"CUDA_VISIBLE_DEVICES": ""}  # a race on the CPU, wherever it is
         if self.world > 1:
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world)}
             env |= {"LOCAL_WORLD_SIZE": str(self.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -22,11 +22,13 @@ def main(config: str) -> None:
 
 
 def stand(gate: Gate) -> None:
-    """The gate before each step of the real loop; told are the loss, the batch's tokens and the seconds of the log."""
+    """The gate before each step of the real loop; told are a batch's tokens, the loss that has arrived meanwhile, and
+    the seconds in which it was told."""
+    from trainer.board import Board
     from trainer.run import Training
     from trainer.step_log import StepLog
 
-    set_up, step, settle = Training.set_up, Training.step, StepLog.settle
+    set_up, step, heard, add = Training.set_up, Training.step, StepLog.heard, Board.add
 
     def watched(training: Training) -> None:
         set_up(training)
@@ -37,12 +39,19 @@ def stand(gate: Gate) -> None:
         gate.values["tokens"] = sum(micro.input_ids.numel() for micro in batch.micro_batches)
         step(training, batch, agreement)
 
-    def timed(log: StepLog, done: Any, loss: float) -> None:
+    def timed(log: StepLog, loss: float) -> int | None:
         began = perf_counter()
-        settle(log, done, loss)
-        gate.values |= {"log": perf_counter() - began, "loss": loss}
+        told = heard(log, loss)
+        if told is not None:
+            gate.values["log"] = perf_counter() - began
+        return told
 
-    Training.set_up, Training.step, StepLog.settle = watched, gated, timed  # type: ignore[method-assign]
+    def noted(board: Board, step: int, **values: float) -> None:
+        gate.values["loss"] = values["loss"]
+        add(board, step, **values)
+
+    Training.set_up, Training.step = watched, gated  # type: ignore[method-assign]
+    StepLog.heard, Board.add = timed, noted  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

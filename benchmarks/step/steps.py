@@ -15,7 +15,7 @@ from benchmarks.processes import Unable, last_line
 from benchmarks.rows import Row
 from benchmarks.step.figures import apart, loss_row, losses, milliseconds, time_rows, wall
 from benchmarks.step.place import Shape, inputs, recipe, write_run, write_settings
-from benchmarks.step.race import Racer, Ran, race
+from benchmarks.step.race import THREADS, Racer, Ran, race
 
 SCRIPTS = Path(__file__).parent / "peers"
 OURS, BOARD, BARE, TRAINER, SELDOM = (
@@ -53,7 +53,11 @@ class Heat:
     goals: tuple[float, float]
     """Times ahead of HF Trainer, and of the bare loop."""
     small: bool = False
-    """What is around the model shows here alone."""
+    """What is around the model shows here alone, and no second thread pays."""
+
+    @property
+    def threads(self) -> int:
+        return 1 if self.small else THREADS
 
     @property
     def name(self) -> str:
@@ -88,9 +92,9 @@ def run(heat: Heat, folder: Path, absent: dict[str, str]) -> dict[str, Ran]:
     shape, count = heat.shape, heat.warm + heat.rounds * (heat.steps + 1) + 2
     data = inputs(shape, count * shape.rows, folder / "data")
     tree = recipe(data, shape.length, shape.rows, heat.precision)
-    racers = [_ours(OURS, folder / "outlast", tree)]
+    racers = [_ours(OURS, folder / "outlast", tree, heat)]
     if heat.small:
-        racers.append(_ours(BOARD, folder / "board", tree | {"tensorboard": True}))
+        racers.append(_ours(BOARD, folder / "board", tree | {"tensorboard": True}, heat))
     for name, (script, package) in PEERS.items():
         if package not in absent:
             racers.append(_theirs(name, script, folder / script, data, heat))
@@ -101,14 +105,16 @@ def run(heat: Heat, folder: Path, absent: dict[str, str]) -> dict[str, Ran]:
     return ran | missing
 
 
-def _ours(name: str, folder: Path, tree: dict[str, object]) -> Racer:
+def _ours(name: str, folder: Path, tree: dict[str, object], heat: Heat) -> Racer:
     argv = [sys.executable, "-m", "benchmarks.step.rank", str(write_run(folder, tree))]
-    return Racer(name, argv, folder / "log")
+    return Racer(name, argv, folder / "log", threads=heat.threads)
 
 
 def _theirs(name: str, script: str, folder: Path, data: Path, heat: Heat, **more: object) -> Racer:
     write_settings(folder, data, heat.shape.rows, heat.precision != "fp32", **more)
-    return Racer(name, [str(peers.BIN / "python"), str(SCRIPTS / script), str(folder)], folder / "log")
+    return Racer(
+        name, [str(peers.BIN / "python"), str(SCRIPTS / script), str(folder)], folder / "log", threads=heat.threads
+    )
 
 
 def rows(heat: Heat, ran: dict[str, Ran]) -> Iterator[Row]:
@@ -157,4 +163,4 @@ def reads_row(heat: Heat, folder: Path) -> Row:
         raise Unable(f"counting what the host reads: {last_line(done.stderr)}")
     found: dict[str, float] = json.loads(last_line(done.stdout))
     told = ", ".join(f"{place} {number:g}" for place, number in found.items())
-    return Row(f"tensors that the host reads in a step ({told})", "", sum(found.values()))
+    return Row(f"values that the host asks of tensors in a step{told and f' ({told})'}", "", sum(found.values()))

@@ -2,10 +2,10 @@
 
 Every contender is a process (or one a rank) with two torch threads (one at 0.13M, where two are no faster, and where
 there are several ranks), all alive, of which one runs at a time: a gate before each step lets it go on for a few, round
-by round in random order. Figures are
-20th percentiles of steps from gate to gate, of the wall clock and of CPU seconds. Everyone reads and tells its loss
-once a step: Outlast by its log and events.jsonl as in any run, HF Trainer with logging_steps=1. The bare loop is what
-an expert writes in plain PyTorch. A round of documents is one figure: useful tokens over its seconds.
+by round in random order. Figures are 20th percentiles of steps from gate to gate, of the wall clock and of CPU seconds.
+Everyone reads and tells its loss once a step: Outlast by its log and events.jsonl as in any run, HF Trainer with
+logging_steps=1. The bare loop is what an expert writes in plain PyTorch. A round of documents is one figure: useful
+tokens over its seconds.
 """
 
 from __future__ import annotations

@@ -92,6 +92,17 @@ def test_peers_run_without_outlast() -> None:
             assert not {name.split(".")[0] for name in names} & ours, path.name
 
 
+def test_adamw_begins_after_the_passes_and_with_its_first_group(contender: Racer) -> None:
+    script = Path(contender.argv[1])
+    marks = ["_adamw_begins()", 'mark("passed")', "_adamw_begins()", 'mark("between")', "_adamw_begins()"]
+    lines = "\n".join(f"    gate.{mark}" for mark in marks)
+    script.write_text(CONTENDER.replace('    gate.mark("forward")', lines))
+    with contender:
+        contender.ready()
+        [step] = contender.run(1)
+    assert step.marks["passed"] < step.marks["adamw"] < step.marks["between"]
+
+
 # --- what is drawn ----------------------------------------------------------------------------------------------
 
 
@@ -148,6 +159,9 @@ def test_a_goal_that_is_missed_stands_with_where_the_time_went() -> None:
     assert time.met is False and "around 2.00 and 3.00; with nothing around" in time.cause and "1.30x" in time.cause
     assert (spent.outlast, spent.ratio, spent.goal, spent.met) == (20, 1, "", None)
     assert figures.time_rows("5M", ran(2), "HF Trainer", ran(4), 1.15)[0].met is True
+    beside = figures.time_rows("5M", ran(2), "HF Trainer", ran(3), 1.15, ran(0))[0]
+    assert (beside.limit_name, beside.limit) == ("bare loop", pytest.approx(10))
+    assert beside.cause.endswith("ours would be 1.30x, and the bare loop is 1.30x")
 
 
 def test_a_peer_that_does_not_run_is_a_row_with_its_words() -> None:

@@ -12,16 +12,18 @@ AGREE = 10.0
 """ppm: losses that are further apart are not those of equal math."""
 
 
-def time_rows(name: str, ours: Ran, peer: str, theirs: Ran, times: float | None) -> list[Row]:
-    """A step's wall clock, with the goal where there is one, and its CPU seconds, which a neighbour changes less."""
+def time_rows(name: str, ours: Ran, peer: str, theirs: Ran, times: float | None, bare: Ran | None = None) -> list[Row]:
+    """A step's wall clock, with the goal where there is one, and its CPU seconds, which a neighbour changes less.
+    `bare`: a loop that does nothing but the step, where the peer is another."""
+    limit = milliseconds(bare, wall) if bare else None
     row = Row(f"{name}: step", "ms", milliseconds(ours, wall), peer, milliseconds(theirs, wall))
-    met = row.at_least(1.0 if times is None else times)
+    row = replace(row.at_least(times or 1.0), limit=limit, limit_name="bare loop" if limit else "")
     if times is None:
-        met = replace(met, goal="to run" if theirs.words else "", met=None, cause=theirs.words)
+        row = replace(row, goal="to run" if theirs.words else "", met=None, cause=theirs.words)
     else:
-        met = replace(met, cause=ours.words or theirs.words or where(ours, theirs))
+        row = replace(row, cause=ours.words or theirs.words or where(ours, theirs, bare))
     spent = Row(f"{name}: step, CPU", "ms", milliseconds(ours, cpu), peer, milliseconds(theirs, cpu))
-    return [met, replace(spent.at_least(1.0), goal="", met=None)]
+    return [row, replace(spent.at_least(1.0), goal="", met=None)]
 
 
 def wall(step: Step) -> float:
@@ -37,15 +39,16 @@ def milliseconds(ran: Ran, of: Callable[[Step], float]) -> float | None:
     return None if ran.words else 1000 * p20(map(of, ran.counted))
 
 
-def where(ours: Ran, theirs: Ran) -> str:
+def where(ours: Ran, theirs: Ran, bare: Ran | None) -> str:
     """The parts of both steps, and what would be left to win beside the model's own work."""
     mine, other = (parts(ran) for ran in (ours, theirs))
     told = ", ".join(f"{part} {mine[part]:.2f} and {other[part]:.2f}" for part in mine)
-    bare = sum(mine.values()) - mine["around"]
-    return (
-        f"measured, ms of ours and of the peer's: {told}; with nothing around the model and AdamW ours would be "
-        f"{sum(other.values()) / bare:.2f}x"
-    )
+    whole, around = sum(mine.values()), mine["around"]
+    text = f"measured, ms of ours and of the peer's: {told}; with nothing around the model and AdamW ours would be "
+    text += f"{sum(other.values()) / (whole - around):.2f}x"
+    if bare and not bare.words:
+        text += f", and the bare loop is {p20(map(wall, theirs.counted)) / p20(map(wall, bare.counted)):.2f}x"
+    return text
 
 
 def parts(ran: Ran) -> dict[str, float]:

@@ -53,6 +53,11 @@ class Gate:
         """A moment of the step that runs; the last one of this name counts."""
         self._marks[name] = perf_counter()
 
+    def _adamw_begins(self, *_: Any) -> None:
+        """For the first of its groups, where these step one by one. Some loops run the passes inside of it."""
+        if "passed" in self._marks:
+            self._marks.setdefault("adamw", perf_counter())
+
     def watch(self, model: Any) -> None:
         """Mark where its forward pass begins, before it gathers anything, where its layers end, and AdamW."""
         from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -60,7 +65,7 @@ class Gate:
         layers = next(module for module in model.modules() if type(module).__name__ == "LlamaModel")
         model.register_forward_pre_hook(lambda *_: self.mark("forward"), prepend=True)
         layers.register_forward_hook(lambda *_: self.mark("passed"))
-        register_optimizer_step_pre_hook(lambda *_: self.mark("adamw"))
+        register_optimizer_step_pre_hook(self._adamw_begins)
         register_optimizer_step_post_hook(lambda *_: self.mark("stepped"))
 
 

@@ -41,6 +41,11 @@ project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 print(*project["dependencies"], *(need for extra in ("test", "dev") for need in project["optional-dependencies"][extra]), sep="\n")
 EOF
 pip -r "$venv/requirements.txt"
+if ! [ -e /usr/include/libaio.h ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -qq
+    # For DeepSpeed's async_io, which is built when it is first used: offload to NVMe.
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libaio-dev >/dev/null
+fi
 # Built here from its source, without its CUDA operators. Only its own engine needs it.
 pip setuptools wheel ninja packaging
 DS_BUILD_OPS=0 DS_ACCELERATOR=cpu pip --no-build-isolation deepspeed || leave_out "deepspeed (its build failed); other engines work"

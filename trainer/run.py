@@ -88,6 +88,8 @@ def run(config_path: Path) -> int:
             stands = (getattr(training, name, None) for name in ("layout", "engine"))
             note_out_of_memory(error, runtime, attempt.watchdog.phase, settings, *stands)
             raise
+        finally:
+            training.close()
         # The ranks leave together, and with one code: the commit is behind them.
         attempt.watchdog.enter("leave")
         code = runtime.max(code)
@@ -365,6 +367,10 @@ class Training:
         self.save_if_new()
         self.clean_up()
         return exits.DONE
+
+    def close(self) -> None:
+        if (engine := getattr(self, "engine", None)) is not None:
+            engine.close()
 
     def finish(self) -> int:
         """By rank 0: the last step is saved; export it, and only then say DONE. A stop that comes now waits for it."""

@@ -13,6 +13,7 @@ from typing import Any
 from settings import ConfigError, nearest
 from trainer.config import Deepspeed, TrainConfig
 from trainer.plan import BatchLayout
+from trainer.scratch import OFFLOADS
 
 AUTO = "auto"
 MICRO, ACCUMULATION, TOTAL = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
@@ -161,10 +162,24 @@ def _check_possible(theirs: Mapping[str, Any], zero: Mapping[str, Any], bf16: bo
         raise ConfigError(
             "engine.config: scheduler: the learning rate is the recipe's (optim.schedule, optim.warmup): leave it out"
         )
-    for what in ("offload_optimizer", "offload_param"):
-        device = (zero.get(what) or {}).get("device", "none")
-        if device not in ("none", "cpu"):
-            raise ConfigError(f"engine.config: zero_optimization.{what}.device={device}: take cpu, or none")
+    for what in OFFLOADS:
+        _check_offload(f"engine.config: zero_optimization.{what}", stage, zero.get(what) or {})
+
+
+def _check_offload(name: str, stage: int, part: Mapping[str, Any]) -> None:
+    device, path = part.get("device", "none"), part.get("nvme_path")
+    if device not in ("none", "cpu", "nvme"):
+        raise ConfigError(f"{name}.device={device}: take nvme, cpu, or none")
+    if device != "nvme":
+        return
+    if stage != 3:
+        raise ConfigError(f"{name}.device=nvme: ZeRO 3 alone swaps to a disk: take stage 3, or cpu")
+    if not isinstance(path, str) or not path.startswith("/"):
+        said = "is not given" if path is None else f"is {json.dumps(path)}"
+        raise ConfigError(f"{name}.nvme_path {said}: name a folder of the nodes' own disks, from / on")
+    count = part.get("buffer_count")
+    if name.endswith("offload_optimizer") and isinstance(count, int) and count < 4:
+        raise ConfigError(f"{name}.buffer_count={count}: weights, gradient and both moments are moved at once: take 4")
 
 
 def _check_keys(path: str, theirs: Mapping[str, Any], known: set[str]) -> None:

@@ -127,9 +127,9 @@ class Run:
         """Wait until this attempt has done a step."""
         wait_until(lambda: any(e["step"] >= step for e in self.events("step")), f"step {step}\n{self.log()}")
 
-    def stop_after(self, world: int, steps: int, **variables: str) -> str:
+    def stop_after(self, world: int, steps: int, argv: list[str] | None = None, **variables: str) -> str:
         """An attempt that is stopped after so many more steps. Returns the name of the checkpoint that it left."""
-        self.start(world, **variables)
+        self.start(world, argv, **variables)
         self.reaches(max((e["step"] for e in self.events("step")), default=0) + steps)
         self.signal(signal.SIGUSR1, rank=world - 1)
         assert self.wait() == [75] * world, self.log()

@@ -3,15 +3,20 @@ checkpoints that all of them read."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
-from tests.trainer.ranks import Run, write_run
+from settings import merge
+from tests.trainer.ranks import ROOT, Run, write_run
 from trainer import config
 from trainer.data.batches import Batches, MicroBatch
 from trainer.data.prepared import Prepared
@@ -81,6 +86,74 @@ def test_cut_it_is_bit_identical_and_has_the_losses_of_plain_pytorch(
     assert whole.go(case.world, **case.variables) == [0] * case.world, whole.log()
     cut.stop_after(case.world, 3, **case.variables)
     assert cut.go(case.world, **case.variables) == [0] * case.world, cut.log()
+    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
+    assert cut.done()["sha256"] == whole.done()["sha256"]
+    assert [loss for _, loss in whole.history("loss")] == pytest.approx(plain, rel=1e-5)
+
+
+ON_DISK: list[Any] = [
+    ({}, 1),
+    ({"offload_optimizer": {"buffer_count": 12, "pipeline_read": True, "pipeline_write": True}}, 2),
+    ({"offload_param": {"max_in_cpu": 0, "buffer_size": 20_000, "buffer_count": 40}}, 2),
+]
+
+
+def swapping(disk: Path, more: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Sub-groups of several sizes, one of them too small to be swapped."""
+    nvme = {what: {"device": "nvme", "nvme_path": str(disk), **part} for what, part in more.items()}
+    engine = zero(3, sub_group_size=4000, stage3_param_persistence_threshold=0, **nvme)
+    return merge(engine, {"config": {"aio": {"block_size": 1024}}})
+
+
+@pytest.fixture(scope="module")
+def async_io() -> None:
+    """Its build takes minutes: at night alone."""
+    code = "from trainer.engines.swapped import load_async_io; load_async_io()"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "DS_ACCELERATOR": "cpu"}, cwd=ROOT)
+
+
+def swaps(run: Run) -> list[str]:
+    return ["tests.trainer.with_small_swaps", str(run.path / "config.yaml")]
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("async_io")
+def test_what_lies_on_a_disk_comes_from_another_engine_and_goes_to_one(
+    new_run: NewRun, plain: list[float], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    run = new_run("run", **SHAPE, engine=FSDP)
+    run.stop_after(2, 2)
+    run.change_engine(swapping(disk, {"offload_optimizer": {}}))
+    run.stop_after(2, 2, argv=swaps(run))
+    assert not any(disk.iterdir())
+    run.change_engine(FSDP)
+    assert run.go(2) == [0, 0], run.log()
+    assert [loss for _, loss in run.history("loss")] == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("async_io")
+@pytest.mark.parametrize(("more", "world"), ON_DISK)
+def test_cut_it_is_bit_identical_with_its_state_on_a_disk(
+    new_run: NewRun, plain: list[float], tmp_path: Path, more: dict[str, Any], world: int
+) -> None:
+    disk = tmp_path / "disk"
+    shape = {**SHAPE, "engine": swapping(disk, {"offload_optimizer": {}, **more})}
+    whole, cut = new_run("whole", **shape), new_run("cut", **shape)
+    assert whole.go(world, swaps(whole)) == [0] * world, whole.log()
+    cut.start(world, swaps(cut))
+    cut.reaches(2)
+    cut.kill()
+    assert len(list(disk.glob("outlast-cut-*-attempt-0001-rank-*"))) == world
+    checkpoint = cut.path / "checkpoints" / cut.stop_after(world, 3, argv=swaps(cut))
+    assert not any(disk.iterdir())
+    check = ["tests.trainer.check_loaded", str(cut.path / "config.yaml"), str(checkpoint)]
+    for engine, small in ((FSDP, []), (shape["engine"], ["tests.trainer.with_small_swaps"])):
+        cut.change_engine(engine)
+        assert cut.go(world, argv=[*small, *check]) == [0] * world, cut.log()
+    assert cut.go(world, swaps(cut)) == [0] * world, cut.log()
+    assert not any(disk.iterdir())
     assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
     assert cut.done()["sha256"] == whole.done()["sha256"]
     assert [loss for _, loss in whole.history("loss")] == pytest.approx(plain, rel=1e-5)

@@ -20,6 +20,7 @@ RECIPE: dict[str, Any] = {
     "optim": {"lr": 1e-5},
     "engine": {"kind": "deepspeed", "config": {"zero_optimization": {"stage": 3}}},
 }
+NVME = {"device": "nvme", "nvme_path": "/local", "pin_memory": True}
 
 
 def settings(theirs: dict[str, Any], **changes: Any) -> config.TrainConfig:
@@ -57,6 +58,18 @@ def test_auto_is_the_recipes_value_and_sizes_by_the_hidden_size() -> None:
     }
 
 
+def test_what_it_says_of_disks_is_passed_through() -> None:
+    zero_3 = {
+        "stage": 3,
+        "sub_group_size": 1e8,
+        "offload_optimizer": NVME,
+        "offload_param": {**NVME, "buffer_size": 1e8},
+    }
+    theirs = {"zero_optimization": zero_3, "aio": {"block_size": 262144, "use_gds": False}}
+    found = complete(theirs)
+    assert found["zero_optimization"] == zero_3 and found["aio"] == theirs["aio"]
+
+
 def test_the_batch_that_it_fixes_is_the_runs() -> None:
     theirs = {zero.MICRO: 2, zero.ACCUMULATION: 8, "zero_optimization": {"stage": 2}}
     recipe = {
@@ -85,7 +98,11 @@ def test_the_batch_that_it_fixes_is_the_runs() -> None:
         ({"fp16": {"enabled": True}}, {}, "fp16.enabled=true"),
         ({"zero_optimization": {"stage": 4}}, {}, "there are 0, 1, 2 and 3"),
         ({"zero_optimization": {"stage": 0}}, {}, "keeps no fp32 weights in bf16: take stage 1"),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {}, "offload_param.device=nvme: take cpu, or none"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {}, "offload_param.nvme_path is not given: name a folder of the nodes' own disks"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "local"}}}, {}, "offload_param.nvme_path is \"local\": name a folder"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": NVME}}, {}, "offload_optimizer.device=nvme: ZeRO 3 alone swaps to a disk"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}}, {}, "offload_optimizer.device=disk: take nvme, cpu, or none"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {**NVME, "buffer_count": 3}}}, {}, "offload_optimizer.buffer_count=3: weights, gradient and both moments are moved at once: take 4"),
         ({"zero_optimisation": {"stage": 3}}, {}, "zero_optimisation: did you mean zero_optimization?"),
         ({"zero_optimization": {"stage": 3, "overlap_com": True}}, {}, "zero_optimization.overlap_com: did you mean overlap_comm?"),
         ({"zero_optimization": {"stage": 3, "sub_group_size": "auto"}}, {}, "zero_optimization.sub_group_size=auto has no meaning here"),

@@ -18,8 +18,7 @@ from trainer.checkpoint import CheckpointBroken, folder_name
 from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, memory_of, read_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.claims import Point
-from trainer.engines.eight_bit import Kept
-from trainer.engines.shard import Shard
+from trainer.engines.shard import Flat, Shard
 from trainer.runtime import Runtime
 
 
@@ -81,7 +80,7 @@ class Reader:
             shard.step.fill_(saved.step)
 
 
-def _copy(kept: Kept, values: Array) -> None:
+def _copy(kept: Flat, values: Array) -> None:
     with torch.no_grad():
         kept.copy_(torch.from_numpy(values))
 

@@ -63,6 +63,9 @@ class DdpEngine:
     def refresh(self) -> None:
         return None
 
+    def close(self) -> None:
+        return None
+
 
 def _mean_in_fp32(_, bucket):  # type: ignore[no-untyped-def]  # torch compares annotations, and ours are texts
     """bf16 gradients are averaged in fp32 and rounded once, a bucket at a time."""

@@ -6,20 +6,24 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from settings import ConfigError
 from trainer.config import TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines.eight_bit import Kept
 from trainer.engines.optimizer import Optimizer
-from trainer.engines.shard import Shard
+from trainer.engines.shard import KINDS, Shard
 from trainer.engines.stopwatch import Stopwatch
+from trainer.engines.swapped import Swapped, load_async_io
 from trainer.loss import LossModel
 from trainer.model import materialize
 from trainer.runtime import Runtime
+from trainer.scratch import Scratch, on_disk
 
 
 class DeepspeedEngine:
@@ -27,6 +31,11 @@ class DeepspeedEngine:
         """`settings`: DeepSpeed's JSON, complete (trainer/zero.py)."""
         if runtime.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        self._scratch: Scratch | None = None
+        if on_disk(settings["zero_optimization"]):
+            self._scratch = Scratch(settings["zero_optimization"], runtime.run_dir, runtime.epoch, runtime.rank)
+            _settle(self._scratch, config, model, runtime)
+            settings = {**settings, "zero_optimization": self._scratch.settings()}
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -81,6 +90,32 @@ class DeepspeedEngine:
 
     def refresh(self) -> None:
         self._layout.refresh()
+
+    def close(self) -> None:
+        if self._scratch is not None:
+            self._scratch.remove()
+
+
+def _settle(scratch: Scratch, config: TrainConfig, model: torch.nn.Module, runtime: Runtime) -> None:
+    """Collective. See that the node has what swapping needs, before a rank writes. Raises ConfigError on all alike."""
+    trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad is kind) for kind in (True, False))
+    # fp32: weights, both moments, and the gradient, which waits there for the step.
+    bytes_each = {
+        "offload_optimizer": 16 * trained,
+        "offload_param": (trained + frozen) * (2 if config.train.bf16_passes else 4),
+    }
+    needed = {what: size * runtime.local_world_size // runtime.world_size for what, size in bytes_each.items()}
+    largest = max(-(-p.numel() // runtime.world_size) for p in model.parameters())
+    checks = (scratch.make, lambda: scratch.check_room(needed), lambda: scratch.check_buffers(largest), load_async_io)
+    for check in checks:
+        problem = None
+        try:
+            check()
+        except ConfigError as error:
+            problem = str(error)
+        if problems := [p for p in runtime.gather(problem) if p]:
+            scratch.remove()
+            raise ConfigError(problems[0])
 
 
 class StateLayout(Protocol):
@@ -140,28 +175,48 @@ class Fragments:
 
 
 class Partitions:
-    """Stage 3: each rank owns an equal part of every parameter, the last one's filled up."""
+    """Stage 3: each rank owns an equal part of every parameter, the last one's filled up. Those of a sub-group lie in
+    one flat tensor, which may be swapped out, with its moments, but for a step."""
 
     def __init__(self, zero: Any, optimizer: Optimizer) -> None:
         self._zero, self._optimizer = zero, optimizer
-        optimizer.make_state(zero.fp32_partitioned_groups_flat)
+        for group, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            with self._in_memory(group, changed=True):
+                optimizer.make_state([flat])
+
+    @contextmanager
+    def _in_memory(self, group: int, changed: bool) -> Iterator[None]:
+        """Meanwhile a sub-group that is swapped out is there; `changed`: it is written back then."""
+        zero = self._zero
+        if not zero._swappable_optimizer_subgroup(group):
+            yield
+            return
+        zero._optimizer_states_and_gradient_swap_in(group)
+        yield
+        (zero._optimizer_states_and_gradient_swap_out if changed else zero._release_swap_buffers)(group)
 
     def shards(self) -> Iterator[Shard]:
         zero = self._zero
         for name, parameter in self._optimizer.named.items():
             group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
             flat = zero.fp32_partitioned_groups_flat[group]
-            start = min(parameter.ds_numel, size * torch.distributed.get_rank())  # type: ignore[attr-defined]
-            stop = min(parameter.ds_numel, start + size)  # type: ignore[attr-defined]
-            inside = slice(offset, offset + stop - start)
+            whole, shape = parameter.ds_numel, parameter.ds_shape  # type: ignore[attr-defined]
+            start = min(whole, size * torch.distributed.get_rank())
+            count = min(whole, start + size) - start
             state = self._optimizer.adamw.state[flat]
-            yield _shard(name, parameter.ds_shape, start, flat.detach(), state, inside)  # type: ignore[attr-defined]
+            if zero._swappable_optimizer_subgroup(group):
+                swapped = zero.optimizer_swapper.swap_params_info[flat.ds_id].tensors
+                parts = {kind: Swapped(at.swap_path, offset, count) for kind, at in zip(KINDS, swapped, strict=True)}
+                yield Shard(name, tuple(shape), start, start + count, parts, state["step"])
+            else:
+                yield _shard(name, shape, start, flat.detach(), state, slice(offset, offset + count))
 
     def refresh(self) -> None:
         zero = self._zero
         zero._partition_all_parameters()
         for group in range(len(zero.fp16_groups)):
-            zero._reassign_or_swap_out_partitioned_parameters(group)
+            with self._in_memory(group, changed=False):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 

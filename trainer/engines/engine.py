@@ -39,3 +39,6 @@ class Engine(Protocol):
 
     def refresh(self) -> None:
         """After the shards were written to: what follows from them. Collective."""
+
+    def close(self) -> None:
+        """What this rank keeps on a disk is gone, and nothing steps any more."""

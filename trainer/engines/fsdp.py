@@ -67,6 +67,9 @@ class FsdpEngine:
     def refresh(self) -> None:
         return None
 
+    def close(self) -> None:
+        return None
+
 
 def _mesh(engine: Fsdp, runtime: Runtime) -> tuple[DeviceMesh, tuple[int, int]]:
     """Who shards among whom, and this rank's index among the holders of its shards, with their number.

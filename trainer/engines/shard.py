@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from trainer.engines.eight_bit import Kept
+from trainer.engines.swapped import Swapped
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
 """What a checkpoint keeps of every parameter: the weights that the optimizer steps on, and AdamW's two moments."""
+
+
+Flat = Kept | Swapped
+"""Flat values as they lie in memory or on a disk: a slice of them is a tensor, and `copy_` sets them all."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Shard:
     """Of the whole parameter."""
     start: int
     stop: int
-    tensors: dict[str, Kept]
+    tensors: Mapping[str, Flat]
     """By kind; each (stop - start,), in fp32, or what the precision recipe keeps."""
     step: Tensor
     """AdamW's count of this parameter's steps, a scalar."""

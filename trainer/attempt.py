@@ -25,7 +25,8 @@ class Attempt:
         """Collective."""
         self.runtime = runtime
         self._events = Events(runtime.run_dir, runtime.epoch, runtime.leads)
-        self.lead = LeadTime(events.read(runtime.run_dir) if runtime.leads else [])
+        before = events.read(runtime.run_dir) if runtime.leads else []
+        self.lead = LeadTime(before, on_gpu=runtime.device.type == "cuda")
         self.watchdog = Watchdog(settings.watchdog, runtime, self.lead.step_seconds)
         self.stop = Stop(runtime, Star(runtime), self.lead, self.watchdog.alive)
         self._stragglers = Stragglers(runtime.gather(os.uname().nodename))

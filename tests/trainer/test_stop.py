@@ -181,6 +181,8 @@ def test_lead_time_is_measured() -> None:
     later = LeadTime([*steps, {"event": "save", "seconds": 4.0}])
     later.expect_checkpoint(2_000_000_000)
     assert later.seconds() == pytest.approx(2 * 9 + 4 + 2)
+    on_gpu = LeadTime([*steps, {"event": "save", "seconds": 4.0}], on_gpu=True)
+    assert on_gpu.seconds() == pytest.approx(3 * 9 + 4 + 2)
     assert percentile_95([]) == 0
 
 

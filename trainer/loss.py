@@ -158,21 +158,21 @@ class _HeadLoss(torch.autograd.Function):
             for part, wanted, out in _split(rows, hidden, labels, d_hidden):
                 part = part.to(dtype)
                 logits = tail(functional.linear(part, matrix, offset).float())
-                counts = wanted != IGNORED
-                target = torch.where(counts, wanted, 0)[:, None]
-                log_sum = logits.logsumexp(1, keepdim=True)
-                total += torch.where(counts, (log_sum - logits.gather(1, target))[:, 0], 0).sum()
+                counts = (wanted != IGNORED)[:, None]
+                target = torch.where(counts, wanted[:, None], 0)
+                shares = logits.log_softmax(1)
+                total -= torch.where(counts, shares.gather(1, target), 0).sum()
                 if not any(context.needs_input_grad):
                     continue
-                gradient = (logits - log_sum).exp_()
-                gradient.scatter_add_(1, target, torch.full_like(log_sum, -1)).mul_(counts[:, None])
+                gradient = shares.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=shares.dtype))
                 gradient = tail.gradient(gradient, logits).to(dtype)
+                # What does not count is left out of the small factor: the gradient is vocabulary times as large.
                 if out is not None:
-                    out.copy_(gradient @ matrix)
+                    out.copy_((gradient @ matrix) * counts)
                 if d_weight is not None:
-                    _add_product(d_weight, gradient.t(), part)
+                    _add_product(d_weight, gradient.t(), part * counts)
                 if d_bias is not None:
-                    d_bias += gradient.float().sum(0)
+                    d_bias += counts[:, 0].float() @ gradient.float()
         context.gradients = [
             None if made is None or of is None else made.to(of.dtype)
             for made, of in ((d_hidden, hidden), (d_weight, weight), (d_bias, bias))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import socket
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,12 @@ def test_no_candidate_lies_in_the_ephemeral_range() -> None:
 
 
 def test_taken_candidates_are_passed_over() -> None:
-    first = list(islice(rendezvous.candidates("taken"), 4))
-    held = [rendezvous.reserve_port(iter([port])) for port in first[:3]]
-    with rendezvous.reserve_port(iter(first)) as fourth:
-        assert fourth.getsockname()[1] == first[3]
+    candidates = rendezvous.candidates("taken")  # somebody else on this host may have one of them
+    held = [rendezvous.reserve_port(candidates) for _ in range(4)]
+    ports = [one.getsockname()[1] for one in held]
+    held.pop().close()
+    with rendezvous.reserve_port(iter(ports)) as fourth:
+        assert fourth.getsockname()[1] == ports[3]
     for one in held:
         one.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from dataclasses import replace
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from benchmarks.rows import Row, verdict
 from benchmarks.step import figures, packing, place, steps
-from benchmarks.step.race import Racer, Ran, Step, p20, race
+from benchmarks.step import race as racing
+from benchmarks.step.race import QUIET, Racer, Ran, Round, Step, most, p20, race
 
 PEERS = steps.SCRIPTS
 CONTENDER = """
@@ -71,16 +72,38 @@ def test_ranks_step_together_and_their_cpu_seconds_are_summed(tmp_path: Path) ->
     assert Step.of(told) == Step(1.0, 0.5, {}, {"loss": 1.0})
 
 
-def test_a_race_drops_the_first_step_of_a_round_and_says_why_one_is_out(tmp_path: Path) -> None:
+def test_a_race_drops_the_first_step_of_a_round_and_says_why_one_is_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(racing, "busy", lambda: 0.0)
     ran = race([racer(tmp_path, "long", 1000), racer(tmp_path, "short", 9)], warm=2, rounds=3, steps=4)
     assert [step.values["loss"] for step in ran["long"].steps] == list(range(2 + 3 * 5))
-    assert [[step.values["loss"] for step in one] for one in ran["long"].rounds] == [
+    assert [[step.values["loss"] for step in one.steps] for one in ran["long"].rounds] == [
         [3, 4, 5, 6],
         [8, 9, 10, 11],
         [13, 14, 15, 16],
     ]
     assert (ran["long"].words, ran["short"].words) == ("", "short: out of steps")
     assert len(ran["short"].steps) == 7
+
+
+def test_rounds_that_others_disturb_are_repeated(contender: Racer, monkeypatch: pytest.MonkeyPatch) -> None:
+    worked = iter([0.0, 1e6, 0.0, 0.0, 0.0, 0.0])  # a neighbour in the first round
+    monkeypatch.setattr(racing, "busy", lambda: next(worked))
+    [ran] = race([contender], warm=1, rounds=2, steps=3).values()
+    assert len(ran.steps) == 1 + 3 * 4 < most(1, 2, 3)
+    assert [one.others for one in ran.rounds] == [0.0, 0.0]
+    assert [step.values["loss"] for step in ran.counted] == [6, 7, 8, 10, 11, 12]
+
+
+def test_where_others_never_rest_the_race_ends_with_the_least_disturbed(
+    contender: Racer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked = count(0, 1000)
+    monkeypatch.setattr(racing, "busy", lambda: float(next(worked)))
+    [ran] = race([contender], warm=1, rounds=2, steps=3).values()
+    assert len(ran.steps) == 1 + 4 * 4 < most(1, 2, 3)
+    assert len(ran.rounds) == 2 and all(one.others > QUIET for one in ran.rounds)
 
 
 def test_peers_run_without_outlast() -> None:
@@ -150,7 +173,7 @@ def ran(around: float = 1.0, **values: float) -> Ran:
         zip(("forward", "passed", "adamw", "stepped"), (begun + ms / 1000 for ms in (0, 3, 9, 10)), strict=True)
     )
     step = Step((10 + around) / 1000, 0.02, marks, values)
-    return Ran([step] * 6, [[step] * 3] * 2)
+    return Ran([step] * 6, [Round(0.0, [step] * 3)] * 2)
 
 
 def test_a_goal_that_is_missed_stands_with_where_the_time_went() -> None:
@@ -186,7 +209,7 @@ def test_useful_tokens_count_by_rounds() -> None:
     assert spent.outlast == pytest.approx(5e4) and not spent.goal
     slots = cycle([100.0, 300.0])
     padded = [replace(step, values={"tokens": 100.0, "slots": next(slots)}) for step in ran().counted]
-    assert packing.padding(Ran(padded, [padded])) == 2
+    assert packing.padding(Ran(padded, [Round(0.0, padded)])) == 2
 
 
 def test_losses_that_depart_say_where() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from statistics import median
 
 from benchmarks.rows import Row
 from benchmarks.step.race import Ran, Step, p20
@@ -57,6 +58,12 @@ def parts(ran: Ran) -> dict[str, float]:
     return {part: 1000 * p20(one[part] for one in found) for part in found[0]}
 
 
+def others_row(name: str, ran: Iterable[Ran]) -> Row:
+    """How far the figures of a race can be trusted."""
+    found = [one.others for each in ran for one in each.rounds]
+    return Row(f"{name}: cores that other processes had meanwhile", "", median(found) if found else None)
+
+
 # --- losses ---------------------------------------------------------------------------------------------------
 
 
@@ -105,7 +112,7 @@ def rate(ran: Ran, of: Callable[[Step], float]) -> float | None:
     """Useful tokens of a second. A round is one figure: its steps have more or less to do."""
     if ran.words:
         return None
-    return 1 / p20(sum(map(of, steps)) / useful(steps) for steps in ran.rounds)
+    return 1 / p20(sum(map(of, one.steps)) / useful(one.steps) for one in ran.rounds)
 
 
 def useful(steps: Iterable[Step]) -> float:

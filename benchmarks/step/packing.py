@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.processes import Unable
 from benchmarks.rows import Row
-from benchmarks.step.figures import AGREE, token_rows
+from benchmarks.step.figures import AGREE, others_row, token_rows
 from benchmarks.step.place import (
     SEED,
     Shape,
@@ -26,7 +26,7 @@ from benchmarks.step.place import (
     write_tokenizer,
     write_weights,
 )
-from benchmarks.step.race import Racer, Ran, race
+from benchmarks.step.race import Racer, Ran, most, race
 
 SCRIPT = Path(__file__).parent / "peers" / "packed_loop.py"
 MEDIAN, SIGMA, SHORTEST, LONGEST = 105, 0.6, 8, 512
@@ -52,13 +52,14 @@ def lengths(count: int) -> list[int]:
 def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
     print("  documents", flush=True)
     rounds, folder = 4 if quick else 10, work / "documents"
-    ran = run(folder, WARM + rounds * (STEPS + 1) + 2, rounds, absent)
+    ran = run(folder, most(WARM, rounds, STEPS), rounds, absent)
     if ran[OURS].words:
         raise Unable(ran[OURS].words)
     limit = padding(ran[PADDED])
     name = "useful tokens, 5M bf16"
     yield from token_rows(name, ran[OURS], f"HF, {PADDED}", ran[PADDED], GOALS[PADDED], limit)
     yield from token_rows(name, ran[OURS], f"HF, {POSITIONS}", ran[POSITIONS], GOALS[POSITIONS], None)
+    yield others_row(name, ran.values())
     fill = filled(recipe(folder, LENGTH, ROWS, "fp32"))
     yield Row("slots of packed sequences that hold a token", "%", fill, goal=f"at least {FILL:g}", met=fill >= FILL)
     packed, leaking = losses_apart()

@@ -1,4 +1,7 @@
-"""Contenders that are all alive, of which one runs at a time: a few steps each, round by round, in random order."""
+"""Contenders that are all alive, of which one runs at a time: a few steps each, round by round, in random order.
+
+What others do on these cores meanwhile is measured, and rounds that they disturb are repeated.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import select
 import socket
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -21,6 +26,8 @@ from benchmarks.processes import Unable, last_line
 
 THREADS = min(2, len(os.sched_getaffinity(0)))
 """Of torch, in each process that has no other ranks."""
+QUIET = 0.25
+"""Cores that others may have in a round."""
 PATIENCE = 300.0
 """Seconds without an answer after which a contender is given up: more than the slowest start beside all others'."""
 
@@ -128,50 +135,88 @@ class Racer:
         return told
 
 
+@dataclass(frozen=True)
+class Round:
+    others: float
+    """Cores that other processes had meanwhile."""
+    steps: list[Step]
+    """Those that count: the first step after a pause does not."""
+
+
 @dataclass
 class Ran:
     """What came of a contender."""
 
     steps: list[Step] = field(default_factory=list)
     """All, in order."""
-    rounds: list[list[Step]] = field(default_factory=list)
-    """Those that count: the first step after a pause does not."""
+    rounds: list[Round] = field(default_factory=list)
     words: str = ""
     """Why it did not go on."""
 
     @property
     def counted(self) -> list[Step]:
-        return [step for steps in self.rounds for step in steps]
+        return [step for one in self.rounds for step in one.steps]
+
+    def quiet(self, rounds: int) -> bool:
+        """It has so many rounds that nobody disturbed, or will not have more."""
+        return bool(self.words) or sum(one.others <= QUIET for one in self.rounds) >= rounds
+
+
+def most(warm: int, rounds: int, steps: int) -> int:
+    """Steps that a contender has data for: its loader may be some ahead."""
+    return warm + 2 * rounds * (steps + 1) + 3
 
 
 def race(racers: Iterable[Racer], warm: int, rounds: int, steps: int) -> dict[str, Ran]:
-    """`warm` steps first, then so many rounds of so many steps that count. Who fails is out, and says why."""
+    """`warm` steps first, then so many rounds of so many steps that count: the least disturbed of up to twice as many.
+    Who fails is out, and says why."""
     ran: dict[str, Ran] = {}
     with ExitStack() as stack:
         alive = {racer.name: stack.enter_context(racer) for racer in racers}
         for name, racer in alive.items():
             ran[name] = Ran()
-            _or_words(racer, ran[name], 0)
-        for number in range(-1, rounds):
-            order = random.Random(number).sample(list(alive), len(alive))
-            for name in order:
-                if not ran[name].words:
-                    found = _or_words(alive[name], ran[name], warm if number < 0 else steps + 1)
-                    ran[name].steps += found
-                    if number >= 0 and found:
-                        ran[name].rounds.append(found[1:])
+            _try(racer, ran[name], racer.ready)
+        for name, racer in alive.items():
+            _try(racer, ran[name], partial(_run, racer, ran[name], warm))
+        for number in range(2 * rounds):
+            if all(one.quiet(rounds) for one in ran.values()):
+                break
+            for name in random.Random(number).sample(list(alive), len(alive)):
+                _try(alive[name], ran[name], partial(_round, alive[name], ran[name], steps))
+    for one in ran.values():
+        one.rounds = sorted(one.rounds, key=lambda each: each.others)[:rounds]
     return ran
 
 
-def _or_words(racer: Racer, ran: Ran, steps: int) -> list[Step]:
-    """Its steps, or why there are none. 0 steps: until it is ready."""
+def _try(racer: Racer, ran: Ran, part: Callable[[], object]) -> None:
+    if ran.words:
+        return
     try:
-        if steps:
-            return racer.run(steps)
-        racer.ready()
-    except (Unable, OSError) as error:  # a pipe that breaks is a contender that left
+        part()
+    except Unable as error:
         ran.words = str(error)
-    return []
+    except OSError as error:  # it has left, and its pipe is broken
+        ran.words = f"{racer.name}: {error}"
+
+
+def _run(racer: Racer, ran: Ran, steps: int) -> list[Step]:
+    found = racer.run(steps)
+    ran.steps += found
+    return found
+
+
+def _round(racer: Racer, ran: Ran, steps: int) -> None:
+    began, before = time.perf_counter(), busy()
+    found = _run(racer, ran, steps + 1)
+    own = sum(step.cpu for step in found)
+    others = max(0.0, busy() - before - own) / (time.perf_counter() - began)
+    ran.rounds.append(Round(others, found[1:]))
+
+
+def busy() -> float:
+    """Seconds since the start that this machine's cores have worked, or a hypervisor has had them."""
+    user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def p20(values: Iterable[float]) -> float:

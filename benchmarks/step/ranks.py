@@ -9,9 +9,9 @@ from typing import Any
 
 from benchmarks import peers
 from benchmarks.rows import Row
-from benchmarks.step.figures import time_rows
+from benchmarks.step.figures import others_row, time_rows
 from benchmarks.step.place import Shape, inputs, recipe, write_run, write_settings
-from benchmarks.step.race import Racer, Ran, race
+from benchmarks.step.race import Racer, Ran, most, race
 
 SCRIPTS = Path(__file__).parent / "peers"
 SHAPE = Shape("33M", 512, 8, 8192, 1, 256)
@@ -34,7 +34,7 @@ GOAL = 1.0
 
 
 def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
-    data = inputs(SHAPE, (WARM + ROUNDS * (STEPS + 1) + 2) * SHAPE.rows * 4, work / "ranks")
+    data = inputs(SHAPE, most(WARM, ROUNDS, STEPS) * SHAPE.rows * 4, work / "ranks")
     for world in (2,) if quick else (2, 4):
         for engines, peer in RACES:
             print(f"  {world} ranks, {', '.join(engines)}", flush=True)
@@ -42,6 +42,7 @@ def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
             for engine in engines:
                 name = f"{SHAPE.name} bf16, {world} ranks, {engine}"
                 yield from time_rows(name, ran[engine], peer, ran[peer], GOAL)
+            yield others_row(f"{SHAPE.name} bf16, {world} ranks, {', '.join(engines)}", ran.values())
 
 
 def run(

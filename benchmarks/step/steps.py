@@ -12,9 +12,9 @@ from pathlib import Path
 from benchmarks import peers
 from benchmarks.processes import Unable, last_line
 from benchmarks.rows import Row
-from benchmarks.step.figures import apart, loss_row, losses, milliseconds, time_rows, wall
+from benchmarks.step.figures import apart, loss_row, losses, milliseconds, others_row, time_rows, wall
 from benchmarks.step.place import Shape, inputs, recipe, write_run, write_settings
-from benchmarks.step.race import THREADS, Racer, Ran, Step, race
+from benchmarks.step.race import THREADS, Racer, Ran, Step, most, race
 
 SCRIPTS = Path(__file__).parent / "peers"
 OURS, BOARD = "Outlast", "Outlast with TensorBoard"
@@ -83,8 +83,8 @@ def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
 
 
 def run(heat: Heat, folder: Path, absent: dict[str, str]) -> dict[str, Ran]:
-    shape, count = heat.shape, heat.warm + heat.rounds * (heat.steps + 1) + 2
-    data = inputs(shape, count * shape.rows, folder / "data")
+    shape = heat.shape
+    data = inputs(shape, most(heat.warm, heat.rounds, heat.steps) * shape.rows, folder / "data")
     tree = recipe(data, shape.length, shape.rows, heat.precision)
     racers = [_ours(OURS, folder / "outlast", tree, heat)]
     if heat.small:
@@ -116,6 +116,7 @@ def rows(heat: Heat, ran: dict[str, Ran]) -> Iterator[Row]:
     for peer in PEERS:
         bare = None if peer == BARE else ran[BARE]
         yield from time_rows(heat.name, ran[OURS], peer, ran[peer], goals.get(peer), bare)
+    yield others_row(heat.name, ran.values())
     if heat.small:
         yield from small_rows(heat, ran)
     if heat.precision == "fp32" and not ran[BARE].words:

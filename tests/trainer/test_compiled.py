@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def test_the_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found, make = [], torch.compile
     monkeypatch.setattr(torch, "compile", lambda forward, **options: make(forward, backend="eager", **options))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set by the user")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "set by the user"))
     for kind in ("plain", "compiled"):
         model = build(Model(config={"model_type": "llama", **SMALL}), seed=1)
         if kind == "compiled":

@@ -21,6 +21,8 @@ class LeadTime:
         self._steps = [e["seconds"] for e in events if e.get("event") == "step"][-_RECENT:]
         self._saves = [e["seconds"] for e in events if e.get("event") == "save"][-_RECENT:]
         self._first_save = 0.0
+        self.saving = False
+        """A save is under way: a stop waits for it, and then makes its own."""
 
     def expect_checkpoint(self, size: int) -> None:
         """A checkpoint will have so many bytes: an estimate until one was measured."""
@@ -34,7 +36,7 @@ class LeadTime:
 
     def seconds(self) -> float:
         save = percentile_95(self._saves) if self._saves else self._first_save
-        return self._ahead * self.step_seconds() + save + MARGIN
+        return self._ahead * self.step_seconds() + (1 + self.saving) * save + MARGIN
 
     def step_seconds(self) -> float:
         """p95; 0 before the first step."""

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from trainer.checkpoint import folder_name
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.load import Resumed, load_fork, load_newest
 from trainer.checkpoint.rng import derive_rng, restore_rng
-from trainer.checkpoint.save import Content, Fenced, SaveFailed, Saver
+from trainer.checkpoint.save import Content
+from trainer.checkpoint.writers import Fenced, SaveFailed
 from trainer.claims import Point
 from trainer.compiled import compile_layers
 from trainer.config import TrainConfig, differences
@@ -41,23 +42,13 @@ from trainer.memory import note_out_of_memory
 from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
 from trainer.runtime import start
+from trainer.saves import Progress, Saves
 from trainer.schedule import learning_rate
 from trainer.step_log import Step, StepLog
 from trainer.stop import Stopped
 from trainer.throughput import Throughput
 from trainer.votes import Agreement, Ballot
 from trainer.weights import build, fill, hollow
-
-
-@dataclass
-class Progress:
-    """The state of the loop: integers, and nothing else."""
-
-    step: int = 0
-    """Optimizer steps that are done."""
-    tokens_seen: int = 0
-    evaluated: int = -1
-    """Step after which the last evaluation was made."""
 
 
 def run(config_path: Path) -> int:
@@ -104,8 +95,6 @@ class Training:
         self.settings, self.attempt, self.runtime = settings, attempt, attempt.runtime
         self.stop, self.watchdog, self.say = attempt.stop, attempt.watchdog, attempt.say
         self.progress = Progress()
-        self.safe: Progress | None = None  # what the newest checkpoint holds
-        self.committed: Point | None = None  # the newest checkpoint
 
     # --- before the first step ---
 
@@ -134,7 +123,8 @@ class Training:
             self.say("this model treats its logits in a way of its own: they stand whole in memory")
         # 3. What happened before, and where it goes on.
         self.watchdog.enter("resume")
-        self.saver = Saver(runtime, self.engine, settings.checkpoint.keep)
+        about = Content(layout_part(settings, self.layout), self.exact, self.data.fingerprint, state={})
+        self.saves = Saves(settings.checkpoint, self.attempt, self.engine, about)
         self.resume()
 
     def prepared(self, split: Any) -> Prepared:
@@ -169,7 +159,6 @@ class Training:
         own = load_newest(
             runtime, self.engine.shards, lambda manifest: check_same_run(manifest, self.exact, self.data.fingerprint)
         )
-        self.committed = own.point if own else None
         resumed = own or self.forked()
         if self.hollow and not resumed:
             self.attempt.together(lambda: fill(self.engine.shards(), self.settings.model, seed))
@@ -180,7 +169,7 @@ class Training:
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")
         if own:
-            self.safe = replace(self.progress)
+            self.saves.committed, self.saves.safe = own.point, replace(self.progress)
         if resumed and resumed.rng is not None:
             restore_rng(resumed.rng)
         else:
@@ -189,10 +178,10 @@ class Training:
             what = ", ".join(f"{key} {was} -> {now}" for key, was, now in changes)
             self.say(f"another layout ({what}): same weights, moments and batches, not bit-identical from here on")
         if runtime.leads:
-            claims.note_resume(runtime.run_dir, runtime.epoch, self.committed or Point(0, 0))
-        self.first_save = self.sooner() if runtime.cut_short else None
-        self.clean_up()
-        source = folder_name(self.committed) if self.committed else self.settings.fork
+            claims.note_resume(runtime.run_dir, runtime.epoch, own.point if own else Point(0, 0))
+        self.saves.first = self.sooner() if runtime.cut_short else None
+        self.saves.clean_up()
+        source = folder_name(own.point) if own else self.settings.fork
         how = f"resumed from {source}" if source else "starts"
         text = f"{how} at step {self.progress.step} of {self.total}; {self.layout}"
         self.attempt.tell("resume", self.progress.step, text, **{"from": source}, world_size=runtime.world_size)
@@ -231,16 +220,16 @@ class Training:
                 # 1. What all ranks agreed on while the last step ran: go on, the next batch's tokens, its samples.
                 agreement = self.hear(ballot)
                 at_end = progress.step == self.total  # a stop that comes now has nothing left to stop
-                if at_end or agreement.reason is None and (self.evaluation_due() or self.save_due()):
+                if at_end or agreement.reason is None and (self.evaluation_due() or self.saves.due(progress)):
                     self.settle()  # before anything builds on the last step
                     # 2. An evaluation that is due. It is broken off by a stop, and then made after the resume.
                     if self.evaluation_due() and (broken_off := self.evaluate()):
                         return self.leave(broken_off)
                     # 3. A save that is due, after the evaluation: no resume from it makes that again.
-                    if self.save_due() and not self.log.guard.skipped and self.save():  # three in a row go back
-                        self.clean_up()
                     if at_end:
                         return self.end()
+                    if self.saves.due(progress) and not self.log.guard.skipped:  # three in a row go back
+                        self.saves.begin(progress)
                     # A stop that came meanwhile is heard before another step.
                     agreement = self.hear(self.cast())
                 if agreement.waiting:
@@ -260,12 +249,14 @@ class Training:
     def cast(self, last: bool = False) -> Ballot:
         """The vote for the step after the next, with our share of a step that the device has done; at `last` of the
         last one too, which is waited for."""
-        return self.stop.cast(self.feed, self.log.share(last))
+        return self.stop.cast(self.feed, self.log.share(last), self.saves.saver.ended)
 
     def hear(self, ballot: Ballot) -> Agreement:
         agreement = ballot.read()
         if (step := self.log.heard(agreement.loss)) is not None:
             self.attempt.saw_step(step, ballot.seconds)
+        if agreement.saved:
+            self.saves.end()
         return agreement
 
     def settle(self) -> None:
@@ -307,65 +298,20 @@ class Training:
         self.board.add(step, evaluation_loss=result)
         return None
 
-    # --- saving and leaving ---
-
-    def save_due(self) -> bool:
-        step = self.progress.step
-        due = step % self.settings.checkpoint.every == 0 or step == self.first_save
-        return 0 < step < self.total and due and self.safe != self.progress
-
-    def save(self) -> bool:
-        """A checkpoint of the steps that are done. A failure leaves the last one standing, and is said."""
-        self.watchdog.enter("save")
-        try:
-            saved = self.saver.save(self.progress.step, self.content())
-        except SaveFailed as error:
-            text = f"this checkpoint could not be saved, the last one stands: {error}"
-            self.attempt.tell("save_failed", self.progress.step, text, error=str(error))
-            return False
-        self.committed, self.safe = saved.point, replace(self.progress)
-        self.attempt.lead.saw_save(saved.seconds)
-        self.attempt.tell("save", self.progress.step, seconds=saved.seconds, bytes=saved.size)
-        return True
-
-    def content(self) -> Content:
-        state = {"tokens_seen": self.progress.tokens_seen, "evaluated": self.progress.evaluated}
-        layout = layout_part(self.settings, self.layout)
-        return Content(layout=layout, config=self.exact, data=self.data.fingerprint, state=state)
-
-    def clean_up(self) -> None:
-        try:
-            self.saver.clean_up()
-        except OSError as error:
-            self.say(f"old checkpoints could not be removed: {error}")
-
-    def save_if_new(self) -> None:
-        """Raises SaveFailed when the state of now is not safe."""
-        if self.safe != self.progress and not self.save():
-            raise SaveFailed(f"step {self.progress.step} is not saved")
+    # --- leaving ---
 
     def leave(self, agreement: Agreement) -> int:
-        """All ranks are here, at the same step. What is old stays until the next attempt: now only the save counts."""
+        """All ranks are here, at the same step."""
         reason, phase = self.stop.text(agreement), self.watchdog.phase
         step = self.progress.step or max((point.step for point in checkpoints_in_line(self.runtime.run_dir)), default=0)
         self.attempt.tell("stop", step, f"all ranks stop after step {step}: {reason}", reason=reason, phase=phase)
-        unsaved = self.progress.step and self.safe != self.progress
-        if unsaved and agreement.may_save and not self.too_late():
-            self.save_if_new()
+        if self.progress.step:
+            self.saves.at_stop(self.progress, agreement.may_save)
         return agreement.code
 
-    def too_late(self) -> bool:
-        """A save that cannot end before Slurm's kill is not begun: the last one counts. Rank 0 knows."""
-        left, needed = self.stop.seconds_left(), self.attempt.lead.fastest_save()
-        late: bool = self.runtime.from_leader(left is not None and needed > left)
-        if late and self.runtime.leads:
-            text = f"no save: it takes {needed:.1f} s and {left:.1f} s are left; what was saved before counts"
-            self.attempt.tell("save_skipped", self.progress.step, text, seconds_left=left, seconds_needed=needed)
-        return late
-
     def end(self) -> int:
-        self.save_if_new()
-        self.clean_up()
+        self.saves.at_stop(self.progress, may_begin=True)
+        self.saves.clean_up()
         return exits.DONE
 
     def close(self) -> None:
@@ -374,12 +320,12 @@ class Training:
 
     def finish(self) -> int:
         """By rank 0: the last step is saved; export it, and only then say DONE. A stop that comes now waits for it."""
-        assert self.committed is not None
+        assert self.saves.committed is not None
         self.watchdog.enter("export")
         if claims.fenced(self.runtime.run_dir, self.runtime.epoch):
             return exits.FENCED
-        self.saver.end_clean_up()
-        run_dir, checkpoint = self.runtime.run_dir, self.saver.folder / folder_name(self.committed)
+        self.saves.saver.end_clean_up()
+        run_dir, checkpoint = self.runtime.run_dir, self.saves.saver.folder / folder_name(self.saves.committed)
         done: dict[str, Any] = {"step": self.progress.step, "tokens_seen": self.progress.tokens_seen}
         if self.settings.export:
             done["sha256"] = export(self.settings, checkpoint, run_dir / "export")

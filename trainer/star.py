@@ -15,6 +15,7 @@ from contextlib import suppress
 from trainer.runtime import Runtime
 
 _HELLO = struct.Struct("<16si")  # the attempt's secret, and who speaks
+_LENGTH = struct.Struct("<q")
 _HELLO_SECONDS = 10.0  # for a stranger who has found the port
 
 
@@ -45,6 +46,20 @@ class Star:
         """Rank 0: a message of every other rank, in their order. Any other rank: rank 0's."""
         return [_receive(peer, size) for peer in self._peers]
 
+    def send_any(self, message: bytes) -> None:
+        """Of any size, for `receive_any`."""
+        self.send(_LENGTH.pack(len(message)) + message)
+
+    def receive_any(self) -> list[bytes]:
+        return [_receive(peer, *_LENGTH.unpack(_receive(peer, _LENGTH.size))) for peer in self._peers]
+
+    def close(self) -> None:
+        """Whoever waits for this rank sees that it has left."""
+        for peer in self._peers:
+            with suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
+            peer.close()
+
 
 def _listen() -> socket.socket:
     if socket.has_dualstack_ipv6():
@@ -71,9 +86,12 @@ def _accept(listener: socket.socket, secret: bytes, count: int, patience: float)
 
 def _receive(peer: socket.socket, size: int) -> bytes:
     data = peer.recv(size)
-    while len(data) < size:
-        more = peer.recv(size - len(data))
-        if not more:
+    if len(data) == size:
+        return data
+    parts = [data]
+    while (size := size - len(data)) > 0:
+        if not data:
             raise ConnectionError("a rank has left without a word: see the other ranks' logs")
-        data += more
-    return data
+        data = peer.recv(size)
+        parts.append(data)
+    return b"".join(parts)

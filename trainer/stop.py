@@ -79,10 +79,11 @@ class Stop:
 
     # --- in the loop ---
 
-    def cast(self, feed: Feed, done: Share = NOTHING_DONE) -> Ballot:
-        """This rank's vote, with its share of the coming batch when that comes in time, and of the last step."""
+    def cast(self, feed: Feed, done: Share = NOTHING_DONE, saved: bool = False) -> Ballot:
+        """This rank's vote, with its share of the coming batch when that comes in time, and of the last step. `saved`:
+        its writer has come to its end."""
         ready = feed.ready(PATIENCE)
-        return self._cast(feed.next if ready else None, not ready, done)
+        return self._cast(feed.next if ready else None, not ready, done, saved)
 
     def agree(self, feed: Feed) -> Agreement:
         """Vote until every rank has its batch, or all stop. A rank that gets no data is no sign of life."""
@@ -93,10 +94,10 @@ class Stop:
         self._alive()
         return agreement
 
-    def _cast(self, batch: RankBatch | None, waiting: bool, done: Share) -> Ballot:
+    def _cast(self, batch: RankBatch | None, waiting: bool, done: Share, saved: bool = False) -> Ballot:
         reason = REASONS.index(self._reason())
         tokens, samples = (batch.valid_tokens, batch.hash) if batch else (0, 0)
-        return Ballot(self._star, Vote(reason, waiting, tokens, samples, *done), self._runtime.leads)
+        return Ballot(self._star, Vote(reason, waiting, saved, tokens, samples, *done), self._runtime.leads)
 
     # --- why ---
 

@@ -20,8 +20,8 @@ _SIGNALS = tuple(f"signal {s.name}" for s in (signal.SIGUSR1, signal.SIGUSR2, si
 REASONS = (FENCED, USER, CTRL_C, SUPERVISOR, DEADLINE, *_SIGNALS, None)  # the last one: go on
 _CODES: dict[str | None, int] = {FENCED: exits.FENCED, USER: exits.STOPPED, CTRL_C: exits.STOPPED}
 
-_VOTE = struct.Struct("<bbqqdd")
-_AGREEMENT = struct.Struct("<biqqd")
+_VOTE = struct.Struct("<bb?qqdd")
+_AGREEMENT = struct.Struct("<bi?qqd")
 
 
 class Share(NamedTuple):
@@ -40,6 +40,7 @@ class Vote(NamedTuple):
     reason: int
     """Index of REASONS; the last one: go on."""
     waiting: bool
+    saved: bool
     valid_tokens: int
     hash: int
     loss: float
@@ -52,7 +53,9 @@ class Agreement(NamedTuple):
     choice: int
     """Index of REASONS."""
     waiting: int
-    """Ranks that are not ready; the next two count only when there are none."""
+    """Ranks that are not ready; the batch's numbers count only when there are none."""
+    saved: bool
+    """Every rank's writer has come to its end."""
     valid_tokens: int
     """Of the global batch that the vote came with."""
     hash: int
@@ -80,6 +83,7 @@ def count(votes: list[Vote]) -> Agreement:
     return Agreement(
         min(vote.reason for vote in votes),
         sum(vote.waiting for vote in votes),
+        all(vote.saved for vote in votes),
         sum(vote.valid_tokens for vote in votes),
         (samples + 2**63) % 2**64 - 2**63,  # wraps, as the sum in a batch does
         sum(vote.loss for vote in votes),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from tests.waiting import wait_until
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.format import (
     BLOCK,
+    File,
     Manifest,
     Parameter,
     _self_hash,
@@ -27,9 +29,11 @@ from trainer.checkpoint.format import (
     write_file,
     write_manifest,
 )
+from trainer.checkpoint.image import Image
 from trainer.checkpoint.lineage import in_lineage
 from trainer.checkpoint.load import Reader
 from trainer.claims import Point
+from trainer.engines.shard import Shard
 
 NewRun = Callable[..., Run]
 
@@ -209,6 +213,16 @@ def test_the_newest_of_the_line_is_the_last_that_was_committed(history: list[tup
 # --- the format -----------------------------------------------------------------------------------------
 
 
+COUNT = torch.tensor(7.0)
+
+
+def write(folder: Path, rank: int, image: Image, way: str) -> File:
+    name = f"rank-{rank:04d}.safetensors"
+    buffer = torch.empty(image.size if way == "copied" else 24, dtype=torch.uint8)
+    data = image.copy_to(buffer) if way == "copied" else image.stream(buffer)
+    return image.record(name, write_file(folder / name, data, image.size))
+
+
 def manifest(files: list, parameters: dict[str, Parameter]) -> Manifest:
     return Manifest(1, 7, 1, {"world_size": len(files)}, {"a": 1.5}, "f", {"tokens_seen": 3}, BLOCK, parameters, files)
 
@@ -222,10 +236,9 @@ def test_any_range_is_read_from_any_number_of_writers(tmp_path_factory, data, si
     cuts = sorted(data.draw(st.lists(st.integers(0, size), min_size=writers - 1, max_size=writers - 1)))
     files = []
     for rank, (start, stop) in enumerate(zip([0, *cuts], [*cuts, size], strict=True)):
-        ranges = (
-            [("p", start, stop, {kind: array[start:stop] for kind, array in values.items()})] if start < stop else []
-        )
-        files.append(write_file(folder / f"rank-{rank:04d}.safetensors", ranges, {"rng/torch": np.zeros(8, np.uint8)}))
+        kept = {kind: torch.from_numpy(array[start:stop]) for kind, array in values.items()}
+        image = Image([Shard("p", (size,), start, stop, kept, COUNT)], (0, 1), {"rng/torch": np.zeros(8, np.uint8)})
+        files.append(write(folder, rank, image, data.draw(st.sampled_from(["copied", "streamed"]))))
     write_manifest(folder, manifest(files, {"p": Parameter([size], 7)}))
     low = data.draw(st.integers(0, size))
     high = data.draw(st.integers(low, size))
@@ -241,7 +254,8 @@ def test_any_range_is_read_from_any_number_of_writers(tmp_path_factory, data, si
 def test_every_single_bit_counts(tmp_path: Path) -> None:
     """Blocks smaller than the file: the block that is hit is named, and what lies in others is still read."""
     values = np.random.default_rng(0).normal(size=3 * BLOCK // 4).astype(np.float32)  # 3 MiB
-    file = write_file(tmp_path / "rank-0000.safetensors", [("p", 0, len(values), {"weights": values})], {})
+    shard = Shard("p", values.shape, 0, len(values), {"weights": torch.from_numpy(values)}, COUNT)
+    file = write(tmp_path, 0, Image([shard], (0, 1), {}), "copied")
     write_manifest(tmp_path, manifest([file], {"p": Parameter([len(values)], 7)}))
     path = tmp_path / file.name
     whole = bytearray(path.read_bytes())

@@ -33,7 +33,7 @@ POINTS = {
     "attention": ("trainer.attention:scaled_dot_product_attention", 1),
     "evaluation": ("trainer.evaluation:Feed", 1),
     "data": ("trainer.data.batches:_read", 4),
-    "save": ("trainer.checkpoint.save:write_file", 1),
+    "save": ("trainer.checkpoint.writers:write_file", 1),
     "export": ("trainer.run:export", 1),
 }
 

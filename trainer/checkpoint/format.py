@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from durable import fsync_path
 from settings import ConfigError
-from trainer.checkpoint import MANIFEST, CheckpointBroken
+from trainer.checkpoint import MANIFEST, CheckpointBroken, disk
 
 VERSION = 1
 BLOCK = 1 << 20  # bytes under one hash: a reader of a part checks just what it reads
-_DTYPES = {"float32": "F32", "uint16": "BF16", "uint8": "U8", "uint32": "U32", "int64": "I64"}
-"""numpy's names and safetensors'; numpy has no bf16, so its bits are taken, and nothing else has 16."""
+FLUSH = 32 << 20  # bytes after which the disk is put to work while the next ones are hashed
+_DTYPES = {"int64": ("I64", 8), "float32": ("F32", 4), "bfloat16": ("BF16", 2), "uint8": ("U8", 1)}
+"""By torch's name: safetensors', and bytes."""
 
 Array = npt.NDArray[Any]
 
@@ -75,22 +75,37 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class HashingFile:
-    """A new file that hashes its blocks as they stream by."""
+    """A new file of a known size that hashes its blocks as they stream by."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "xb")  # noqa: SIM115  a context of its own: close() is the commit
+    def __init__(self, path: Path, size: int) -> None:
+        """Raises OSError where the file system has no room for `size` bytes: before anything is written."""
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._hasher = xxhash.xxh3_64()
         self._room = BLOCK
+        self._flushing = 0  # the byte up to which the kernel was asked to write
         self.size = 0
         self.hashes: list[str] = []
+        try:
+            disk.reserve(self._fd, size)
+        except OSError as error:
+            os.close(self._fd)
+            error.filename = str(path)
+            raise
+
+    def __enter__(self) -> HashingFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
     def write(self, data: memoryview) -> None:
-        self._file.write(data)
-        self.size += len(data)
         while len(data):
             part, data = data[: self._room], data[self._room :]
             self._hasher.update(part)
             self._room -= len(part)
+            self.size += len(part)
+            while len(part):
+                part = part[os.write(self._fd, part) :]
             if not self._room:
                 self._next_block()
 
@@ -98,34 +113,15 @@ class HashingFile:
         self.hashes.append(self._hasher.hexdigest())
         self._hasher.reset()
         self._room = BLOCK
+        if self.size - self._flushing >= FLUSH:
+            disk.begin_to_flush(self._fd, self._flushing, self.size - self._flushing)
+            self._flushing = self.size
 
-    def close(self) -> None:
+    def sync(self) -> None:
         """Durable, or OSError: a failed fsync is never tried again on the same file, its pages count as clean then."""
         if self._room < BLOCK:
             self._next_block()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-
-def write_file(path: Path, ranges: Sequence[tuple[str, int, int, dict[str, Array]]], arrays: dict[str, Array]) -> File:
-    """A safetensors file of parameter ranges (name, start, stop, arrays by kind) and other flat arrays."""
-    entries = [
-        (f"{kind}/{name}[{start}:{stop}]", a) for name, start, stop, kinds in ranges for kind, a in kinds.items()
-    ]
-    entries += arrays.items()
-    header, positions = _header(entries)
-    out = HashingFile(path)
-    out.write(memoryview(header))
-    for _, array in entries:
-        out.write(memory_of(np.ascontiguousarray(array)))
-    out.close()
-    pieces = [
-        Piece(name, start, stop, {kind: positions[f"{kind}/{name}[{start}:{stop}]"] for kind in kinds})
-        for name, start, stop, kinds in ranges
-    ]
-    others = {name: (str(array.dtype), positions[name], int(array.size)) for name, array in arrays.items()}
-    return File(path.name, out.size, out.hashes, pieces, others)
+        os.fsync(self._fd)
 
 
 def memory_of(array: Array) -> memoryview:
@@ -133,17 +129,28 @@ def memory_of(array: Array) -> memoryview:
     return memoryview(array).cast("B") if array.size else memoryview(b"")  # type: ignore[arg-type]
 
 
-def _header(entries: Iterable[tuple[str, Array]]) -> tuple[bytes, dict[str, int]]:
-    """safetensors' header, and the byte at which each array begins in the file."""
-    table, begins, at = {}, {}, 0
-    for name, array in entries:
-        begins[name], end = at, at + array.nbytes
-        table[name] = {"dtype": _DTYPES[str(array.dtype)], "shape": [int(array.size)], "data_offsets": [at, end]}
-        at = end
+def header(arrays: Iterable[tuple[str, str, int]]) -> tuple[bytes, list[int]]:
+    """safetensors' header of flat arrays (name, torch's name of the dtype, number of elements), and the byte at which
+    each begins in the file."""
+    table, begins, at = {}, [], 0
+    for name, dtype, count in arrays:
+        code, width = _DTYPES[dtype]
+        begins.append(at)
+        table[name] = {"dtype": code, "shape": [count], "data_offsets": [at, at := at + count * width]}
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % 8)
     first = 8 + len(text)
-    return struct.pack("<Q", len(text)) + text, {name: first + begin for name, begin in begins.items()}
+    return struct.pack("<Q", len(text)) + text, [first + begin for begin in begins]
+
+
+def write_file(path: Path, data: Iterable[memoryview], size: int) -> list[str]:
+    """A new file of `size` bytes, durable. Returns its blocks' hashes."""
+    with HashingFile(path, size) as file:
+        for part in data:
+            file.write(part)
+        file.sync()
+    assert file.size == size
+    return file.hashes
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Saving: every rank writes its own file; one rank commits when all have reported success."""
+"""Saving beside the training: the state is copied between two steps, and written while the next ones run."""
 
 from __future__ import annotations
 
@@ -13,26 +13,19 @@ from threading import Thread
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from durable import fsync_path
 from trainer import claims
 from trainer.checkpoint import folder_name
-from trainer.checkpoint.format import BLOCK, VERSION, Array, File, Manifest, Parameter, write_file, write_manifest
+from trainer.checkpoint.format import BLOCK, VERSION, Manifest, Parameter
+from trainer.checkpoint.image import Image
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.rng import rng_state
+from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.writers import Writers
 from trainer.claims import Point
 from trainer.engines.engine import Engine
 from trainer.engines.shard import Shard
 from trainer.runtime import Runtime
-
-
-class Fenced(Exception):
-    """A later attempt has claimed the run: nothing was committed, and this attempt must leave."""
-
-
-class SaveFailed(Exception):
-    """No checkpoint came to be; the message names the rank and the error. The last one stands."""
 
 
 @dataclass(frozen=True)
@@ -48,81 +41,79 @@ class Content:
 @dataclass(frozen=True)
 class Saved:
     point: Point
-    seconds: float
     size: int
     """Bytes of all ranks."""
+    seconds: float
+    """From its begin until it was durable."""
+    stall: float
+    """Seconds for which the training waited."""
 
 
 class Saver:
+    """Every rank calls the same at the same step. One save is under way at a time."""
+
     def __init__(self, runtime: Runtime, engine: Engine, keep: int) -> None:
+        """Collective. The engine's shards are there, with whatever values."""
         self._runtime, self._engine, self._keep = runtime, engine, keep
         self.folder = runtime.run_dir / "checkpoints"
+        self._writers = Writers(runtime, self.folder)
+        self._staging = Staging(self._image(list(engine.shards())).size, runtime)
+        self._running: Running | None = None
         self._deletion: Thread | None = None
 
-    def save(self, step: int, content: Content) -> Saved:
-        """Collective. Raises SaveFailed or Fenced, on every rank alike."""
+    @property
+    def lacking(self) -> str | None:
+        """Why the training waits for its saves; None: it does not."""
+        return self._staging.lacking
+
+    @property
+    def ended(self) -> bool:
+        """A save is under way, and this rank's writer has come to its end."""
+        return self._running is not None and not self._running.thread.is_alive()
+
+    def begin(self, step: int, content: Content) -> None:
+        """When this returns, the state may change."""
+        assert self._running is None
         began = time.monotonic()
-        point = Point(step, self._runtime.epoch)
-        nonce = self._runtime.from_leader(secrets.token_hex(4))
-        temporary = self.folder / f".tmp-{folder_name(point)[5:]}-{nonce}"
-        self._together(lambda: temporary.mkdir(parents=True) if self._runtime.leads else None, temporary)
         shards = list(self._engine.shards())
-        files = self._together(lambda: self._write(temporary, shards), temporary)
-        parameters = {s.name: Parameter(list(s.shape), int(s.step.item()), _in_bf16(s)) for s in shards}
-        self._together(lambda: self._commit(temporary, point, content, files, parameters), temporary)
-        return Saved(point, time.monotonic() - began, sum(file.size for file in files))
+        image, manifest = self._image(shards), self._manifest(step, content, shards)
+        data = self._staging.take(image)
+        self._running = Running(manifest, began, lambda: self._writers.save(manifest, image, data))
+        if self._staging.lacking:  # it is the state itself that is written
+            self._running.thread.join()
+        self._running.stall = time.monotonic() - began
 
-    def _together(self, work: Callable[[], Any], temporary: Path) -> list[Any]:
-        """Do `work` on every rank and hear how it went on all of them: an error of one is everybody's."""
-        value, error = None, None  # type: Any, Exception | None
-        try:
-            value = work()
-        except Fenced as fenced:
-            error = fenced
-        except OSError as failure:
-            error = SaveFailed(f"rank {self._runtime.rank}: {failure}")
-        results = self._runtime.gather((value, error))
-        first = next((error for _, error in results if error is not None), None)
-        if first is not None:
-            if self._runtime.leads:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise first
-        return [value for value, _ in results]
+    def finish(self) -> Saved:
+        """Wait for the save under way. Raises SaveFailed or Fenced, on every rank alike."""
+        assert self._running is not None
+        running, self._running = self._running, None
+        return running.wait()
 
-    def _write(self, temporary: Path, shards: list[Shard]) -> File:
-        index, count = self._engine.replicas
-        ranges = []
-        for shard in shards:
-            start, stop = shard.part(index, count)
-            if start < stop:
-                inside = slice(start - shard.start, stop - shard.start)
-                kinds = {kind: _numpy(kept[inside]) for kind, kept in shard.tensors.items()}
-                ranges.append((shard.name, start, stop, kinds))
-        return write_file(temporary / f"rank-{self._runtime.rank:04d}.safetensors", ranges, rng_state())
+    def save(self, step: int, content: Content) -> Saved:
+        """Begin and finish."""
+        self.begin(step, content)
+        return self.finish()
 
-    def _commit(
-        self, temporary: Path, point: Point, content: Content, files: list[File], parameters: dict[str, Parameter]
-    ) -> None:
-        """By rank 0 alone: the manifest last, then one rename."""
-        if not self._runtime.leads:
-            return
-        if claims.fenced(self._runtime.run_dir, self._runtime.epoch):
-            raise Fenced(f"attempt {self._runtime.epoch} is fenced: a later attempt owns the run")
-        manifest = Manifest(
+    def _image(self, shards: list[Shard]) -> Image:
+        return Image(shards, self._engine.replicas, rng_state())
+
+    def _manifest(self, step: int, content: Content, shards: list[Shard]) -> Manifest:
+        """Rank 0's is the one that is written: to ask a GPU for each parameter's count of steps takes time."""
+        known = shards if self._runtime.leads else []
+        return Manifest(
             version=VERSION,
-            step=point.step,
-            epoch=point.epoch,
+            step=step,
+            epoch=self._runtime.epoch,
             layout=content.layout,
             config=content.config,
             data=content.data,
             state=content.state,
             block=BLOCK,
-            parameters=parameters,
-            files=files,
+            parameters={s.name: Parameter(list(s.shape), int(s.step.item()), _in_bf16(s)) for s in known},
+            files=[],
         )
-        write_manifest(temporary, manifest)
-        temporary.rename(self.folder / folder_name(point))
-        fsync_path(self.folder)
+
+    # --- what is not kept ---
 
     def clean_up(self) -> None:
         """By rank 0 after a commit: what is not kept any more goes, by a rename first, so that a kill in the middle of
@@ -146,9 +137,32 @@ class Saver:
         remove_leftovers(self.folder, self._runtime.epoch)
 
 
-def _numpy(tensor: Tensor) -> Array:
-    tensor = tensor.cpu()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+class Running:
+    """A save under way, in a thread of its own."""
+
+    def __init__(self, manifest: Manifest, began: float, work: Callable[[], int]) -> None:
+        """`work` returns the bytes of all ranks."""
+        self._point, self._began, self._work = Point(manifest.step, manifest.epoch), began, work
+        self._size, self._ended = 0, 0.0
+        self._error: BaseException | None = None
+        self.stall = 0.0
+        self.thread = Thread(target=self._run, name="save", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._size = self._work()
+        except BaseException as error:  # to be raised where the loop meets it
+            self._error = error
+        self._ended = time.monotonic()
+
+    def wait(self) -> Saved:
+        began = time.monotonic()
+        self.thread.join()
+        self.stall += time.monotonic() - began
+        if self._error is not None:
+            raise self._error
+        return Saved(self._point, self._size, self._ended - self._began, self.stall)
 
 
 def _in_bf16(shard: Shard) -> list[str]:

@@ -1,0 +1,93 @@
+"""The bytes of the file that one rank writes: where each range lies, and how it comes there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.format import Array, File, Piece, header, memory_of
+from trainer.engines.shard import Flat, Shard
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One flat array of the file."""
+
+    name: str
+    dtype: torch.dtype
+    values: Flat
+    first: int
+    """Of the values: those before it are another rank's to write."""
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    def copy_to(self, target: Tensor, low: int, high: int) -> None:
+        """The elements [low, high) to bytes that begin where an element of this kind may."""
+        values = self.values[self.first + low : self.first + high]
+        target[: (high - low) * self.dtype.itemsize].view(self.dtype).copy_(values, non_blocking=True)
+
+
+class Image:
+    def __init__(self, shards: Iterable[Shard], replicas: tuple[int, int], arrays: Mapping[str, Array]) -> None:
+        """`replicas`: which of how many ranks that hold the same shards; each writes its part of them. `arrays`: what
+        is no parameter (RNG)."""
+        parts = [(shard, *shard.part(*replicas)) for shard in shards]
+        entries = [Entry(name, values.dtype, values, 0, len(values)) for name, values in _tensors(arrays)]
+        for shard, start, stop in parts:
+            for kind, kept in shard.tensors.items() if start < stop else ():
+                dtype = getattr(kept, "dtype", torch.float32)  # what is kept in eight bits is written as its values
+                entries.append(Entry(_key(kind, shard, start, stop), dtype, kept, start - shard.start, stop - start))
+        entries.sort(key=lambda entry: -entry.dtype.itemsize)  # without holes each then lies where its type may begin
+        self._header, begins = header((entry.name, _name(entry.dtype), entry.count) for entry in entries)
+        self._places = list(zip(begins, entries, strict=True))
+        self.size = len(self._header) + sum(entry.nbytes for entry in entries)
+        at = {entry.name: begin for begin, entry in self._places}
+        self._pieces = [
+            Piece(shard.name, start, stop, {kind: at[_key(kind, shard, start, stop)] for kind in shard.tensors})
+            for shard, start, stop in parts
+            if start < stop
+        ]
+        self._arrays = {name: (_name(values.dtype), at[name], len(values)) for name, values in _tensors(arrays)}
+
+    def copy_to(self, buffer: Tensor) -> Iterator[memoryview]:
+        """The whole file in a buffer of as many bytes, or more: the state may change from here on."""
+        buffer[: len(self._header)] = torch.frombuffer(bytearray(self._header), dtype=torch.uint8)
+        for begin, entry in self._places:
+            entry.copy_to(buffer[begin:], 0, entry.count)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return iter([memory_of(buffer[: self.size].numpy())])
+
+    def stream(self, block: Tensor) -> Iterator[memoryview]:
+        """The file, piece by piece through a small buffer: the state must not change meanwhile."""
+        yield memoryview(self._header)
+        for _, entry in self._places:
+            most = len(block) // entry.dtype.itemsize
+            for low in range(0, entry.count, most):
+                high = min(low + most, entry.count)
+                entry.copy_to(block, low, high)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                yield memory_of(block[: (high - low) * entry.dtype.itemsize].numpy())
+
+    def record(self, name: str, hashes: list[str]) -> File:
+        """What the manifest says of the file."""
+        return File(name, self.size, hashes, self._pieces, self._arrays)
+
+
+def _key(kind: str, shard: Shard, start: int, stop: int) -> str:
+    return f"{kind}/{shard.name}[{start}:{stop}]"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _tensors(arrays: Mapping[str, Array]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, torch.from_numpy(array)) for name, array in arrays.items())

@@ -1,0 +1,128 @@
+"""One thread of each rank writes that rank's file; rank 0's commits when all have told it that theirs is durable.
+
+They have a wire of their own, so that no step waits for a save, and no save for a step.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from durable import fsync_path
+from trainer import claims
+from trainer.checkpoint import folder_name
+from trainer.checkpoint.format import File, Manifest, write_file, write_manifest
+from trainer.checkpoint.image import Image
+from trainer.claims import Point
+from trainer.runtime import Runtime
+from trainer.star import Star
+
+
+class Fenced(Exception):
+    """A later attempt has claimed the run: nothing was committed, and this attempt must leave."""
+
+
+class SaveFailed(Exception):
+    """No checkpoint came to be; the message names the rank and the error. The last one stands."""
+
+
+class Word(msgspec.Struct):
+    """What one writer tells another: how it went, and what came of it."""
+
+    error: str | None = None
+    fenced: bool = False
+    folder: str = ""
+    file: File | None = None
+    size: int = 0
+
+
+class Writers:
+    """This rank's among its peers; they make one checkpoint after the other."""
+
+    def __init__(self, runtime: Runtime, folder: Path) -> None:
+        """Collective."""
+        self._runtime, self._folder = runtime, folder
+        self._star = Star(runtime)
+
+    def save(self, manifest: Manifest, image: Image, data: Iterator[memoryview]) -> int:
+        """By every rank's thread. `manifest`: without the files. Returns the bytes of all ranks.
+
+        Raises SaveFailed or Fenced, on every rank alike.
+        """
+        try:
+            return self._save(manifest, image, data)
+        except (SaveFailed, Fenced):
+            raise
+        except BaseException:
+            self._star.close()  # an error of our own: no other rank is to wait for a word of this one
+            raise
+
+    def _save(self, manifest: Manifest, image: Image, data: Iterator[memoryview]) -> int:
+        begun = self._from_leader(lambda: Word(folder=self._new_folder(manifest)))
+        temporary = self._folder / begun.folder
+        written = self._to_leader(self._attempt(lambda: Word(file=self._write(temporary, image, data))))
+        return self._from_leader(lambda: self._commit(temporary, manifest, written)).size
+
+    # --- what each does ---
+
+    def _new_folder(self, manifest: Manifest) -> str:
+        point = Point(manifest.step, manifest.epoch)
+        temporary = self._folder / f".tmp-{folder_name(point).removeprefix('step-')}-{secrets.token_hex(4)}"
+        temporary.mkdir(parents=True)
+        return temporary.name
+
+    def _write(self, temporary: Path, image: Image, data: Iterator[memoryview]) -> File:
+        name = f"rank-{self._runtime.rank:04d}.safetensors"
+        return image.record(name, write_file(temporary / name, data, image.size))
+
+    def _commit(self, temporary: Path, manifest: Manifest, written: list[Word]) -> Word:
+        """By rank 0 alone: the manifest last, then one rename."""
+        committed = self._folder / folder_name(Point(manifest.step, manifest.epoch))
+        try:
+            if error := next((word.error for word in written if word.error), None):
+                raise SaveFailed(error)
+            if claims.fenced(self._runtime.run_dir, self._runtime.epoch):
+                raise Fenced(f"attempt {self._runtime.epoch} is fenced: a later attempt owns the run")
+            files = [word.file for word in written if word.file]
+            write_manifest(temporary, msgspec.structs.replace(manifest, files=files))
+            temporary.rename(committed)
+            fsync_path(self._folder)
+        except BaseException:
+            with suppress(OSError):
+                committed.rename(temporary)  # nobody knows whether its name is durable
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return Word(size=sum(file.size for file in files))
+
+    # --- what they tell each other ---
+
+    def _attempt(self, work: Callable[[], Word]) -> Word:
+        try:
+            return work()
+        except (SaveFailed, Fenced) as error:
+            return Word(error=str(error), fenced=isinstance(error, Fenced))
+        except OSError as error:
+            return Word(error=f"rank {self._runtime.rank}: {error}")
+
+    def _to_leader(self, word: Word) -> list[Word]:
+        """Every rank's word, in their order, on rank 0; nothing on the others."""
+        if not self._runtime.leads:
+            self._star.send_any(msgspec.json.encode(word))
+            return []
+        return [word, *(msgspec.json.decode(text, type=Word) for text in self._star.receive_any())]
+
+    def _from_leader(self, work: Callable[[], Word]) -> Word:
+        """What rank 0 comes to, on every rank. Raises SaveFailed or Fenced, on every rank alike."""
+        if self._runtime.leads:
+            word = self._attempt(work)
+            self._star.send_any(msgspec.json.encode(word))
+        else:
+            word = msgspec.json.decode(self._star.receive_any()[0], type=Word)
+        if word.error:
+            raise (Fenced if word.fenced else SaveFailed)(word.error)
+        return word

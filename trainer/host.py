@@ -1,0 +1,36 @@
+"""What this node's memory has left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_CACHE = ("inactive_file", "active_file")  # pages that the kernel gives back when they are wanted
+
+
+def memory_left(root: Path = Path("/")) -> int:
+    """Bytes that may still be taken here: of the node, and within each control group that this process is in."""
+    node = _numbers(root / "proc/meminfo")["MemAvailable:"] * 1024
+    return min([node, *_left_in_groups(root)])
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    for line in (root / "proc/self/cgroup").read_text().splitlines():  # hierarchy:controllers:path
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        most, used = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        group = top / path.lstrip("/")
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
+            with suppress(OSError, ValueError):  # no such group here, or it says `max`: no limit
+                limit = int((folder / f"memory.{most}").read_text())
+                stat = _numbers(folder / "memory.stat")
+                cached = sum(stat.get(f"total_{name}" if controllers else name, 0) for name in _CACHE)
+                yield limit - int((folder / f"memory.{used}").read_text()) + cached
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}

@@ -2,12 +2,14 @@
 
 The fault comes on rank RANK (or `all`) when the point is reached as often as POINTS says, and says so by the file
 `reached` beside the config. `wait`: the rank stays there until the file `go` is there. `hold`: it stays there without end
-and without letting go of the interpreter. `oom`: it asks for more memory than there is. A number: every call from then on takes so many seconds longer.
+and without letting go of the interpreter. `oom`: it asks for more memory than there is. `eio`: an error of the disk.
+`bug`: an error of our own. A number: every call from then on takes so many seconds longer.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import os
 import pkgutil
@@ -44,6 +46,10 @@ def fault(kind: str, folder: Path) -> None:
         ctypes.PyDLL(None).sleep(1000)
     elif kind == "oom":
         torch.empty(10**15, dtype=torch.uint8)
+    elif kind == "eio":
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    elif kind == "bug":
+        raise ZeroDivisionError("a bug")
     elif kind == "wait":
         while not (folder / "go").exists():
             time.sleep(0.01)
@@ -62,7 +68,7 @@ def arm(point: str, kind: str, folder: Path) -> None:
 
     def with_fault(*args: Any, **kwargs: Any) -> Any:
         call = next(calls)
-        if call == count or call > count and kind not in ("wait", "hold"):
+        if call == count or call > count and kind not in ("wait", "hold", "eio"):
             fault(kind, folder)
         return original(*args, **kwargs)
 

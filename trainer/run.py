@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from durable import write_atomic
-from trainer import claims, config, events, exits, four_bit, lora, recompute
+from trainer import claims, config, events, exits, four_bit, lora, recompute, self_test
 from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import folder_name
@@ -44,6 +44,7 @@ from trainer.plan import batch_layout, total_steps
 from trainer.runtime import start
 from trainer.saves import Progress, Saves
 from trainer.schedule import learning_rate
+from trainer.self_test import Unfit
 from trainer.step_log import Step, StepLog
 from trainer.stop import Stopped
 from trainer.throughput import Throughput
@@ -72,7 +73,7 @@ def run(config_path: Path) -> int:
         except Fenced as error:
             attempt.say(str(error))
             code = exits.FENCED
-        except (Diverged, SaveFailed) as error:
+        except (Diverged, SaveFailed, Unfit) as error:
             print(f"outlast: {error}", file=sys.stderr)
             return exits.NO_PROGRESS if isinstance(error, Diverged) and error.again else exits.CRASHED
         except (RuntimeError, MemoryError) as error:  # torch's own is a RuntimeError
@@ -168,6 +169,9 @@ class Training:
             self.progress = Progress(resumed.point.step, **resumed.manifest.state)
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")
+            step, compiles = self.progress.step, self.settings.train.compile  # a forward pass alone is compiled anew
+            batch = self.batches.get(step).micro_batches[0] if step < self.total and not compiles else None
+            self_test.check(runtime, self.engine, resumed.sums, batch)
         if own:
             self.saves.committed, self.saves.safe = own.point, replace(self.progress)
         if resumed and resumed.rng is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,26 @@ def test_a_node_without_room_for_a_copy_writes_while_the_training_waits(new_run:
     assert "the training waits while a checkpoint is written" in run.log()
     first = run.events("save")[0]
     assert first["step"] == 10 and first["stall"] >= first["seconds"]
+    assert run.go(2) == [0, 0], run.log()
+    assert run.done()["sha256"] == sha256
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("bit", "rank 1 on {host} does not hold the weights that it has read"),
+        ("replica", "rank 1 on {host} holds other weights than a rank that should hold the same"),
+        ("nan", "rank 1 on {host} computes a loss of nan from them"),
+    ],
+)
+def test_a_rank_that_does_not_hold_what_was_saved_does_not_train(
+    new_run: NewRun, sha256: str, fault: str, said: str
+) -> None:
+    run = new_run("run", **SHAPE)
+    run.stop_after(2, 5)
+    before = run.checkpoints()
+    assert run.go(2, ["tests.trainer.with_a_broken_memory", fault, str(run.path / "config.yaml")]) == [1, 1]
+    assert said.format(host=os.uname().nodename) in run.log() and run.checkpoints() == before
     assert run.go(2) == [0, 0], run.log()
     assert run.done()["sha256"] == sha256
 

@@ -18,7 +18,7 @@ from trainer.checkpoint import CheckpointBroken, folder_name
 from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, memory_of, read_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.claims import Point
-from trainer.engines.shard import Flat, Shard
+from trainer.engines.shard import Shard, checksum
 from trainer.runtime import Runtime
 
 
@@ -66,8 +66,10 @@ class Reader:
             file.read(first, memory_of(found[name]))
         return found
 
-    def fill(self, shards: Iterable[Shard]) -> None:
-        """Copy what these shards hold out of the checkpoint. Raises CheckpointBroken."""
+    def fill(self, shards: Iterable[Shard]) -> list[int]:
+        """Copy what these shards hold out of the checkpoint. Returns the checksum of each one's weights, as they were
+        read. Raises CheckpointBroken."""
+        sums = []
         for shard in shards:
             saved = self.manifest.parameters.get(shard.name)
             if (
@@ -76,13 +78,13 @@ class Reader:
                 was = f"shape {saved.shape}" if saved else "no such parameter"
                 raise ConfigError(f"the model has {shard.name} of shape {list(shard.shape)}, the checkpoint has {was}")
             for kind, kept in shard.tensors.items():
-                _copy(kept, self.read(shard.name, kind, shard.start, shard.stop))
+                values = torch.from_numpy(self.read(shard.name, kind, shard.start, shard.stop))
+                with torch.no_grad():
+                    kept.copy_(values)
+                if kind == "weights":
+                    sums.append(int(checksum(values.to(getattr(kept, "dtype", values.dtype)))))
             shard.step.fill_(saved.step)
-
-
-def _copy(kept: Flat, values: Array) -> None:
-    with torch.no_grad():
-        kept.copy_(torch.from_numpy(values))
+        return sums
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Resumed:
     """This rank's saved generators; None: the world size changed."""
     passed_over: list[str]
     """Newer checkpoints that did not verify, and why."""
+    sums: list[int]
+    """Of each shard's weights, as this rank has read them."""
 
 
 def load_newest(
@@ -133,13 +137,13 @@ def load_fork(runtime: Runtime, path: Path, shards: Callable[[], Iterator[Shard]
     problem = None
     try:
         with Reader(path) as reader:
-            reader.fill(shards())
+            sums = reader.fill(shards())
     except (CheckpointBroken, FileNotFoundError) as error:
         problem = str(error)
     problems = [p for p in runtime.gather(problem) if p]
     if problems:
         raise ConfigError(f"fork={path}: {problems[0]}: take another checkpoint: launch.py --fork RUN@STEP")
-    return Resumed(Point(reader.manifest.step, reader.manifest.epoch), reader.manifest, None, [])
+    return Resumed(Point(reader.manifest.step, reader.manifest.epoch), reader.manifest, None, [], sums)
 
 
 def _existed(run_dir: Path) -> bool:
@@ -163,7 +167,7 @@ def _load(
                 f"its manifest is that of step {reader.manifest.step}, epoch {reader.manifest.epoch}"
             )
         check(reader.manifest)
-        reader.fill(shards())
+        sums = reader.fill(shards())
         same_world = len(reader.manifest.files) == runtime.world_size
         rng = reader.arrays(runtime.rank) if same_world else None
-        return Resumed(point, reader.manifest, rng, passed_over)
+        return Resumed(point, reader.manifest, rng, passed_over, sums)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from trainer.engines.eight_bit import Kept
@@ -36,3 +37,8 @@ class Shard:
         """The sub-range that one of `count` holders of the same shard writes."""
         size = self.stop - self.start
         return self.start + size * index // count, self.start + size * (index + 1) // count
+
+
+def checksum(values: Tensor) -> Tensor:
+    """Sum of the values' bits as integers, modulo 2**32: a scalar, where they lie."""
+    return values.view(torch.int32 if values.itemsize == 4 else torch.int16).sum(dtype=torch.int32)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slurm.config import JobConfig
+from slurm.exits import CONFIG
+
+_NOT_YOURS = "outlast: this run's code is not yours: start a run of your own from its checkpoint: launch.py --fork RUN"
 
 
 def submission_text(job: JobConfig, run_dir: Path, python: Path, workdir: Path) -> str:
@@ -20,6 +23,7 @@ def submission_text(job: JobConfig, run_dir: Path, python: Path, workdir: Path) 
     lines = ["#!/bin/bash", *flags, ""]
     if job.share:
         lines += ["umask 027", ""]
+    lines += [f"[ -O {shlex.quote(str(code))} ] || {{ echo {shlex.quote(_NOT_YOURS)} >&2; exit {CONFIG}; }}", ""]
     if job.setup:
         lines += ["set -e", *job.setup, "set +e", ""]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()]

@@ -203,7 +203,10 @@ class Training:
         """Another run's checkpoint that this one starts from, as long as it has none of its own."""
         if self.settings.fork is None:
             return None
-        resumed = load_fork(self.runtime, Path(self.settings.fork), self.engine.shards)
+        path = Path(self.settings.fork)
+        resumed = load_fork(self.runtime, path, self.engine.shards)
+        if (theirs := path.stat().st_uid) != os.geteuid():
+            self.say(f"{path} belongs to another user ({theirs}): numbers are read from it, and nothing in it can run")
         for key, was, now in differences(resumed.manifest.config, self.exact):
             self.say(f"other than in the run that this one starts from: {key} {was} -> {now}")
         if resumed.manifest.data != self.data.fingerprint:

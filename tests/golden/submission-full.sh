@@ -21,6 +21,8 @@
 #SBATCH --comment='two words'
 #SBATCH --nice=5
 
+[ -O /runs/sft/code ] || { echo 'outlast: this run'"'"'s code is not yours: start a run of your own from its checkpoint: launch.py --fork RUN' >&2; exit 78; }
+
 set -e
 module load cuda/12.4
 set +e

@@ -9,5 +9,7 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 
+[ -O /runs/sft/code ] || { echo 'outlast: this run'"'"'s code is not yours: start a run of your own from its checkpoint: launch.py --fork RUN' >&2; exit 78; }
+
 export PYTHONPATH=/runs/sft/code"${PYTHONPATH:+:$PYTHONPATH}"
 exec /env/bin/python -P -m slurm.supervisor /runs/sft "$@"

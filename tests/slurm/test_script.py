@@ -47,6 +47,7 @@ def test_golden(name: str) -> None:
 
 def test_a_hostile_run_folder_reaches_the_supervisor_whole(tmp_path: Path) -> None:
     run_dir = tmp_path / 'it\'s $HOME `x` %j "q" #1'
+    (run_dir / "code").mkdir(parents=True)
     python = tmp_path / "my python"
     python.write_text('#!/bin/bash\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
     python.chmod(0o755)
@@ -60,7 +61,19 @@ def test_a_hostile_run_folder_reaches_the_supervisor_whole(tmp_path: Path) -> No
     ]
 
 
+def test_the_code_of_another_user_is_not_run(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    os.chown(code, os.getuid() + 1, -1)
+    script = tmp_path / "submission.sh"
+    script.write_text(submission_text(JobConfig(name="x"), tmp_path, Path("/bin/echo"), tmp_path))
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("outlast: this run's code is not yours: start a run of your own")
+
+
 def test_a_set_up_line_that_fails_ends_the_job(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
     script = tmp_path / "submission.sh"
     script.write_text(submission_text(JobConfig(name="x", setup=["false"]), tmp_path, Path("/bin/echo"), tmp_path))
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True)

@@ -33,6 +33,16 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
+def make_own(folder: Path) -> None:
+    """A folder for this user alone, below one that others may write to: theirs under our name is refused, or a link."""
+    folder.mkdir(0o700, exist_ok=True)
+    found = folder.lstat()
+    if folder.is_symlink() or found.st_uid != os.geteuid():
+        raise PermissionError(1, "somebody else made this folder", str(folder))
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
 def append_line(path: Path, record: dict[str, Any], sync: bool = False) -> None:
     """One JSON line by one write, so that two writers never mix in it; a line that a kill tore is closed first.
 

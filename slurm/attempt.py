@@ -7,7 +7,8 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from durable import write_atomic
@@ -32,6 +33,7 @@ from slurm.shim import WAITED
 from slurm.step import EXITS, Step, enter
 
 STEP_OUTLIVES = 30.0  # seconds; torchrun's agent may still end
+FORGET_SECONDS = 10.0  # for a short step over all nodes
 
 
 def trainer_argv(run: RunDir, python: str) -> tuple[str, ...]:
@@ -84,6 +86,12 @@ class Attempt:
             except OSError as error:  # a full disk must not end healthy ranks
                 print(f"outlast: {error}", flush=True)
         return self.record(step, self.scheduler.facts())
+
+    def forget(self) -> None:
+        """What ranks that failed keep in their nodes' memory goes: nobody comes back for it. The others' is gone."""
+        argv = self.scheduler.step_argv(replace(self.prepare(), forget=True))
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=FORGET_SECONDS, preexec_fn=_unblock)
 
     def prepare(self) -> Step:
         logs = self.run.attempt_dir(self.claim.epoch)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from slurm import node_memory
+
 # Every variable of Slurm that we depend on. Names of 20.11 to 26.05; SLURM_STEP_* are of the srun step.
 JOB_ID = "SLURM_JOB_ID"
 ARRAY_ID, ARRAY_TASK = "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"
@@ -138,6 +140,7 @@ def attempt_variables(
         "OUTLAST_ATTEMPT": str(attempt),
         "OUTLAST_PROGRESS": str(progress),
         "OUTLAST_HOSTFILE": str(hostfile),
+        "OUTLAST_NODE_MEMORY": str(node_memory.folder(run_dir)),
     }
     if deadline is not None:
         out["OUTLAST_DEADLINE"] = f"{deadline:.0f}"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from durable import write_atomic
-from slurm import agents, below, environment, hostfile, memory, rendezvous
+from slurm import agents, below, environment, hostfile, memory, node_memory, rendezvous
 from slurm.errors import SlurmError
 from slurm.exits import AGREED, BY_A_STOP, CONFIG, STOP_SIGNALS
 from slurm.forked import become, open_log, preload, python_module, redirect, run_foreign, run_module
@@ -78,7 +78,10 @@ class Shim:
             self.watch()
         finally:
             send(signal.SIGKILL, below.all_below(os.getpid()))  # a rank's leftovers must not meet the next attempt
-        return self.verdict()
+        verdict = self.verdict()
+        if verdict == 0:  # what was staged is saved: after a failure the next attempt looks for it
+            node_memory.forget(self.step.run.path, self.ranks)
+        return verdict
 
     # --- before the start ---
 
@@ -349,6 +352,9 @@ def main(text: str) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)
     below.call_me(below.SHIM)
     step = Step.load(text)
+    if step.forget:
+        node_memory.forget(step.run.path)
+        return 0
     redirect(log_file(step))
     try:
         return Shim(step).run()

@@ -41,6 +41,8 @@ class Step:
     """Unix seconds at which the allocation ends."""
     cut_short: bool = False
     """Slurm took the nodes from the last attempt before it had committed a step."""
+    forget: bool = False
+    """No ranks: what they left in their nodes' memory goes."""
     python: str = sys.executable
     """The Python where the ranks are."""
     prefix: tuple[str, ...] = ()

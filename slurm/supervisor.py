@@ -16,7 +16,7 @@ from durable import write_atomic
 from settings import ConfigError
 from slurm import commands, environment, progress
 from slurm.attempt import Attempt, describe
-from slurm.cause import Decision, Next, decide, predecessor_cause, scheduler_cause
+from slurm.cause import FAILURES, Decision, Next, decide, predecessor_cause, scheduler_cause
 from slurm.config import JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
 from slurm.exits import CONFIG, NO_PROGRESS, STOP_SIGNALS, STOPPED
@@ -54,7 +54,7 @@ class Supervisor:
             record = attempt.execute()
             self.run.record_attempt(record)
             say(describe(record))
-            code = self.follow(attempt.deadline)
+            code = self.follow(attempt)
             if code is not None:
                 return code
             claim = None if self.user_ended() else self.claim()
@@ -178,20 +178,21 @@ class Supervisor:
 
     # --- at the end of an attempt ---
 
-    def follow(self, deadline: float | None) -> int | None:
+    def follow(self, attempt: Attempt) -> int | None:
         """Act on the last attempt's end. Returns the batch job's exit code, or None: new ranks here."""
         if not self.owns_run():
             say("another attempt owns the run: leaving everything to it")
             return 0
-        decision = self.decide()
+        decision, deadline = self.decide(), attempt.deadline
         match decision.next:
-            case Next.FINISH | Next.STOP:
-                self.end(decision)
-                return decision.code
             case Next.HERE if deadline is None or deadline - time.time() > WORTH_A_RESTART + decision.delay:
                 if not self.lost_while_waiting(decision.delay):
                     return None
-        return self.hand_over()
+            case Next.FINISH | Next.STOP:
+                self.end(decision)
+        if self.job.command is None and self.run.attempts()[-1]["cause"] in FAILURES:
+            attempt.forget()
+        return decision.code if decision.next in (Next.FINISH, Next.STOP) else self.hand_over()
 
     def lost_while_waiting(self, seconds: float) -> bool:
         """Whether Slurm takes the nodes before new ranks start on them. A signal ends the wait."""

@@ -8,18 +8,12 @@ import re
 import secrets
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from durable import write_atomic
+from trainer.checkpoint import Point
 
 _NAME = re.compile(r"(\d{4,})\.json")
-
-
-class Point(NamedTuple):
-    """A committed state: the steps that were done, and the epoch that saved them. Nothing saved: (0, 0)."""
-
-    step: int
-    epoch: int
 
 
 def epochs(run_dir: Path) -> list[int]:
@@ -42,6 +36,11 @@ def claim(run_dir: Path) -> int:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             json.dump({**record, "host": os.uname().nodename, "nonce": secrets.token_hex(8)}, file)
         return epoch
+
+
+def born(run_dir: Path) -> float:
+    """When the run began: unix seconds of its first claim."""
+    return float(_read(run_dir, 1).get("time", 0.0))
 
 
 def fenced(run_dir: Path, epoch: int) -> bool:

@@ -9,8 +9,8 @@ from settings import ConfigError
 from trainer import config
 from trainer.checkpoint.format import Manifest
 from trainer.config import Ddp, Deepspeed, Fsdp, TrainConfig, differences
+from trainer.layout import BatchLayout
 from trainer.model_config import folder_config
-from trainer.plan import BatchLayout
 
 
 def exact_part(settings: TrainConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from trainer.engines.engine import Engine
 from trainer.engines.optimizer import local
 from trainer.events import Events
 from trainer.four_bit import held_bytes
-from trainer.plan import BatchLayout
+from trainer.layout import BatchLayout
 from trainer.runtime import Runtime
 
 _BY_THE_DRIVER = "CUDA error: out of memory"  # what is asked for past torch's allocator: by NCCL, by libraries

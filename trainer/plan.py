@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from settings import ConfigError
 from trainer.config import Train
-
-
-@dataclass(frozen=True)
-class BatchLayout:
-    """global_batch_size = micro_batch_size x gradient_accumulation_steps x data_parallel_size (sequences)."""
-
-    micro_batch_size: int
-    gradient_accumulation_steps: int
-    data_parallel_size: int
-
-    @property
-    def global_batch_size(self) -> int:
-        return self.micro_batch_size * self.gradient_accumulation_steps * self.data_parallel_size
-
-    def __str__(self) -> str:
-        return (
-            f"global batch {self.global_batch_size} = {self.micro_batch_size} micro x "
-            f"{self.gradient_accumulation_steps} accumulation x {self.data_parallel_size} ranks"
-        )
+from trainer.layout import BatchLayout
 
 
 def batch_layout(train: Train, world_size: int) -> BatchLayout:

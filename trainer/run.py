@@ -16,13 +16,13 @@ from durable import write_atomic
 from trainer import claims, config, events, exits, four_bit, lora, recompute, self_test
 from trainer.attempt import Attempt
 from trainer.board import Board
-from trainer.checkpoint import folder_name
+from trainer.checkpoint import Point, folder_name
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.load import Resumed, load_fork, load_newest
+from trainer.checkpoint.recover import finish_cut_save
 from trainer.checkpoint.rng import derive_rng, restore_rng
 from trainer.checkpoint.save import Content
-from trainer.checkpoint.writers import Fenced, SaveFailed
-from trainer.claims import Point
+from trainer.checkpoint.writers import Fenced, SaveFailed, Writers
 from trainer.compiled import compile_layers
 from trainer.config import TrainConfig, differences
 from trainer.data.batches import Batches, RankBatch
@@ -46,9 +46,9 @@ from trainer.saves import Progress, Saves
 from trainer.schedule import learning_rate
 from trainer.self_test import Unfit
 from trainer.step_log import Step, StepLog
-from trainer.stop import Stopped
+from trainer.stop import Ballot, Stopped
 from trainer.throughput import Throughput
-from trainer.votes import Agreement, Ballot
+from trainer.votes import Agreement
 from trainer.weights import build, fill, hollow
 
 
@@ -124,9 +124,7 @@ class Training:
             self.say("this model treats its logits in a way of its own: they stand whole in memory")
         # 3. What happened before, and where it goes on.
         self.watchdog.enter("resume")
-        about = Content(layout_part(settings, self.layout), self.exact, self.data.fingerprint, state={})
-        self.saves = Saves(settings.checkpoint, self.attempt, self.engine, about)
-        self.resume()
+        self.resume(Writers(runtime))
 
     def prepared(self, split: Any) -> Prepared:
         settings, leads = self.settings, self.runtime.leads
@@ -154,12 +152,13 @@ class Training:
             compile_layers(model, self.runtime.device, self.runtime.run_dir)
         return model
 
-    def resume(self) -> None:
+    def resume(self, writers: Writers) -> None:
         """Load the newest checkpoint of the run's line, say so, and note it in our claim."""
-        runtime, seed = self.runtime, self.settings.train.seed
-        own = load_newest(
-            runtime, self.engine.shards, lambda manifest: check_same_run(manifest, self.exact, self.data.fingerprint)
-        )
+        runtime, seed, data = self.runtime, self.settings.train.seed, self.data.fingerprint
+        if said := finish_cut_save(runtime, writers):
+            self.say(said)
+        check, near = lambda manifest: check_same_run(manifest, self.exact, data), writers.memory.path_of
+        own = load_newest(runtime, self.engine.shards, check, near)
         resumed = own or self.forked()
         if self.hollow and not resumed:
             self.attempt.together(lambda: fill(self.engine.shards(), self.settings.model, seed))
@@ -172,13 +171,17 @@ class Training:
             step, compiles = self.progress.step, self.settings.train.compile  # a forward pass alone is compiled anew
             batch = self.batches.get(step).micro_batches[0] if step < self.total and not compiles else None
             self_test.check(runtime, self.engine, resumed.sums, batch)
+        writers.memory.forget_earlier()  # all ranks have read
+        layout = layout_part(self.settings, self.layout)
+        content = Content(layout, self.exact, data, state={})
+        self.saves = Saves(self.settings.checkpoint, self.attempt, self.engine, writers, content)
         if own:
             self.saves.committed, self.saves.safe = own.point, replace(self.progress)
         if resumed and resumed.rng is not None:
             restore_rng(resumed.rng)
         else:
             derive_rng(seed, self.progress.step, runtime.rank)
-        if own and (changes := differences(own.manifest.layout, layout_part(self.settings, self.layout))):
+        if own and (changes := differences(own.manifest.layout, layout)):
             what = ", ".join(f"{key} {was} -> {now}" for key, was, now in changes)
             self.say(f"another layout ({what}): same weights, moments and batches, not bit-identical from here on")
         if runtime.leads:

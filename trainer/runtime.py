@@ -33,6 +33,8 @@ class Runtime:
     """Unix seconds at which the allocation ended when this attempt started."""
     cut_short: bool
     """The last attempt was cut before it had saved anything."""
+    node_memory: Path | None
+    """Folder for what is to outlive the ranks of this node, in its memory."""
     leader_host: str
     """Where rank 0 is, as the others reach it."""
     patience: float
@@ -96,9 +98,9 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
     control = dist.new_group(backend="gloo", timeout=timeout)
     deadline = float(os.environ["OUTLAST_DEADLINE"]) if "OUTLAST_DEADLINE" in os.environ else None
     cut_short, host = "OUTLAST_CUT_SHORT" in os.environ, os.environ.get("MASTER_ADDR", "")
-    runtime = Runtime(
-        rank, world_size, local_world_size, device, run_dir, 0, deadline, cut_short, host, patience, control
-    )
+    memory = Path(os.environ["OUTLAST_NODE_MEMORY"]) if "OUTLAST_NODE_MEMORY" in os.environ else None
+    place = rank, world_size, local_world_size, device, run_dir
+    runtime = Runtime(*place, 0, deadline, cut_short, memory, host, patience, control)
     check_devices(runtime.gather((os.uname().nodename, _identity(device))))
     epoch = int(given) if given else runtime.from_leader(claims.claim(run_dir) if rank == 0 else None)
     return replace(runtime, epoch=epoch)

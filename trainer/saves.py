@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from trainer.attempt import Attempt
+from trainer.checkpoint import Point
 from trainer.checkpoint.save import Content, Saver
-from trainer.checkpoint.writers import SaveFailed
-from trainer.claims import Point
+from trainer.checkpoint.writers import SaveFailed, Writers
 from trainer.config import Checkpoint
 from trainer.engines.engine import Engine
 
@@ -29,10 +29,12 @@ class Progress:
 class Saves:
     """Every rank calls the same at the same step."""
 
-    def __init__(self, settings: Checkpoint, attempt: Attempt, engine: Engine, content: Content) -> None:
+    def __init__(
+        self, settings: Checkpoint, attempt: Attempt, engine: Engine, writers: Writers, content: Content
+    ) -> None:
         """Collective. `content`: of every checkpoint, but for the state."""
         self._settings, self._attempt, self._content = settings, attempt, content
-        self.saver = Saver(attempt.runtime, engine, settings.keep)
+        self.saver = Saver(attempt.runtime, engine, settings.keep, writers)
         self.committed: Point | None = None
         """The newest checkpoint."""
         self.safe: Progress | None = None

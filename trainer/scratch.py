@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from durable import make_own
 from settings import ConfigError
 
 OFFLOADS = ("offload_optimizer", "offload_param")
@@ -45,7 +46,7 @@ class Scratch:
             try:
                 for parent in (*reversed(root.parents), root):
                     parent.mkdir(0o700, exist_ok=True)
-                _make_own(folder)
+                make_own(folder)
                 _try_direct(folder)
                 entries = list(root.iterdir())
             except OSError as error:
@@ -85,16 +86,6 @@ class Scratch:
 
 def _name(what: str, root: Path) -> str:
     return f"engine.config: zero_optimization.{what}.nvme_path={root} on {os.uname().nodename}"
-
-
-def _make_own(folder: Path) -> None:
-    """A folder below one that others may write to: theirs, or a link, under our name is refused."""
-    folder.mkdir(0o700, exist_ok=True)
-    found = folder.lstat()
-    if folder.is_symlink() or found.st_uid != os.geteuid():
-        raise PermissionError(1, "somebody else made this folder", str(folder))
-    if found.st_mode & 0o077:
-        folder.chmod(0o700)
 
 
 def _try_direct(folder: Path) -> None:

@@ -10,12 +10,11 @@ import math
 import os
 from typing import Any
 
-import torch
 import xxhash
 from torch import Tensor
 
 from trainer.data.batches import MicroBatch
-from trainer.engines.engine import Engine
+from trainer.engines.engine import Engine, forward_only
 from trainer.engines.shard import checksum
 from trainer.runtime import Runtime
 
@@ -51,9 +50,5 @@ def _digest(values: list[Any]) -> bytes:
 
 
 def _loss(engine: Engine, batch: MicroBatch) -> float:
-    engine.module.eval()
-    try:
-        with torch.no_grad():
-            return float(engine.loss(batch))
-    finally:
-        engine.module.train()
+    with forward_only(engine.module):
+        return float(engine.loss(batch))

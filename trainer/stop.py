@@ -19,6 +19,7 @@ from trainer.lead import LeadTime
 from trainer.runtime import Runtime
 from trainer.star import Star
 from trainer.votes import (
+    AGREEMENT,
     CTRL_C,
     DEADLINE,
     FENCED,
@@ -26,10 +27,11 @@ from trainer.votes import (
     REASONS,
     SUPERVISOR,
     USER,
+    VOTE,
     Agreement,
-    Ballot,
     Share,
     Vote,
+    count,
 )
 
 POLL_SECONDS = 0.5  # between two looks at files, which may lie on a busy file system
@@ -143,6 +145,26 @@ class Stop:
             self._word = word[0]
             self._kill.hear(_number("".join(word[1:2]).removeprefix("until ")))
         self._deadline.hear(_number("".join(_lines(run_dir / "deadline")[:1])))
+
+
+class Ballot:
+    """A vote under way."""
+
+    def __init__(self, star: Star, mine: Vote, leads: bool) -> None:
+        self._star, self._mine, self._leads = star, mine, leads
+        if not leads:
+            star.send(VOTE.pack(*mine))
+        self.seconds: list[float] = []
+        """Each rank's own, when rank 0 has read the vote."""
+
+    def read(self) -> Agreement:
+        if not self._leads:
+            return Agreement(*AGREEMENT.unpack(self._star.receive(AGREEMENT.size)[0]))
+        votes = [self._mine, *(Vote(*VOTE.unpack(message)) for message in self._star.receive(VOTE.size))]
+        agreement = count(votes)
+        self._star.send(AGREEMENT.pack(*agreement))
+        self.seconds = [vote.seconds for vote in votes]
+        return agreement
 
 
 class Moment:

@@ -11,7 +11,6 @@ import struct
 from typing import NamedTuple
 
 from trainer import exits
-from trainer.star import Star
 
 # What may be voted for; the first one with a vote wins. A fenced attempt may not save, whatever else is asked of it;
 # after that the user's word counts first.
@@ -20,8 +19,8 @@ _SIGNALS = tuple(f"signal {s.name}" for s in (signal.SIGUSR1, signal.SIGUSR2, si
 REASONS = (FENCED, USER, CTRL_C, SUPERVISOR, DEADLINE, *_SIGNALS, None)  # the last one: go on
 _CODES: dict[str | None, int] = {FENCED: exits.FENCED, USER: exits.STOPPED, CTRL_C: exits.STOPPED}
 
-_VOTE = struct.Struct("<bb?qqdd")
-_AGREEMENT = struct.Struct("<bi?qqd")
+VOTE = struct.Struct("<bb?qqdd")
+AGREEMENT = struct.Struct("<bi?qqd")
 
 
 class Share(NamedTuple):
@@ -88,23 +87,3 @@ def count(votes: list[Vote]) -> Agreement:
         (samples + 2**63) % 2**64 - 2**63,  # wraps, as the sum in a batch does
         sum(vote.loss for vote in votes),
     )
-
-
-class Ballot:
-    """A vote under way."""
-
-    def __init__(self, star: Star, mine: Vote, leads: bool) -> None:
-        self._star, self._mine, self._leads = star, mine, leads
-        if not leads:
-            star.send(_VOTE.pack(*mine))
-        self.seconds: list[float] = []
-        """Each rank's own, when rank 0 has read the vote."""
-
-    def read(self) -> Agreement:
-        if not self._leads:
-            return Agreement(*_AGREEMENT.unpack(self._star.receive(_AGREEMENT.size)[0]))
-        votes = [self._mine, *(Vote(*_VOTE.unpack(message)) for message in self._star.receive(_VOTE.size))]
-        agreement = count(votes)
-        self._star.send(_AGREEMENT.pack(*agreement))
-        self.seconds = [vote.seconds for vote in votes]
-        return agreement

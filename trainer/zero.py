@@ -12,7 +12,7 @@ from typing import Any
 
 from settings import ConfigError, nearest
 from trainer.config import Deepspeed, TrainConfig
-from trainer.plan import BatchLayout
+from trainer.layout import BatchLayout
 from trainer.scratch import OFFLOADS
 
 AUTO = "auto"

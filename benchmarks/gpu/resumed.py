@@ -58,7 +58,7 @@ def ours(case, place, folder, mark):  # type: ignore[no-untyped-def]
     engine = make_engine(config, batch_layout(config.train, 1), model, runtime)
     engine.module.train()
     mark("model and engine")
-    assert load_newest(runtime, engine.shards, lambda _: None) is not None, folder
+    assert load_newest(runtime, engine.shards, lambda _: None, lambda _: None) is not None, folder
     engine.refresh()
     mark("load")
     batch = rank_batch([micro_batch(case.micro, case.tokens, model.config.vocab_size, None, 0)])  # type: ignore[union-attr,arg-type]

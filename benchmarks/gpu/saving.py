@@ -22,6 +22,7 @@ from benchmarks.gpu.ours import Case, Ours
 from benchmarks.gpu.peers import HfTrainer
 from benchmarks.gpu.place import Place
 from trainer.checkpoint.save import Content, Saver
+from trainer.checkpoint.writers import Writers
 
 ROOT = Path(__file__).parents[2]
 CASE = Case("1B", 4096, 4, recompute="selective")
@@ -47,7 +48,7 @@ def saves(place: Place) -> None:
         "torch.save": lambda folder: torch_save(ours, folder),
         "dcp.async_save": lambda folder: dcp_async_save(ours, folder),
     }
-    saver = Saver(place.runtime, ours.engine, keep=2)
+    saver = Saver(place.runtime, ours.engine, 2, Writers(place.runtime))
     note = f"with the slowness of the next steps; one takes {usual:.3g} s; 1B, since 3B's 39 GB take minutes"
     mine, took = None, 0.0
     for name, run in runs.items():

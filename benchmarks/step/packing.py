@@ -102,7 +102,7 @@ def at_random(tree: dict[str, Any]) -> list[list[list[int]]]:
 def as_packed(tree: dict[str, Any], steps: int) -> list[list[list[int]]]:
     """Outlast's own steps: the parts of documents that lie in each."""
     from trainer.data.batches import Batches
-    from trainer.plan import BatchLayout
+    from trainer.layout import BatchLayout
 
     batches = Batches(prepare_data(tree), BatchLayout(ROWS, 1, 1), 0, 0)
     found = []

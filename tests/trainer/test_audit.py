@@ -14,7 +14,7 @@ from trainer.data.batches import Batches
 from trainer.data.order import batch_indices
 from trainer.data.prepare import Prepared
 from trainer.data.prepared import sequence_hash
-from trainer.plan import BatchLayout
+from trainer.layout import BatchLayout
 
 BATCH, SEED = 6, 5
 

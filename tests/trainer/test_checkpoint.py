@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from settings import ConfigError
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
-from trainer.checkpoint import CheckpointBroken
+from trainer.checkpoint import CheckpointBroken, Point
 from trainer.checkpoint.format import (
     BLOCK,
     File,
@@ -32,7 +32,6 @@ from trainer.checkpoint.format import (
 from trainer.checkpoint.image import Image
 from trainer.checkpoint.lineage import in_lineage
 from trainer.checkpoint.load import Reader
-from trainer.claims import Point
 from trainer.engines.shard import Shard
 
 NewRun = Callable[..., Run]
@@ -220,7 +219,7 @@ def write(folder: Path, rank: int, image: Image, way: str) -> File:
     name = f"rank-{rank:04d}.safetensors"
     buffer = torch.empty(image.size if way == "copied" else 24, dtype=torch.uint8)
     data = image.copy_to(buffer) if way == "copied" else image.stream(buffer)
-    return image.record(name, write_file(folder / name, data, image.size))
+    return write_file(folder / name, data, image.size, lambda hashes: image.record(name, hashes))
 
 
 def manifest(files: list, parameters: dict[str, Parameter]) -> Manifest:

@@ -14,8 +14,8 @@ from tests.trainer.test_lean import settings
 from tests.trainer.test_loss import SMALL, batch
 from trainer import attention, compiled, zero
 from trainer.config import Deepspeed, Model, Train, TrainConfig, resolve
+from trainer.layout import BatchLayout
 from trainer.loss import LossModel
-from trainer.plan import BatchLayout
 from trainer.weights import build
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from tests.trainer.ranks import ROOT, Run, write_run
 from trainer import config
 from trainer.data.batches import Batches, MicroBatch
 from trainer.data.prepared import Prepared
-from trainer.plan import BatchLayout
+from trainer.layout import BatchLayout
 from trainer.schedule import learning_rate
 from trainer.weights import build
 

@@ -18,8 +18,8 @@ from trainer.engines import eight_bit, lean
 from trainer.engines.eight_bit import BLOCK, EightBit
 from trainer.engines.lean import LeanAdamW, _Noise, rounded
 from trainer.engines.optimizer import Optimizer
+from trainer.layout import BatchLayout
 from trainer.loss import LossModel
-from trainer.plan import BatchLayout
 from trainer.weights import build
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from trainer import exits, star
 from trainer.runtime import Runtime
 from trainer.star import Star
 from trainer.stop import Moment
-from trainer.votes import _AGREEMENT, _VOTE, REASONS, Agreement, Vote, count
+from trainer.votes import AGREEMENT, REASONS, VOTE, Agreement, Vote, count
 
 GO_ON = len(REASONS) - 1
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -34,9 +34,9 @@ VOTES = st.builds(
 
 @given(st.lists(VOTES, min_size=1, max_size=9))
 def test_votes_and_agreements_survive_their_wire(votes: list[Vote]) -> None:
-    assert [Vote(*_VOTE.unpack(_VOTE.pack(*vote))) for vote in votes] == votes
+    assert [Vote(*VOTE.unpack(VOTE.pack(*vote))) for vote in votes] == votes
     agreement = count(votes)
-    assert Agreement(*_AGREEMENT.unpack(_AGREEMENT.pack(*agreement))) == agreement
+    assert Agreement(*AGREEMENT.unpack(AGREEMENT.pack(*agreement))) == agreement
 
 
 @given(st.lists(VOTES, min_size=1, max_size=9))

@@ -10,7 +10,8 @@ import pytest
 
 from settings import ConfigError, merge
 from trainer import config, recipe, zero
-from trainer.plan import BatchLayout, batch_layout
+from trainer.layout import BatchLayout
+from trainer.plan import batch_layout
 
 RECIPE: dict[str, Any] = {
     "name": "x",

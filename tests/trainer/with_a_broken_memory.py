@@ -23,8 +23,8 @@ def flip(shards: Iterable[Shard]) -> None:
 def break_memory(fault: str) -> None:
     load, read, loss = run.load_newest, Reader.read, self_test._loss
 
-    def load_and_flip(runtime: Any, shards: Any, check: Any) -> Any:
-        found = load(runtime, shards, check)
+    def load_and_flip(runtime: Any, shards: Any, *more: Any) -> Any:
+        found = load(runtime, shards, *more)
         flip(shards())
         return found
 

@@ -36,6 +36,7 @@ POINTS = {
     "evaluation": ("trainer.evaluation:Feed", 1),
     "data": ("trainer.data.batches:_read", 4),
     "save": ("trainer.checkpoint.writers:write_file", 1),
+    "durable": ("trainer.checkpoint.format:HashingFile.sync", 1),
     "export": ("trainer.run:export", 1),
 }
 

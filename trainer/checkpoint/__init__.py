@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-from trainer.claims import Point
+from typing import NamedTuple
 
 _NAME = re.compile(r"step-(\d{8})-e(\d{4,})")
 
 MANIFEST = "MANIFEST.json"
+
+
+class Point(NamedTuple):
+    """A committed state: the steps that were done, and the epoch that saved them. Nothing saved: (0, 0)."""
+
+    step: int
+    epoch: int
 
 
 class CheckpointBroken(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,14 @@ class HashingFile:
             disk.begin_to_flush(self._fd, self._flushing, self.size - self._flushing)
             self._flushing = self.size
 
-    def sync(self) -> None:
-        """Durable, or OSError: a failed fsync is never tried again on the same file, its pages count as clean then."""
+    def end(self) -> list[str]:
+        """The hashes of all blocks: nothing more is written."""
         if self._room < BLOCK:
             self._next_block()
+        return self.hashes
+
+    def sync(self) -> None:
+        """Durable, or OSError: a failed fsync is never tried again on the same file, its pages count as clean then."""
         os.fsync(self._fd)
 
 
@@ -143,14 +147,16 @@ def header(arrays: Iterable[tuple[str, str, int]]) -> tuple[bytes, list[int]]:
     return struct.pack("<Q", len(text)) + text, [first + begin for begin in begins]
 
 
-def write_file(path: Path, data: Iterable[memoryview], size: int) -> list[str]:
-    """A new file of `size` bytes, durable. Returns its blocks' hashes."""
+def write_file(path: Path, data: Iterable[memoryview], size: int, record: Callable[[list[str]], File]) -> File:
+    """A new file of `size` bytes, durable. `record`: of its blocks' hashes, called when all are known and the disk is
+    still at work."""
     with HashingFile(path, size) as file:
         for part in data:
             file.write(part)
+        assert file.size == size
+        found = record(file.end())
         file.sync()
-    assert file.size == size
-    return file.hashes
+    return found
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -195,9 +201,10 @@ def read_manifest(folder: Path) -> Manifest:
 class VerifiedFile:
     """Reads byte ranges of a checkpoint file; every block that it touches is checked."""
 
-    def __init__(self, folder: Path, file: File, block: int) -> None:
-        self.record = file
-        self._fd = os.open(folder / file.name, os.O_RDONLY)
+    def __init__(self, folder: Path, file: File, block: int, near: Path | None = None) -> None:
+        """`near`: a copy that is read first, until a block of it is wrong."""
+        self.record, self._path, self.near = file, folder / file.name, near
+        self._fd = os.open(near or self._path, os.O_RDONLY)
         self._block = block
         self._held = -1, memoryview(b"")
         """The last block of which a part was asked for, and its bytes: the next range begins there as a rule."""
@@ -228,5 +235,9 @@ class VerifiedFile:
             size += more
         known = self.record.hashes[index] if index < len(self.record.hashes) else None
         if xxhash.xxh3_64(out[:size]).hexdigest() != known:
+            if self.near:
+                os.close(self._fd)
+                self._fd, self.near = os.open(self._path, os.O_RDONLY), None
+                return self._fill(index, out)
             raise CheckpointBroken(f"{self.record.name}: block {index} (from byte {first:,}) has a wrong bit")
         return out[:size]

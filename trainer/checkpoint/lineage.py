@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trainer import claims
-from trainer.checkpoint import committed
-from trainer.claims import Point
+from trainer.checkpoint import Point, committed
 
 
 def checkpoints_in_line(run_dir: Path) -> list[Point]:

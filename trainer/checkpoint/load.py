@@ -14,21 +14,23 @@ import torch
 
 from settings import ConfigError
 from trainer import claims
-from trainer.checkpoint import CheckpointBroken, folder_name
-from trainer.checkpoint.format import Array, Manifest, Piece, VerifiedFile, memory_of, read_manifest
+from trainer.checkpoint import CheckpointBroken, Point, folder_name
+from trainer.checkpoint.format import Array, File, Manifest, Piece, VerifiedFile, memory_of, read_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
-from trainer.claims import Point
 from trainer.engines.shard import Shard, checksum
 from trainer.runtime import Runtime
+
+Near = Callable[[File], Path | None]
+"""Where a copy of a file lies that may be read in its place, until a block of it is wrong."""
 
 
 class Reader:
     """A checkpoint whose manifest verified; what is read of its files is checked on the way."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, near: Near = lambda _: None) -> None:
         self.manifest: Manifest = read_manifest(folder)
         self._stack = ExitStack()
-        self._files = [VerifiedFile(folder, file, self.manifest.block) for file in self.manifest.files]
+        self._files = [VerifiedFile(folder, file, self.manifest.block, near(file)) for file in self.manifest.files]
         for file in self._files:
             self._stack.callback(file.close)
         self._pieces: dict[str, list[tuple[VerifiedFile, Piece]]] = defaultdict(list)
@@ -100,7 +102,7 @@ class Resumed:
 
 
 def load_newest(
-    runtime: Runtime, shards: Callable[[], Iterator[Shard]], check: Callable[[Manifest], None]
+    runtime: Runtime, shards: Callable[[], Iterator[Shard]], check: Callable[[Manifest], None], near: Near
 ) -> Resumed | None:
     """Collective. Fill the shards from the newest checkpoint of the run's line that verifies; None: there is none yet.
 
@@ -113,7 +115,7 @@ def load_newest(
     for point in runtime.from_leader(candidates):
         path, resumed, problem = folder / folder_name(point), None, None
         try:
-            resumed = _load(runtime, path, point, shards, check, passed_over)
+            resumed = _load(runtime, path, point, shards, check, near, passed_over)
         except CheckpointBroken as error:
             problem = str(error)
         problems = [p for p in runtime.gather(problem) if p]
@@ -159,9 +161,10 @@ def _load(
     point: Point,
     shards: Callable[[], Iterator[Shard]],
     check: Callable[[Manifest], None],
+    near: Near,
     passed_over: list[str],
 ) -> Resumed:
-    with Reader(path) as reader:
+    with Reader(path, near) as reader:
         if (reader.manifest.step, reader.manifest.epoch) != point:
             raise CheckpointBroken(
                 f"its manifest is that of step {reader.manifest.step}, epoch {reader.manifest.epoch}"

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 
 from trainer import claims
-from trainer.checkpoint import folder_name
+from trainer.checkpoint import Point, folder_name
 from trainer.checkpoint.format import BLOCK, VERSION, Manifest, Parameter
 from trainer.checkpoint.image import Image
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.rng import rng_state
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.writers import Writers
-from trainer.claims import Point
 from trainer.engines.engine import Engine
 from trainer.engines.shard import Shard
 from trainer.runtime import Runtime
@@ -52,12 +51,11 @@ class Saved:
 class Saver:
     """Every rank calls the same at the same step. One save is under way at a time."""
 
-    def __init__(self, runtime: Runtime, engine: Engine, keep: int) -> None:
+    def __init__(self, runtime: Runtime, engine: Engine, keep: int, writers: Writers) -> None:
         """Collective. The engine's shards are there, with whatever values."""
         self._runtime, self._engine, self._keep = runtime, engine, keep
-        self.folder = runtime.run_dir / "checkpoints"
-        self._writers = Writers(runtime, self.folder)
-        self._staging = Staging(self._image(list(engine.shards())).size, runtime)
+        self.folder, self._writers = writers.folder, writers
+        self._staging = Staging(self._image(list(engine.shards())).size, runtime, writers.memory)
         self._running: Running | None = None
         self._deletion: Thread | None = None
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from threading import Thread
 
 import torch
+from torch import Tensor
 
 from trainer.checkpoint.image import Image
+from trainer.checkpoint.node_memory import NodeMemory
 from trainer.host import memory_left
 from trainer.runtime import Runtime
 
@@ -17,8 +19,9 @@ CHUNK = 64 << 20  # bytes of the small buffer
 class Staging:
     """One buffer for a rank's file, made once and used again; a small one on every rank where a node has no room."""
 
-    def __init__(self, size: int, runtime: Runtime) -> None:
+    def __init__(self, size: int, runtime: Runtime, memory: NodeMemory) -> None:
         """Collective. `size`: of this rank's file."""
+        self._memory = memory
         left = memory_left()
         short = [said for said in runtime.gather((size, left) if _lacks(size, left, runtime) else None) if said]
         self.lacking: str | None = None
@@ -26,8 +29,8 @@ class Staging:
         if short:
             wanted, left = min(short, key=lambda said: said[1])
             self.lacking = f"{wanted / 1e9:.1f} GB for each rank, and {left / 1e9:.1f} GB are left on a node"
-        pinned = runtime.device.type == "cuda"
-        self._buffer = torch.empty(CHUNK if short else size, dtype=torch.uint8, pin_memory=pinned)
+        kept = None if short else memory.buffer(size)
+        self._buffer = _new(CHUNK if short else size, runtime) if kept is None else _pinned(kept, runtime)
         self._touching = Thread(target=self._touch, name="staging", daemon=True)
         self._touching.start()
 
@@ -39,7 +42,18 @@ class Staging:
     def take(self, image: Image) -> Iterator[memoryview]:
         """The file's bytes. With `lacking` they are read from the state itself, when they are asked for."""
         self._touching.join()
+        self._memory.change()
         return image.stream(self._buffer) if self.lacking else image.copy_to(self._buffer)
+
+
+def _new(size: int, runtime: Runtime) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=runtime.device.type == "cuda")
+
+
+def _pinned(buffer: Tensor, runtime: Runtime) -> Tensor:
+    if runtime.device.type == "cuda":  # where it is refused, copies to it are slower, and no worse
+        torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), len(buffer), 0)
+    return buffer
 
 
 def _lacks(size: int, left: int, runtime: Runtime) -> bool:

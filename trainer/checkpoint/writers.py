@@ -10,15 +10,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from durable import fsync_path
 from trainer import claims
-from trainer.checkpoint import folder_name
+from trainer.checkpoint import Point, folder_name
 from trainer.checkpoint.format import File, Manifest, write_file, write_manifest
-from trainer.checkpoint.image import Image
-from trainer.claims import Point
+from trainer.checkpoint.node_memory import NodeMemory
 from trainer.runtime import Runtime
 from trainer.star import Star
 
@@ -41,48 +41,63 @@ class Word(msgspec.Struct):
     size: int = 0
 
 
+class Source(Protocol):
+    """The file of one rank, to be written."""
+
+    size: int
+
+    def record(self, name: str, hashes: list[str]) -> File:
+        """What the manifest says of it."""
+
+
 class Writers:
     """This rank's among its peers; they make one checkpoint after the other."""
 
-    def __init__(self, runtime: Runtime, folder: Path) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         """Collective."""
-        self._runtime, self._folder = runtime, folder
+        self._runtime, self.folder, self.memory = runtime, runtime.run_dir / "checkpoints", NodeMemory(runtime)
         self._star = Star(runtime)
 
-    def save(self, manifest: Manifest, image: Image, data: Iterator[memoryview]) -> int:
+    def save(self, manifest: Manifest, source: Source, data: Iterator[memoryview]) -> int:
         """By every rank's thread. `manifest`: without the files. Returns the bytes of all ranks.
 
         Raises SaveFailed or Fenced, on every rank alike.
         """
         try:
-            return self._save(manifest, image, data)
+            return self._save(manifest, source, data)
         except (SaveFailed, Fenced):
             raise
         except BaseException:
             self._star.close()  # an error of our own: no other rank is to wait for a word of this one
             raise
 
-    def _save(self, manifest: Manifest, image: Image, data: Iterator[memoryview]) -> int:
+    def _save(self, manifest: Manifest, source: Source, data: Iterator[memoryview]) -> int:
         begun = self._from_leader(lambda: Word(folder=self._new_folder(manifest)))
-        temporary = self._folder / begun.folder
-        written = self._to_leader(self._attempt(lambda: Word(file=self._write(temporary, image, data))))
+        temporary = self.folder / begun.folder
+        written = self._to_leader(self._attempt(lambda: Word(file=self._write(temporary, manifest, source, data))))
         return self._from_leader(lambda: self._commit(temporary, manifest, written)).size
 
     # --- what each does ---
 
     def _new_folder(self, manifest: Manifest) -> str:
         point = Point(manifest.step, manifest.epoch)
-        temporary = self._folder / f".tmp-{folder_name(point).removeprefix('step-')}-{secrets.token_hex(4)}"
+        temporary = self.folder / f".tmp-{folder_name(point).removeprefix('step-')}-{secrets.token_hex(4)}"
         temporary.mkdir(parents=True)
         return temporary.name
 
-    def _write(self, temporary: Path, image: Image, data: Iterator[memoryview]) -> File:
+    def _write(self, temporary: Path, manifest: Manifest, source: Source, data: Iterator[memoryview]) -> File:
         name = f"rank-{self._runtime.rank:04d}.safetensors"
-        return image.record(name, write_file(temporary / name, data, image.size))
+
+        def record(hashes: list[str]) -> File:
+            file = source.record(name, hashes)
+            self.memory.keep(manifest, file)
+            return file
+
+        return write_file(temporary / name, data, source.size, record)
 
     def _commit(self, temporary: Path, manifest: Manifest, written: list[Word]) -> Word:
         """By rank 0 alone: the manifest last, then one rename."""
-        committed = self._folder / folder_name(Point(manifest.step, manifest.epoch))
+        committed = self.folder / folder_name(Point(manifest.step, manifest.epoch))
         try:
             if error := next((word.error for word in written if word.error), None):
                 raise SaveFailed(error)
@@ -91,7 +106,7 @@ class Writers:
             files = [word.file for word in written if word.file]
             write_manifest(temporary, msgspec.structs.replace(manifest, files=files))
             temporary.rename(committed)
-            fsync_path(self._folder)
+            fsync_path(self.folder)
         except BaseException:
             with suppress(OSError):
                 committed.rename(temporary)  # nobody knows whether its name is durable

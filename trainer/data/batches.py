@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.attention import Documents
 from trainer.data.order import batch_indices
 from trainer.data.prepared import Prepared, sequence_hash
-from trainer.plan import BatchLayout
+from trainer.layout import BatchLayout
 
 IGNORED = -100
 """Label of a token that is no target: torch's cross_entropy skips it."""

@@ -7,7 +7,7 @@ import torch
 from trainer import zero
 from trainer.config import Ddp, Deepspeed, Fsdp, TrainConfig
 from trainer.engines.engine import Engine
-from trainer.plan import BatchLayout
+from trainer.layout import BatchLayout
 from trainer.runtime import Runtime
 
 

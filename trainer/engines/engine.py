@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -42,3 +43,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """What this rank keeps on a disk is gone, and nothing steps any more."""
+
+
+@contextmanager
+def forward_only(module: torch.nn.Module) -> Iterator[None]:
+    """Nothing is dropped out, and nothing kept for a backward pass."""
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train()

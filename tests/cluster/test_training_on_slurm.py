@@ -14,6 +14,7 @@ from envs.drill.faults import end_soon
 from envs.drill.ranks import ranks
 from envs.drill.watch import events, history, weights
 from envs.pocket import Pocket
+from slurm import node_memory
 from slurm.rundir import RunDir
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
 from tests.cluster.training import reaches
@@ -50,10 +51,21 @@ def test_killed_cut_and_preempted_is_bit_identical(
     assert history(run, "loss", "grad_norm", "hash") == history(whole, "loss", "grad_norm", "hash")
     assert len(history(run)) == steps
     assert weights(run) == weights(whole)
+    assert not node_memory.folder(run.path).exists()
     audit = subprocess.run(
         [sys.executable, "-m", "trainer.audit", str(run.path)], cwd=ROOT, capture_output=True, text=True
     )
     assert audit.returncode == 0 and "none skipped, none twice" in audit.stdout, audit.stdout + audit.stderr
+
+
+def test_what_a_failed_run_kept_in_memory_is_deleted(launch: Launch, pocket: Pocket, recipe: Path) -> None:
+    run = launch("--nodes", "2", "--gpus", "1", "--launcher", "fork", "--max-attempts", "1", str(recipe), name="once")
+    reaches(run, 1, 2)
+    kept = node_memory.folder(run.path)
+    assert {path.name for path in kept.glob("*.safetensors")} == {f"0001-rank-000{rank}.safetensors" for rank in (0, 1)}
+    os.kill(ranks(run)[-1], signal.SIGKILL)
+    over(run, 60)
+    assert causes(run) == ["crash"] and not kept.exists(), job_log(run)
 
 
 @pytest.mark.nightly
@@ -101,7 +113,8 @@ os.fsync = slow
 
 @pytest.mark.nightly
 def test_a_save_of_20_seconds_in_a_grace_of_5(launch: Launch, pocket: Pocket, recipe: Path, tmp_path: Path) -> None:
-    """The disk becomes slow after a save that was quick: the one of the stop is begun, and Slurm kills it."""
+    """The disk becomes slow after a save that was quick: the one of the stop is begun, and Slurm kills it. What was
+    staged of it is in the node's memory: the next attempt finishes it there."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SLOW_DISK)
@@ -115,7 +128,9 @@ def test_a_save_of_20_seconds_in_a_grace_of_5(launch: Launch, pocket: Pocket, re
     assert (site / "met").exists(), "no save was begun"
     (site / "slow").unlink()
     reaches(run, 2, 1)
-    assert events(run, "resume")[1]["step"] == run.attempts()[0]["committed_step"] == 15
+    assert (
+        run.attempts()[0]["committed_step"] == 15 < events(run, "stop")[0]["step"] == events(run, "resume")[1]["step"]
+    )
     over(run, 240)
     whole = launch(*words, name="whole")
     over(whole, 240)

@@ -183,6 +183,8 @@ def test_lead_time_is_measured() -> None:
     assert later.seconds() == pytest.approx(2 * 9 + 4 + 2)
     on_gpu = LeadTime([*steps, {"event": "save", "seconds": 4.0}], on_gpu=True)
     assert on_gpu.seconds() == pytest.approx(3 * 9 + 4 + 2)
+    later.saving = True  # that one first, and then the stop's own
+    assert later.seconds() == pytest.approx(2 * 9 + 2 * 4 + 2)
     assert percentile_95([]) == 0
 
 

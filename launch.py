@@ -49,6 +49,7 @@ VERBS = {
         "a new job for a run that ended, on another layout if wished",
         "launch.py resume sft --nodes 4 engine.kind=fsdp",
     ),
+    "export": Verb("[RUN]", "a Hugging Face folder of a run's checkpoint", "launch.py export sft --step 1200"),
     "drill": Verb(
         "[RECIPE] [key=value ...]",
         "a small copy of the recipe through time limit, preemption, kill, node loss and cancel",
@@ -76,7 +77,6 @@ TYPED = "command line"
 """What errors call it, where they else name a file."""
 _START = ("submit", "resume")
 _JOB = (*_START, "drill")
-_EVERY = tuple(VERBS)
 
 # The job's fields, so that precedence is one merge of layers.
 JOB_FLAGS = [
@@ -114,11 +114,13 @@ CALL_FLAGS = [
     Flag("-f --follow", "follow", None, "go on printing, over all attempts", ("logs",)),
     Flag("--rank", "rank", int, "of this rank", ("logs",)),
     Flag("--attempt", "attempt", int, "of this attempt", ("logs",)),
+    Flag("--step", "step", int, "of the checkpoint after this step; default: the newest", ("export",)),
+    Flag("--dtype", "dtype", str, "float32 or bf16; default: what the run computed in", ("export",)),
     Flag("--all", "all", None, "the whole matrix of faults, in half an hour", ("drill",)),
     Flag("--random", "random", int, "so many random faults in one run", ("drill",)),
     Flag("--seed", "seed", int, "of what is random", ("drill",)),
     Flag("--json", "json", None, "as JSON", ("submit", "resume", "status", "logs", "drill")),
-    Flag("--runs-dir", "runs_dir", str, "folder of the run folders; default: runs", _EVERY),
+    Flag("--runs-dir", "runs_dir", str, "folder of the run folders; default: runs", tuple(VERBS)),
 ]
 _DEFAULTS: dict[str, Any] = {"cluster": "auto", "runs_dir": "runs"}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -11,8 +13,10 @@ from pathlib import Path
 from settings import ConfigError
 from slurm import control, describe, logs, runs, submission
 from slurm import status as statuses
+from slurm.config import read_job
 from slurm.rundir import RunDir
-from slurm.submission import Submission
+from slurm.step import enter
+from slurm.submission import Submission, code_environment
 
 
 def the_run(args: Namespace) -> RunDir:
@@ -71,4 +75,27 @@ def stop(args: Namespace) -> int:
     return 0
 
 
-READING: dict[str, Callable[[Namespace], int]] = {"status": status, "logs": show_logs, "stop": stop}
+def export(args: Namespace) -> int:
+    """By the trainer, in the run's own code and Python: here, where no GPU is needed. Raises ConfigError."""
+    run = the_run(args)
+    job = read_job(run.path)
+    if job.command is not None:
+        raise ConfigError(f"{run.name} runs a command of its own: what that has made is no checkpoint of the trainer")
+    flags = [f"--{name}={value}" for name in ("step", "dtype") if (value := getattr(args, name)) is not None]
+    argv = [*enter(job.rank_command, run.path, job.binds), job.python, "-P", "-m", "trainer.export"]
+    argv += [str(run.path), *flags]
+    try:
+        code = subprocess.run(argv, env=code_environment(run.path / "code")).returncode
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {argv[0]} here: export where the ranks run: {shlex.join(argv)}") from None
+    if code < 0:  # as a login node does where a process takes more memory than it grants
+        print(f"outlast: signal {-code} has ended the export: run it in a job: {shlex.join(argv)}", file=sys.stderr)
+    return code if code >= 0 else 128 - code
+
+
+READING: dict[str, Callable[[Namespace], int]] = {
+    "status": status,
+    "logs": show_logs,
+    "stop": stop,
+    "export": export,
+}

@@ -1,23 +1,38 @@
-"""From a checkpoint of any engine and world size to a Hugging Face folder."""
+"""From a checkpoint of any engine and world size to a Hugging Face folder. It takes no GPU.
+
+`python -m trainer.export RUN_DIR [--step N] [--dtype float32|bf16]` is what launch.py export starts.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import argparse
+import json
+import os
 import secrets
 import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 
 from durable import fsync_path
+from settings import ConfigError, read_json
+from trainer import config, exits
+from trainer.checkpoint import CheckpointBroken
+from trainer.checkpoint.lineage import checkpoint_after
 from trainer.checkpoint.load import Reader
 from trainer.config import TrainConfig
+from trainer.data.encode import end_tokens
+from trainer.exported import fingerprint, tensors, write
 from trainer.lora import inject
+from trainer.model_card import card, provenance
 from trainer.weights import build
 
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -25,46 +40,144 @@ _TOKENIZER_FILES = (
     "vocab*",
     "merges.txt",
     "added_tokens.json",
+    "*.model",
 )
 
 
-def export(config: TrainConfig, checkpoint: Path, target: Path) -> str:
-    """Write the checkpoint's model and its tokenizer to `target`, whole or not at all. Returns the tensors' sha256."""
-    model: Any = build(config.model, config.train.seed)
-    adapters = inject(model, config.lora, config.train.seed) if config.lora else None
-    with Reader(checkpoint) as reader, torch.no_grad():
+def export(
+    settings: TrainConfig,
+    checkpoint: Path,
+    target: Path,
+    say: Callable[[str], None],
+    dtype: torch.dtype | None = None,
+    by: str = "run",
+) -> str:
+    """Write the checkpoint's model, its tokenizer and where they come from to `target`, whole or not at all.
+
+    `dtype`: None: that of the run's passes. `by`: what another writer began is left to it. Returns the tensors'
+    sha256. Raises ConfigError, and CheckpointBroken for a wrong bit.
+    """
+    dtype = dtype or (torch.bfloat16 if settings.train.bf16_passes else torch.float32)
+    with _whole_or_not(target, by) as folder, Reader(checkpoint) as reader, ExitStack() as files:
+        found = tensors(settings, reader, dtype, files)
+        if found is None:
+            say("export: this model's tensors cannot be taken one by one: it stands whole in memory for a while")
+            model = _whole(settings, reader, dtype)
+            model.save_pretrained(folder, max_shard_size="5GB")
+            sha256 = fingerprint(dict(model.named_parameters()))
+        else:
+            model = found[0]
+            sha256 = write(folder, found[1])
+        elements = sum(parameter.numel() for parameter in model.parameters())
+        about = provenance(settings, reader.manifest, dtype, elements, sha256)
+        _write_json(folder / "provenance.json", about)
+        (folder / "README.md").write_text(card(settings, about), encoding="utf-8")
+        _write_configs(model, settings, dtype, folder)
+        for pattern in _TOKENIZER_FILES:
+            for file in filter(Path.is_file, Path(settings.model.tokenizer_folder).glob(pattern)):
+                shutil.copyfile(file, folder / file.name)
+    return sha256
+
+
+def _whole(settings: TrainConfig, reader: Reader, dtype: torch.dtype) -> Any:
+    """The trained model, in memory."""
+    model: Any = build(settings.model, settings.train.seed, torch.float32 if settings.lora else dtype)
+    adapters = inject(model, settings.lora, settings.train.seed) if settings.lora else None
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            values = reader.read(name, "weights", 0, parameter.numel())
-            parameter.copy_(torch.from_numpy(values).view_as(parameter))
+            if parameter.requires_grad:
+                reader.parameter(name, parameter.shape)
+                values = reader.read(name, "weights", 0, parameter.numel())
+                parameter.copy_(torch.from_numpy(values).view_as(parameter))
     if adapters is not None:
         model = adapters.merge_and_unload(safe_merge=True)
-    if config.train.bf16_passes:
-        model.to(torch.bfloat16)
-    for leftover in target.parent.glob(f".{target.name}-*"):  # of an export that was killed
-        shutil.rmtree(leftover)
-    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     transformers.utils.logging.disable_progress_bar()
-    model.save_pretrained(temporary)
-    for pattern in _TOKENIZER_FILES:
-        for file in filter(Path.is_file, Path(config.model.tokenizer_folder).glob(pattern)):
-            shutil.copyfile(file, temporary / file.name)
-    for file in temporary.iterdir():  # DONE is durable, so what it speaks of must be
-        fsync_path(file)
-    fsync_path(temporary)
-    if target.exists():
-        target.rename(temporary.with_name(f"{temporary.name}.old"))
-        shutil.rmtree(temporary.with_name(f"{temporary.name}.old"))
-    temporary.rename(target)
-    fsync_path(target.parent)
-    return fingerprint(dict(model.named_parameters()))
+    return model.to(dtype)
 
 
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names and bytes of the tensors, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _write_configs(model: Any, settings: TrainConfig, dtype: torch.dtype, folder: Path) -> None:
+    """config.json, and generation_config.json with the tokens that end what this model writes. Raises ConfigError."""
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = str(dtype).removeprefix("torch.")
+    model.config.to_json_file(folder / "config.json", use_diff=True)
+    values = model.generation_config.to_diff_dict()
+    known = None  # a new model's is its architecture's default, which means nothing to its tokenizer
+    if settings.model.path is not None:
+        own = Path(settings.model.path) / "generation_config.json"
+        values = read_json(own) if own.is_file() else values
+        known = values.get("eos_token_id")
+    values.pop("_from_model_config", None)  # transformers would make it anew from config.json
+    ends = known if isinstance(known, list) else [known] * (known is not None)
+    ends += end_tokens(Path(settings.model.tokenizer_folder), settings.data.format)
+    _write_json(folder / "generation_config.json", {**values, "eos_token_id": list(dict.fromkeys(ends))})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _whole_or_not(target: Path, by: str) -> Iterator[Path]:
+    """A folder to fill, which takes the target's name and place when all went well, and is gone when it did not."""
+    temporary = target.with_name(f".{target.name}-{by}-{secrets.token_hex(4)}")
+    for leftover in target.parent.glob(f".{target.name}-{by}-*"):  # of an export that was killed
+        shutil.rmtree(leftover)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():  # DONE is durable, so what it speaks of must be
+            fsync_path(file)
+        fsync_path(temporary)
+        if target.exists():
+            target.rename(temporary.with_name(f"{temporary.name}.old"))
+            shutil.rmtree(temporary.with_name(f"{temporary.name}.old"))
+        temporary.rename(target)
+        fsync_path(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# --- by hand ----------------------------------------------------------------------------------------------
+
+
+def by_hand(run_dir: Path, step: int | None, dtype: str | None) -> Path:
+    """Export a checkpoint of a run; beside the run's own export, if it is asked for another step or dtype. Raises
+    ConfigError."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: take {' or '.join(DTYPES)}")
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir}: there is no config.yaml: this is no run of the trainer")
+    checkpoint = checkpoint_after(run_dir, step)
+    target = run_dir / "-".join(
+        ["export", *([f"step-{step}"] if step is not None else []), *([dtype] if dtype else [])]
+    )
+    os.umask(0o777 & ~run_dir.stat().st_mode)  # who may read the run may read this, and nobody else
+    try:
+        export(config.read(run_dir / "config.yaml"), checkpoint, target, print, DTYPES.get(dtype or ""), by="hand")
+    except CheckpointBroken as error:
+        raise ConfigError(f"{checkpoint}: {error}: take another one: --step N") from None
+    return target
+
+
+def main(argv: list[str]) -> int:
+    out = argparse.ArgumentParser(prog="python -m trainer.export", description=__doc__, allow_abbrev=False)
+    out.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    out.add_argument("--step", type=int, help="the checkpoint after this step; default: the newest")
+    out.add_argument("--dtype", help="float32 or bf16; default: what the run computed in")
+    args = out.parse_args(argv)
+    try:
+        target = by_hand(args.run_dir.resolve(), args.step, args.dtype)
+    except ConfigError as error:
+        print(f"outlast: {error}", file=sys.stderr)
+        return exits.CONFIG
+    except OSError as error:
+        print(f"outlast: {error}", file=sys.stderr)
+        return exits.CRASHED
+    about = json.loads((target / "provenance.json").read_text(encoding="utf-8"))
+    weights = about["weights"]
+    print(f"{target}: step {about['steps']:,}, {weights['elements']:,} weights in {weights['dtype']}")
+    return exits.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -6,9 +6,11 @@ and only they are stepped, saved and resumed. The export merges them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from settings import ConfigError
 from trainer.config import Lora
@@ -38,3 +40,24 @@ def inject(model: Any, settings: Lora, seed: int, dtype: torch.dtype = torch.flo
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)  # peft takes that of the layer, which is bf16 beside 4 bits
     return adapters
+
+
+def layers(model: Any) -> dict[str, str]:
+    """Where each weight that has adapters lies: its name before `inject` -> the name of peft's layer around it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    named = (name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return {f"{name.removesuffix('.token_adapter')}.weight": name for name in named}
+
+
+def merged(layer: Any, read: Callable[[str, Tensor], Tensor]) -> Tensor:
+    """The weight of one of peft's layers with its adapters merged, as peft does it; the layer lies on the meta device
+    before and after. `read`: the flat values of a parameter, by its name in the layer."""
+    layer.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.view(-1).copy_(read(name, parameter))
+    layer.merge(safe_merge=True)
+    weight: Tensor = layer.get_base_layer().weight.data
+    layer.to_empty(device="meta")
+    return weight

@@ -338,7 +338,7 @@ class Training:
         run_dir, checkpoint = self.runtime.run_dir, self.saves.saver.folder / folder_name(self.saves.committed)
         done: dict[str, Any] = {"step": self.progress.step, "tokens_seen": self.progress.tokens_seen}
         if self.settings.export:
-            done["sha256"] = export(self.settings, checkpoint, run_dir / "export")
+            done["sha256"] = export(self.settings, checkpoint, run_dir / "export", self.say)
         self.attempt.tell("done", self.progress.step)
         write_atomic(run_dir / "DONE", json.dumps({**done, "time": time.time()}) + "\n")
         self.say(f"done: {self.progress.step} steps")

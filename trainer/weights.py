@@ -118,18 +118,32 @@ def _reaches_down(model: Any) -> bool:
 
 
 def _folder_parts(settings: Model, seed: int, files: ExitStack) -> Iterator[tuple[str, Read]]:
-    """Read where they lie, if the folder has every parameter under its name and in its shape; else by transformers,
-    which knows what older names became, and then the whole model stands on this rank for a while."""
-    model: Any = skeleton(settings)
-    slices = of_folder(settings, lambda path: _slices(Path(path), files))
-    named = dict(model.named_parameters())
-    there = all(name in slices and slices[name].get_shape() == list(named[name].shape) != [] for name in named)
-    if not there or _converted(model, slices):
+    """Read where they lie; else by transformers, and then the whole model stands on this rank for a while."""
+    found = in_folder(settings, files)
+    if found is None:
         torch.manual_seed(seed)
         yield from _parts(pretrained(settings).named_parameters())
-        return
-    for name, parameter in named.items():
-        yield name, partial(_range, slices[name], math.prod(parameter.shape[1:]))
+    else:
+        yield from found.items()
+
+
+def in_folder(settings: Model, files: ExitStack) -> dict[str, Read] | None:
+    """Every tensor of the model where it lies; None: the folder does not have each under its name and in its shape, so
+    transformers must load it, which knows what older names became. Raises ConfigError."""
+    model = skeleton(settings)
+    slices = of_folder(settings, lambda path: _slices(Path(path), files))
+    named = held(model)
+    there = all(name in slices and slices[name].get_shape() == list(named[name].shape) != [] for name in named)
+    if not there or _converted(model, slices):
+        return None
+    return {name: partial(_range, slices[name], math.prod(tensor.shape[1:])) for name, tensor in named.items()}
+
+
+def held(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and the buffers that a folder keeps; what is tied once, under the name that comes first."""
+    first: dict[int, str] = {}
+    tensors = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in tensors.items() if first.setdefault(id(tensor), name) == name}
 
 
 def _range(at: Any, row: int, start: int, stop: int) -> Tensor:
@@ -160,3 +174,15 @@ def _converted(model: Any, names: Iterable[str]) -> bool:
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     tied = model.all_tied_weights_keys
     return any(name in tied or rename_source_key(name, renamings, converters) != (name, None) for name in names)
+
+
+def saved_as_named(model: Any, names: Iterable[str]) -> bool:
+    """Whether transformers would save each of these under this very name, and as it is."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
+
+    loading = get_model_conversion_mapping(model, add_legacy=False)
+    rules = [rule.reverse_transform() for rule in reversed(loading) if not isinstance(rule, PrefixChange)]
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    return all(rename_source_key(name, renamings, converters, reverse=True) == (name, None) for name in names)

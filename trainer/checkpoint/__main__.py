@@ -12,7 +12,7 @@ from pathlib import Path
 from settings import ConfigError
 from trainer.checkpoint import CheckpointBroken, committed, folder_name
 from trainer.checkpoint.format import Manifest, read_manifest
-from trainer.checkpoint.lineage import checkpoints_in_line
+from trainer.checkpoint.lineage import checkpoint_after, checkpoints_in_line
 from trainer.checkpoint.verify import problems
 
 CONFIG_ERROR = 78
@@ -128,13 +128,7 @@ def _one(args: argparse.Namespace) -> Path:
         if args.step is not None or not args.dir.is_dir():
             raise ConfigError("this is no run's folder")
         return Path(args.dir)
-    points = [point for point in checkpoints_in_line(args.dir) if args.step in (None, point.step)]
-    if not points:
-        steps = ", ".join(str(point.step) for point in checkpoints_in_line(args.dir))
-        raise ConfigError(
-            f"there is no checkpoint{f' of step {args.step}' * (args.step is not None)}: {steps or 'none'}"
-        )
-    return Path(args.dir) / "checkpoints" / folder_name(points[0])
+    return checkpoint_after(args.dir, args.step)
 
 
 def _layout(manifest: Manifest) -> str:

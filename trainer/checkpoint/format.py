@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,18 @@ from trainer.checkpoint import MANIFEST, CheckpointBroken, disk
 VERSION = 1
 BLOCK = 1 << 20  # bytes under one hash: a reader of a part checks just what it reads
 FLUSH = 32 << 20  # bytes after which the disk is put to work while the next ones are hashed
-_DTYPES = {"int64": ("I64", 8), "float32": ("F32", 4), "bfloat16": ("BF16", 2), "uint8": ("U8", 1)}
-"""By torch's name: safetensors', and bytes."""
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+"""torch's names of dtypes, and safetensors'."""
 
 Array = npt.NDArray[Any]
 
@@ -133,14 +143,22 @@ def memory_of(array: Array) -> memoryview:
     return memoryview(array).cast("B") if array.size else memoryview(b"")  # type: ignore[arg-type]
 
 
-def header(arrays: Iterable[tuple[str, str, int]]) -> tuple[bytes, list[int]]:
-    """safetensors' header of flat arrays (name, torch's name of the dtype, number of elements), and the byte at which
-    each begins in the file."""
-    table, begins, at = {}, [], 0
-    for name, dtype, count in arrays:
-        code, width = _DTYPES[dtype]
-        begins.append(at)
-        table[name] = {"dtype": code, "shape": [count], "data_offsets": [at, at := at + count * width]}
+def name_of(dtype: object) -> str:
+    """torch.float32 -> float32: a reader needs no torch."""
+    return str(dtype).removeprefix("torch.")
+
+
+def header(
+    tensors: Iterable[tuple[str, object, Sequence[int], int]], metadata: dict[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """safetensors' header of tensors (name, torch's dtype, shape, bytes) that follow each other without a gap, and the
+    byte at which each begins in the file."""
+    table: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    begins, at = {}, 0
+    for name, dtype, shape, size in tensors:
+        begins[name], end = at, at + size
+        table[name] = {"dtype": _CODES[name_of(dtype)], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % 8)
     first = 8 + len(text)

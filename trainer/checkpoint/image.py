@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.format import Array, File, Piece, header, memory_of
+from trainer.checkpoint.format import Array, File, Piece, header, memory_of, name_of
 from trainer.engines.shard import Flat, Shard
 
 
@@ -44,16 +44,15 @@ class Image:
                 dtype = getattr(kept, "dtype", torch.float32)  # what is kept in eight bits is written as its values
                 entries.append(Entry(_key(kind, shard, start, stop), dtype, kept, start - shard.start, stop - start))
         entries.sort(key=lambda entry: -entry.dtype.itemsize)  # without holes each then lies where its type may begin
-        self._header, begins = header((entry.name, _name(entry.dtype), entry.count) for entry in entries)
-        self._places = list(zip(begins, entries, strict=True))
+        self._header, at = header((entry.name, entry.dtype, [entry.count], entry.nbytes) for entry in entries)
+        self._places = [(at[entry.name], entry) for entry in entries]
         self.size = len(self._header) + sum(entry.nbytes for entry in entries)
-        at = {entry.name: begin for begin, entry in self._places}
         self._pieces = [
             Piece(shard.name, start, stop, {kind: at[_key(kind, shard, start, stop)] for kind in shard.tensors})
             for shard, start, stop in parts
             if start < stop
         ]
-        self._arrays = {name: (_name(values.dtype), at[name], len(values)) for name, values in _tensors(arrays)}
+        self._arrays = {name: (name_of(values.dtype), at[name], len(values)) for name, values in _tensors(arrays)}
 
     def copy_to(self, buffer: Tensor) -> Iterator[memoryview]:
         """The whole file in a buffer of as many bytes, or more: the state may change from here on."""
@@ -83,10 +82,6 @@ class Image:
 
 def _key(kind: str, shard: Shard, start: int, stop: int) -> str:
     return f"{kind}/{shard.name}[{start}:{stop}]"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _tensors(arrays: Mapping[str, Array]) -> Iterator[tuple[str, Tensor]]:

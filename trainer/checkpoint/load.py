@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from settings import ConfigError
 from trainer import claims
 from trainer.checkpoint import CheckpointBroken, Point, folder_name
-from trainer.checkpoint.format import Array, File, Manifest, Piece, VerifiedFile, memory_of, read_manifest
+from trainer.checkpoint.format import Array, File, Manifest, Parameter, Piece, VerifiedFile, memory_of, read_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.engines.shard import Shard, checksum
 from trainer.runtime import Runtime
@@ -43,6 +43,15 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def parameter(self, name: str, shape: Sequence[int]) -> Parameter:
+        """What is known of a parameter of the model. Raises ConfigError: the manifest verified, so it is the model that
+        differs."""
+        saved = self.manifest.parameters.get(name)
+        if saved is None or saved.shape != list(shape):
+            was = f"shape {saved.shape}" if saved else "no such parameter"
+            raise ConfigError(f"the model has {name} of shape {list(shape)}, the checkpoint has {was}")
+        return saved
 
     def read(self, name: str, kind: str, start: int, stop: int) -> Array:
         """Elements [start, stop) of a flattened parameter, fp32. Raises CheckpointBroken."""
@@ -73,12 +82,7 @@ class Reader:
         read. Raises CheckpointBroken."""
         sums = []
         for shard in shards:
-            saved = self.manifest.parameters.get(shard.name)
-            if (
-                saved is None or tuple(saved.shape) != shard.shape
-            ):  # the manifest verified: it is the model that differs
-                was = f"shape {saved.shape}" if saved else "no such parameter"
-                raise ConfigError(f"the model has {shard.name} of shape {list(shard.shape)}, the checkpoint has {was}")
+            saved = self.parameter(shard.name, shard.shape)
             for kind, kept in shard.tensors.items():
                 values = torch.from_numpy(self.read(shard.name, kind, shard.start, shard.stop))
                 with torch.no_grad():

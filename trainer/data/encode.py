@@ -77,6 +77,26 @@ def _end_of_text(tokenizer: Tokenizer, folder: Path) -> int:
     return end
 
 
+def end_tokens(folder: Path, kind: Literal["text", "chat"]) -> list[int]:
+    """What the model writes when it has nothing more to say: the end of a text; in a chat what the template puts behind
+    the assistant's words, where that is a special token. Raises ConfigError."""
+    tokenizer = load_tokenizer(folder)
+    if kind == "text":
+        return [_end_of_text(tokenizer, folder)]
+    from transformers import AutoTokenizer
+
+    template = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "word"}]
+    try:
+        text = str(template.apply_chat_template(chat, tokenize=False))
+    except Exception:  # a template is a program; this one wants more in a chat
+        text = ""
+    _, said, behind = text.rpartition("word")
+    first = tokenizer.encode(behind.lstrip(), add_special_tokens=False).ids[:1] if said else []
+    turn = [token for token in first if token in template.added_tokens_decoder]
+    return [*turn, *([template.eos_token_id] if template.eos_token_id is not None else [])]
+
+
 def _chat(tokenizer: Tokenizer, folder: Path) -> Encode:
     # Takes more than a second to import, and only chats need its templates.
     from transformers import AutoTokenizer

@@ -148,14 +148,15 @@ def by_hand(run_dir: Path, step: int | None, dtype: str | None) -> Path:
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: there is no config.yaml: this is no run of the trainer")
     checkpoint = checkpoint_after(run_dir, step)
-    target = run_dir / "-".join(
-        ["export", *([f"step-{step}"] if step is not None else []), *([dtype] if dtype else [])]
-    )
-    os.umask(0o777 & ~run_dir.stat().st_mode)  # who may read the run may read this, and nobody else
+    words = ["export", f"step-{step}" if step is not None else None, dtype]
+    target = run_dir / "-".join(filter(None, words))
+    umask = os.umask(0o777 & ~run_dir.stat().st_mode)  # who may read the run may read this, and nobody else
     try:
         export(config.read(run_dir / "config.yaml"), checkpoint, target, print, DTYPES.get(dtype or ""), by="hand")
     except CheckpointBroken as error:
         raise ConfigError(f"{checkpoint}: {error}: take another one: --step N") from None
+    finally:
+        os.umask(umask)
     return target
 
 
@@ -173,6 +174,8 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"outlast: {error}", file=sys.stderr)
         return exits.CRASHED
+    except KeyboardInterrupt:
+        return 130
     about = json.loads((target / "provenance.json").read_text(encoding="utf-8"))
     weights = about["weights"]
     print(f"{target}: step {about['steps']:,}, {weights['elements']:,} weights in {weights['dtype']}")

@@ -16,17 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settings import ConfigError
+from tests.trainer.checkpoints import write_file_of
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
 from trainer.checkpoint import CheckpointBroken, Point
 from trainer.checkpoint.format import (
     BLOCK,
-    File,
     Manifest,
     Parameter,
     _self_hash,
     read_manifest,
-    write_file,
     write_manifest,
 )
 from trainer.checkpoint.image import Image
@@ -215,13 +214,6 @@ def test_the_newest_of_the_line_is_the_last_that_was_committed(history: list[tup
 COUNT = torch.tensor(7.0)
 
 
-def write(folder: Path, rank: int, image: Image, way: str) -> File:
-    name = f"rank-{rank:04d}.safetensors"
-    buffer = torch.empty(image.size if way == "copied" else 24, dtype=torch.uint8)
-    data = image.copy_to(buffer) if way == "copied" else image.stream(buffer)
-    return write_file(folder / name, data, image.size, lambda hashes: image.record(name, hashes))
-
-
 def manifest(files: list, parameters: dict[str, Parameter]) -> Manifest:
     return Manifest(1, 7, 1, {"world_size": len(files)}, {"a": 1.5}, "f", {"tokens_seen": 3}, BLOCK, parameters, files)
 
@@ -237,7 +229,7 @@ def test_any_range_is_read_from_any_number_of_writers(tmp_path_factory, data, si
     for rank, (start, stop) in enumerate(zip([0, *cuts], [*cuts, size], strict=True)):
         kept = {kind: torch.from_numpy(array[start:stop]) for kind, array in values.items()}
         image = Image([Shard("p", (size,), start, stop, kept, COUNT)], (0, 1), {"rng/torch": np.zeros(8, np.uint8)})
-        files.append(write(folder, rank, image, data.draw(st.sampled_from(["copied", "streamed"]))))
+        files.append(write_file_of(folder, rank, image, data.draw(st.sampled_from([None, 24]))))
     write_manifest(folder, manifest(files, {"p": Parameter([size], 7)}))
     low = data.draw(st.integers(0, size))
     high = data.draw(st.integers(low, size))
@@ -254,7 +246,7 @@ def test_every_single_bit_counts(tmp_path: Path) -> None:
     """Blocks smaller than the file: the block that is hit is named, and what lies in others is still read."""
     values = np.random.default_rng(0).normal(size=3 * BLOCK // 4).astype(np.float32)  # 3 MiB
     shard = Shard("p", values.shape, 0, len(values), {"weights": torch.from_numpy(values)}, COUNT)
-    file = write(tmp_path, 0, Image([shard], (0, 1), {}), "copied")
+    file = write_file_of(tmp_path, 0, Image([shard], (0, 1), {}))
     write_manifest(tmp_path, manifest([file], {"p": Parameter([len(values)], 7)}))
     path = tmp_path / file.name
     whole = bytearray(path.read_bytes())

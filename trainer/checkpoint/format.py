@@ -162,7 +162,7 @@ def header(
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % 8)
     first = 8 + len(text)
-    return struct.pack("<Q", len(text)) + text, [first + begin for begin in begins]
+    return struct.pack("<Q", len(text)) + text, {name: first + begin for name, begin in begins.items()}
 
 
 def write_file(path: Path, data: Iterable[memoryview], size: int, record: Callable[[list[str]], File]) -> File:

@@ -259,6 +259,15 @@ def test_every_single_bit_counts(tmp_path: Path) -> None:
         whole[bit // 8] ^= 1 << (bit % 8)
 
 
+def test_a_flipped_bit_that_changes_no_value_counts_too(tmp_path: Path) -> None:
+    write_manifest(tmp_path, Manifest(1, 7, 1, {}, {"lr": 1e-05}, "f", {}, BLOCK, {}, []))
+    file = tmp_path / "MANIFEST.json"
+    assert read_manifest(tmp_path).config == {"lr": 1e-05}
+    file.write_text(file.read_text().replace("1e-05", "1E-05"))
+    with pytest.raises(CheckpointBroken, match="was changed: it is not what was written"):
+        read_manifest(tmp_path)
+
+
 def test_a_later_version_is_refused_in_one_line(tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest([], {}))
     file = tmp_path / "MANIFEST.json"

@@ -31,9 +31,13 @@ def folder_name(point: Point) -> str:
     return f"step-{point.step:08d}-e{point.epoch:04d}"
 
 
+def named(folder: Path) -> Point | None:
+    """What a folder's name says that it holds; None: it bears another name than a run gives."""
+    match = _NAME.fullmatch(folder.name)
+    return Point(int(match[1]), int(match[2])) if match else None
+
+
 def committed(checkpoints: Path) -> list[Point]:
     """Checkpoints whose folder carries its final name, newest first. One that has lost its manifest is among them, so
     that a resume says that it passed it over."""
-    names = [path.name for path in checkpoints.glob("step-*")]
-    points = [Point(int(match[1]), int(match[2])) for match in map(_NAME.fullmatch, names) if match]
-    return sorted(points, reverse=True)
+    return sorted(filter(None, map(named, checkpoints.glob("step-*"))), reverse=True)

@@ -15,7 +15,7 @@ import xxhash
 
 from durable import fsync_path
 from settings import ConfigError
-from trainer.checkpoint import MANIFEST, CheckpointBroken, disk
+from trainer.checkpoint import MANIFEST, CheckpointBroken, disk, named
 
 VERSION = 1
 BLOCK = 1 << 20  # bytes under one hash: a reader of a part checks just what it reads
@@ -179,13 +179,15 @@ def write_file(path: Path, data: Iterable[memoryview], size: int, record: Callab
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """The last file of a checkpoint, with a hash of itself; file and folder durable."""
-    body = msgspec.to_builtins(manifest)
-    text = json.dumps({**body, "hash": _self_hash(body)}, indent=1)
     with open(folder / MANIFEST, "x", encoding="utf-8") as file:
-        file.write(text)
+        file.write(_text(msgspec.to_builtins(manifest)))
         file.flush()
         os.fsync(file.fileno())
     fsync_path(folder)
+
+
+def _text(body: dict[str, Any]) -> str:
+    return json.dumps({**body, "hash": _self_hash(body)}, indent=1)
 
 
 def _self_hash(body: dict[str, Any]) -> str:
@@ -198,13 +200,18 @@ def _self_hash(body: dict[str, Any]) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest, with every file there in its size. Raises CheckpointBroken; ConfigError for a later version."""
     try:
-        body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        body = json.loads(text)
         stored = body.pop("hash", None)
         if stored != _self_hash(body):
             raise CheckpointBroken(f"{MANIFEST} was changed: its hash does not fit")
         if (version := body.get("version", 0)) > VERSION:
             raise ConfigError(f"{folder} has format version {version}, newer than this Outlast reads ({VERSION})")
+        if text != _text(body):  # a wrong bit may mean the same: 1e-05 and 1E-05
+            raise CheckpointBroken(f"{MANIFEST} was changed: it is not what was written")
         manifest = msgspec.convert(body, Manifest)
+        if named(folder) not in (None, (manifest.step, manifest.epoch)):
+            raise CheckpointBroken(f"its manifest is that of step {manifest.step}, epoch {manifest.epoch}")
         sizes = {file.name: (folder / file.name).stat().st_size for file in manifest.files}
     except FileNotFoundError as error:  # another OSError may pass: it proves nothing about the checkpoint
         raise CheckpointBroken(f"{Path(error.filename).name} is missing") from None

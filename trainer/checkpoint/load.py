@@ -169,10 +169,6 @@ def _load(
     passed_over: list[str],
 ) -> Resumed:
     with Reader(path, near) as reader:
-        if (reader.manifest.step, reader.manifest.epoch) != point:
-            raise CheckpointBroken(
-                f"its manifest is that of step {reader.manifest.step}, epoch {reader.manifest.epoch}"
-            )
         check(reader.manifest)
         sums = reader.fill(shards())
         same_world = len(reader.manifest.files) == runtime.world_size

@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from durable import fsync_path
 from settings import ConfigError
 from trainer.checkpoint import CheckpointBroken, committed, folder_name
 from trainer.checkpoint.format import Manifest, read_manifest
@@ -112,6 +113,7 @@ def prune(args: argparse.Namespace) -> int:
             continue
         trash = folder / f".trash-{path.name}-{secrets.token_hex(4)}"
         path.rename(trash)
+        fsync_path(folder)
         shutil.rmtree(trash)
         print(f"{path.name} is deleted")
     if not kept:

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from durable import fsync_path
 from trainer import claims
 from trainer.checkpoint import Point, folder_name
 from trainer.checkpoint.format import BLOCK, VERSION, Manifest, Parameter
@@ -169,8 +171,10 @@ def _in_bf16(shard: Shard) -> list[str]:
 
 def remove_leftovers(folder: Path, epoch: int) -> None:
     """Deletes trash, and what earlier epochs began to write and did not commit. Never a later epoch's: we may be the
-    zombie."""
-    for path in [*folder.glob(".trash-*"), *folder.glob(".tmp-*")]:
-        written_by = re.search(r"-e(\d{4,})-", path.name)
-        if written_by and int(written_by[1]) < epoch or path.name.startswith(".trash-"):
-            shutil.rmtree(path, ignore_errors=True)
+    zombie. What cannot be deleted now is left to the next time."""
+    with suppress(OSError):
+        fsync_path(folder)  # or a crash of the host gives a checkpoint its name back, and not its files
+        for path in [*folder.glob(".trash-*"), *folder.glob(".tmp-*")]:
+            written_by = re.search(r"-e(\d{4,})-", path.name)
+            if written_by and int(written_by[1]) < epoch or path.name.startswith(".trash-"):
+                shutil.rmtree(path, ignore_errors=True)

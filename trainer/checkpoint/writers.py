@@ -107,9 +107,12 @@ class Writers:
             write_manifest(temporary, msgspec.structs.replace(manifest, files=files))
             temporary.rename(committed)
             fsync_path(self.folder)
+            fsync_path(self.folder.parent)  # in the first save the folder of all checkpoints is new, too
         except BaseException:
             with suppress(OSError):
                 committed.rename(temporary)  # nobody knows whether its name is durable
+            with suppress(OSError):  # what cannot be deleted now goes with the trash after a later save
+                temporary = temporary.rename(temporary.with_name(temporary.name.replace(".tmp-", ".trash-")))
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         return Word(size=sum(file.size for file in files))

@@ -11,6 +11,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import sys  # noqa: E402
 import traceback  # noqa: E402
+from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from settings import ConfigError  # noqa: E402
@@ -35,7 +36,8 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk must not change the code
+            stream.flush()
     # No exit handlers: after a peer's crash they would wait for it in a collective.
     os._exit(code)

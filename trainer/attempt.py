@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from settings import ConfigError
@@ -53,7 +54,8 @@ class Attempt:
 
     def say(self, text: str) -> None:
         if self.runtime.leads:
-            print(text, flush=True)
+            with suppress(OSError):  # the log's disk is full: it has this line when there is room again
+                print(text, flush=True)
 
     def saw_step(self, step: int, seconds: list[float]) -> None:
         """Each rank's own seconds, which rank 0 knows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,10 +23,15 @@ class Board:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):
+                self._writer.close()
 
     def add(self, step: int, **values: float) -> None:
-        """One record for all of them: add_scalar writes one for each, which takes twice as long."""
+        """One record for all of them: add_scalar writes one for each, which takes twice as long.
+
+        A full disk must not end the training: this attempt's curves end there.
+        """
         if self._writer is not None:
             parts = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-            self._writer.file_writer.add_summary(self._summary(value=parts), step)
+            with suppress(OSError):
+                self._writer.file_writer.add_summary(self._summary(value=parts), step)

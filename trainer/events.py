@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class Events:
         try:
             append_line(self._path, {"event": event, "epoch": self._epoch, **values, "time": time.time()})
         except OSError as error:
-            print(f"{self._path}: the event {event} could not be written: {error}", flush=True)
+            with suppress(OSError):  # the log lies on the same disk as a rule
+                print(f"{self._path}: the event {event} could not be written: {error}", flush=True)
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:

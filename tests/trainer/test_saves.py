@@ -63,6 +63,15 @@ def test_an_error_of_the_disk_costs_one_save(new_run: NewRun, sha256: str) -> No
     assert not list((run.path / "checkpoints").glob(".tmp-*"))
 
 
+def test_a_full_disk_costs_one_save(new_run: NewRun, sha256: str, disk: Callable[[int], Path]) -> None:
+    """Neither can the log take a line then, nor TensorBoard a value."""
+    run = new_run(str(disk(100 << 20) / "run"), **SHAPE, tensorboard=True)
+    assert run.go(2, ["tests.trainer.with_a_full_disk", str(run.path / "config.yaml")]) == [0, 0], run.log()
+    (failed,) = run.events("save_failed")
+    assert failed["step"] == 10 and "No space left on device" in failed["error"]
+    assert saved(run) == [20, 24] and run.done()["sha256"] == sha256
+
+
 def test_two_lost_saves_in_a_row_end_the_attempt(new_run: NewRun) -> None:
     run = new_run("run", train={"steps": 2000}, checkpoint={"every": 5})
     assert run.go(2, ["tests.trainer.with_small_files", str(run.path / "config.yaml")]) == [1, 1]

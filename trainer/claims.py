@@ -18,8 +18,10 @@ _NAME = re.compile(r"(\d{4,})\.json")
 
 def epochs(run_dir: Path) -> list[int]:
     """Claims so far, oldest first."""
-    folder = run_dir / "claims"
-    names = os.listdir(folder) if folder.is_dir() else []
+    try:
+        names = os.listdir(run_dir / "claims")
+    except FileNotFoundError:  # any other error says nothing about who owns the run
+        names = []
     return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
 

@@ -7,6 +7,7 @@ step-00001200-e0007/
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -31,13 +32,22 @@ def folder_name(point: Point) -> str:
     return f"step-{point.step:08d}-e{point.epoch:04d}"
 
 
-def named(folder: Path) -> Point | None:
-    """What a folder's name says that it holds; None: it bears another name than a run gives."""
-    match = _NAME.fullmatch(folder.name)
+def named(name: str) -> Point | None:
+    """What a folder's name says that it holds; None: no run gives such a name."""
+    match = _NAME.fullmatch(name)
     return Point(int(match[1]), int(match[2])) if match else None
+
+
+def names(checkpoints: Path) -> list[str]:
+    """What lies in the folder of a run's checkpoints. Raises OSError where that cannot be read: Path.glob would find
+    nothing in it (from Python 3.12 on), and the run would start at step 0."""
+    try:
+        return os.listdir(checkpoints)
+    except FileNotFoundError:
+        return []
 
 
 def committed(checkpoints: Path) -> list[Point]:
     """Checkpoints whose folder carries its final name, newest first. One that has lost its manifest is among them, so
     that a resume says that it passed it over."""
-    return sorted(filter(None, map(named, checkpoints.glob("step-*"))), reverse=True)
+    return sorted(filter(None, map(named, names(checkpoints))), reverse=True)

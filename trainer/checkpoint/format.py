@@ -210,7 +210,7 @@ def read_manifest(folder: Path) -> Manifest:
         if text != _text(body):  # a wrong bit may mean the same: 1e-05 and 1E-05
             raise CheckpointBroken(f"{MANIFEST} was changed: it is not what was written")
         manifest = msgspec.convert(body, Manifest)
-        if named(folder) not in (None, (manifest.step, manifest.epoch)):
+        if named(folder.name) not in (None, (manifest.step, manifest.epoch)):
             raise CheckpointBroken(f"its manifest is that of step {manifest.step}, epoch {manifest.epoch}")
         sizes = {file.name: (folder / file.name).stat().st_size for file in manifest.files}
     except FileNotFoundError as error:  # another OSError may pass: it proves nothing about the checkpoint

@@ -14,7 +14,7 @@ import torch
 
 from settings import ConfigError
 from trainer import claims
-from trainer.checkpoint import CheckpointBroken, Point, folder_name
+from trainer.checkpoint import CheckpointBroken, Point, folder_name, names
 from trainer.checkpoint.format import Array, File, Manifest, Parameter, Piece, VerifiedFile, memory_of, read_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.engines.shard import Shard, checksum
@@ -155,8 +155,8 @@ def load_fork(runtime: Runtime, path: Path, shards: Callable[[], Iterator[Shard]
 def _existed(run_dir: Path) -> bool:
     """The run has had checkpoints, though none is a candidate now: found broken, without a manifest, or gone."""
     folder = run_dir / "checkpoints"
-    left = [*folder.glob(".bad-*"), *folder.glob("step-*")]
-    return bool(left) or any(point.step for point in claims.resume_points(run_dir).values())
+    left = any(name.startswith((".bad-", "step-")) for name in names(folder))
+    return left or any(point.step for point in claims.resume_points(run_dir).values())
 
 
 def _load(

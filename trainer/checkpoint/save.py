@@ -17,7 +17,7 @@ import torch
 
 from durable import fsync_path
 from trainer import claims
-from trainer.checkpoint import Point, folder_name
+from trainer.checkpoint import Point, folder_name, names
 from trainer.checkpoint.format import BLOCK, VERSION, Manifest, Parameter
 from trainer.checkpoint.image import Image
 from trainer.checkpoint.lineage import checkpoints_in_line
@@ -174,7 +174,7 @@ def remove_leftovers(folder: Path, epoch: int) -> None:
     zombie. What cannot be deleted now is left to the next time."""
     with suppress(OSError):
         fsync_path(folder)  # or a crash of the host gives a checkpoint its name back, and not its files
-        for path in [*folder.glob(".trash-*"), *folder.glob(".tmp-*")]:
-            written_by = re.search(r"-e(\d{4,})-", path.name)
-            if written_by and int(written_by[1]) < epoch or path.name.startswith(".trash-"):
-                shutil.rmtree(path, ignore_errors=True)
+        for name in names(folder):
+            begun = re.fullmatch(r"\.tmp-\d+-e(\d{4,})-.*", name)
+            if begun and int(begun[1]) < epoch or name.startswith(".trash-"):
+                shutil.rmtree(folder / name, ignore_errors=True)

@@ -44,7 +44,7 @@ class Saves:
         self.first: int | None = None
         """The step of the first save, whatever the interval says."""
         if self.saver.lacking:
-            attempt.say(f"the training waits while a checkpoint is written: beside it that takes {self.saver.lacking}")
+            attempt.say(f"the training waits while a checkpoint is written: to go on takes {self.saver.lacking}")
 
     def due(self, progress: Progress) -> bool:
         at = progress.step % self._settings.every == 0 or progress.step == self.first

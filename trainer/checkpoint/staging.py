@@ -28,7 +28,7 @@ class Staging:
         """What is missing, in words; None: the training goes on while its state is written."""
         if short:
             wanted, left = min(short, key=lambda said: said[1])
-            self.lacking = f"{wanted / 1e9:.1f} GB for each rank, and {left / 1e9:.1f} GB are left on a node"
+            self.lacking = f"{wanted / 1e9:.1f} GB of memory a rank, and {left / 1e9:.1f} GB are left on a node"
         kept = None if short else memory.buffer(size)
         self._buffer = _new(CHUNK if short else size, runtime) if kept is None else _pinned(kept, runtime)
         self._touching = Thread(target=self._touch, name="staging", daemon=True)

@@ -27,10 +27,12 @@ class Entry:
     def nbytes(self) -> int:
         return self.count * self.dtype.itemsize
 
-    def copy_to(self, target: Tensor, low: int, high: int) -> None:
-        """The elements [low, high) to bytes that begin where an element of this kind may."""
-        values = self.values[self.first + low : self.first + high]
-        target[: (high - low) * self.dtype.itemsize].view(self.dtype).copy_(values, non_blocking=True)
+    def copy_to(self, target: Tensor, low: int, high: int, wait: bool) -> Tensor:
+        """The elements [low, high) to bytes that begin where an element of this kind may. Returns those bytes, which
+        are there at once with `wait`."""
+        values, taken = self.values[self.first + low : self.first + high], target[: (high - low) * self.dtype.itemsize]
+        taken.view(self.dtype).copy_(values, non_blocking=not wait)
+        return taken
 
 
 class Image:
@@ -58,7 +60,7 @@ class Image:
         """The whole file in a buffer of as many bytes, or more: the state may change from here on."""
         buffer[: len(self._header)] = torch.frombuffer(bytearray(self._header), dtype=torch.uint8)
         for begin, entry in self._places:
-            entry.copy_to(buffer[begin:], 0, entry.count)
+            entry.copy_to(buffer[begin:], 0, entry.count, wait=False)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return iter([memory_of(buffer[: self.size].numpy())])
@@ -69,11 +71,7 @@ class Image:
         for _, entry in self._places:
             most = len(block) // entry.dtype.itemsize
             for low in range(0, entry.count, most):
-                high = min(low + most, entry.count)
-                entry.copy_to(block, low, high)
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                yield memory_of(block[: (high - low) * entry.dtype.itemsize].numpy())
+                yield memory_of(entry.copy_to(block, low, min(low + most, entry.count), wait=True).numpy())
 
     def record(self, name: str, hashes: list[str]) -> File:
         """What the manifest says of the file."""

@@ -6,6 +6,7 @@ Fields marked LAYOUT may change between attempts.
 
 from __future__ import annotations
 
+import re
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -189,11 +190,26 @@ class Evaluation(Struct, frozen=True):
     """Global batches of held-out data in one evaluation."""
 
 
+_TIME = re.compile(r"([1-9]\d*)([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
+
+
 class Checkpoint(Struct, frozen=True):
-    every: Count = 200
-    """Steps between two saves; a stop saves in any case."""
+    every: Count | str = "auto"
+    """Steps between two saves; or a time: 30m, 2h; or auto: as often as costs least, by what saves and interruptions
+    have cost so far. A stop saves in any case."""
     keep: Annotated[int, Meta(ge=2)] = 2
-    """Checkpoints kept; the newest verified one always stays."""
+    """The last so many stay, the newest verified one always."""
+    keep_every: Annotated[int, Meta(ge=0)] = 0
+    """Besides, of every so many steps the first checkpoint stays for good; 0: none."""
+    keep_best: Annotated[int, Meta(ge=0)] = 0
+    """Besides, so many with the lowest held-out loss stay; then every evaluation is saved. 0: none."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Between two saves, where `every` is a time."""
+        time = _TIME.fullmatch(self.every) if isinstance(self.every, str) else None
+        return int(time[1]) * _UNITS[time[2]] if time else None
 
 
 class Watchdog(Struct, frozen=True):
@@ -265,6 +281,7 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
         raise ConfigError(
             f"{source}: evaluation.every={config.evaluation.every} needs data.evaluation: a held-out file"
         )
+    _check_checkpoint(config, source)
     _check_quantize(config, source)
     if config.optim.lr is not None:
         return config
@@ -274,6 +291,14 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
             "give one, for example optim.lr=3e-4"
         )
     return replace(config, optim=replace(config.optim, lr=default_rate(config.data.format, config.lora is not None)))
+
+
+def _check_checkpoint(config: TrainConfig, source: str) -> None:
+    every, best = config.checkpoint.every, config.checkpoint.keep_best
+    if every != "auto" and isinstance(every, str) and config.checkpoint.seconds is None:
+        raise ConfigError(f"{source}: checkpoint.every={every}: a number of steps, a time such as 30m or 2h, or auto")
+    if best and not config.evaluation.every:
+        raise ConfigError(f"{source}: checkpoint.keep_best={best} needs evaluation.every: losses to choose by")
 
 
 def _check_quantize(config: TrainConfig, source: str) -> None:

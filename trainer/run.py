@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from durable import write_atomic
-from trainer import claims, config, events, exits, four_bit, lora, recompute, self_test
+from trainer import claims, config, exits, four_bit, lora, recompute, self_test
 from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import Point, folder_name
@@ -36,7 +36,6 @@ from trainer.evaluation import evaluate
 from trainer.export import export
 from trainer.guard import Diverged
 from trainer.identity import check_same_run, exact_part, layout_part
-from trainer.interval import first_save
 from trainer.loss import logits_stand_whole
 from trainer.memory import note_out_of_memory
 from trainer.model_config import check_vocabulary
@@ -113,9 +112,8 @@ class Training:
         # 2. The model, the same on every rank, and the engine that spreads it.
         self.watchdog.enter("model")
         model = together(self.build_model)
-        self.attempt.lead.expect_checkpoint(
-            4 * len(KINDS) * sum(p.numel() for p in model.parameters() if p.requires_grad)
-        )
+        size = 4 * len(KINDS) * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.attempt.lead.expect_checkpoint(size, runtime.world_size)
         self.hollow = any(parameter.is_meta for parameter in model.parameters())
         self.throughput = Throughput(settings, model, runtime)
         self.engine = make_engine(settings, self.layout, model, runtime)
@@ -186,21 +184,11 @@ class Training:
             self.say(f"another layout ({what}): same weights, moments and batches, not bit-identical from here on")
         if runtime.leads:
             claims.note_resume(runtime.run_dir, runtime.epoch, own.point if own else Point(0, 0))
-        self.saves.first = self.sooner() if runtime.cut_short else None
-        self.saves.clean_up()
+        self.saves.start(self.progress.step)
         source = folder_name(own.point) if own else self.settings.fork
         how = f"resumed from {source}" if source else "starts"
         text = f"{how} at step {self.progress.step} of {self.total}; {self.layout}"
         self.attempt.tell("resume", self.progress.step, text, **{"from": source}, world_size=runtime.world_size)
-
-    def sooner(self) -> int | None:
-        """The step after which the next save is due, since the last attempt was cut before its first one."""
-        runtime, step = self.runtime, self.progress.step
-        found = first_save(events.read(runtime.run_dir), runtime.epoch, step) if runtime.leads else None
-        due: int | None = runtime.from_leader(found)
-        if due is not None:
-            self.say(f"the last attempt was cut before it had saved: this one saves after step {due}")
-        return due
 
     def forked(self) -> Resumed | None:
         """Another run's checkpoint that this one starts from, as long as it has none of its own."""
@@ -229,8 +217,9 @@ class Training:
             while True:
                 # 1. What all ranks agreed on while the last step ran: go on, the next batch's tokens, its samples.
                 agreement = self.hear(ballot)
+                asked = agreement.due
                 at_end = progress.step == self.total  # a stop that comes now has nothing left to stop
-                if at_end or agreement.reason is None and (self.evaluation_due() or self.saves.due(progress)):
+                if at_end or agreement.reason is None and (self.evaluation_due() or self.saves.due(progress, asked)):
                     self.settle()  # before anything builds on the last step
                     # 2. An evaluation that is due. It is broken off by a stop, and then made after the resume.
                     if self.evaluation_due() and (broken_off := self.evaluate()):
@@ -238,7 +227,7 @@ class Training:
                     # 3. A save that is due, after the evaluation: no resume from it makes that again.
                     if at_end:
                         return self.end()
-                    if self.saves.due(progress) and not self.log.guard.skipped:  # three in a row go back
+                    if self.saves.due(progress, asked) and not self.log.guard.skipped:  # three in a row go back
                         self.saves.begin(progress)
                     # A stop that came meanwhile is heard before another step.
                     agreement = self.hear(self.cast())
@@ -252,14 +241,14 @@ class Training:
                 # 4. The next vote is cast with its batch in hand, and travels while this step computes.
                 self.watchdog.enter("step" if progress.step > first else "first step")
                 batch = self.feed.take()
-                ballot = self.cast()
+                ballot = self.cast(due=self.saves.rhythm.due(progress.step + 1))
                 # 5. The step.
                 self.step(batch, agreement)
 
-    def cast(self, last: bool = False) -> Ballot:
+    def cast(self, last: bool = False, due: bool = False) -> Ballot:
         """The vote for the step after the next, with our share of a step that the device has done; at `last` of the
-        last one too, which is waited for."""
-        return self.stop.cast(self.feed, self.log.share(last), self.saves.saver.ended)
+        last one too, which is waited for. `due`: a save after the next step is."""
+        return self.stop.cast(self.feed, self.log.share(last), self.saves.saver.ended, due)
 
     def hear(self, ballot: Ballot) -> Agreement:
         agreement = ballot.read()
@@ -304,6 +293,7 @@ class Training:
         if isinstance(result, Agreement):
             return result
         step = self.progress.evaluated = self.progress.step
+        self.saves.evaluated(result)
         self.attempt.tell("evaluation", step, f"held-out loss {result:.4f} after step {step}", loss=result)
         self.board.add(step, evaluation_loss=result)
         return None
@@ -334,7 +324,7 @@ class Training:
         self.watchdog.enter("export")
         if claims.fenced(self.runtime.run_dir, self.runtime.epoch):
             return exits.FENCED
-        self.saves.saver.end_clean_up()
+        self.saves.retention.finish()
         run_dir, checkpoint = self.runtime.run_dir, self.saves.saver.folder / folder_name(self.saves.committed)
         done: dict[str, Any] = {"step": self.progress.step, "tokens_seen": self.progress.tokens_seen}
         if self.settings.export:

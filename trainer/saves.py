@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isfinite
 
 from trainer.attempt import Attempt
 from trainer.checkpoint import Point
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.save import Content, Saver
 from trainer.checkpoint.writers import SaveFailed, Writers
 from trainer.config import Checkpoint
 from trainer.engines.engine import Engine
+from trainer.interval import Rhythm
 
 LOST_IN_A_ROW = 2
 """Saves: what is not safe would only grow."""
@@ -34,21 +37,31 @@ class Saves:
     ) -> None:
         """Collective. `content`: of every checkpoint, but for the state."""
         self._settings, self._attempt, self._content = settings, attempt, content
-        self.saver = Saver(attempt.runtime, engine, settings.keep, writers)
+        self.saver = Saver(attempt.runtime, engine, writers)
+        self.retention = Retention(attempt.runtime.run_dir, attempt.runtime.epoch, settings)
         self.committed: Point | None = None
         """The newest checkpoint."""
         self.safe: Progress | None = None
         """What it holds, when it is this run's own."""
         self._under_way: Progress | None = None
         self._lost = 0
-        self.first: int | None = None
-        """The step of the first save, whatever the interval says."""
+        self._loss: float | None = None  # of the last evaluation
         if self.saver.lacking:
             attempt.say(f"the training waits while a checkpoint is written: to go on takes {self.saver.lacking}")
 
-    def due(self, progress: Progress) -> bool:
-        at = progress.step % self._settings.every == 0 or progress.step == self.first
-        return progress.step > 0 and at and progress not in (self.safe, self._under_way)
+    def start(self, step: int) -> None:
+        """The run goes on from here."""
+        attempt = self._attempt
+        self.rhythm = Rhythm(self._settings, attempt.runtime, step, attempt.lead, attempt.tell)
+        self.clean_up()
+
+    def evaluated(self, loss: float) -> None:
+        self._loss = loss if isfinite(loss) else None
+
+    def due(self, progress: Progress, asked: bool) -> bool:
+        """`asked`: by the rhythm of rank 0. The best can be kept only of what is saved, so each evaluated state is."""
+        may_be_best = self._settings.keep_best > 0 and progress.evaluated == progress.step
+        return progress.step > 0 and (asked or may_be_best) and progress not in (self.safe, self._under_way)
 
     def begin(self, progress: Progress) -> None:
         """Beside the next steps; the save before has to come to its end first. Raises what `end` raises."""
@@ -68,24 +81,27 @@ class Saves:
         """What is old stays until the next attempt: now only the save counts. Raises Fenced, and SaveFailed when a save
         was made and what is done is not safe."""
         self._attempt.watchdog.enter("save")
-        self._finish()
+        self._finish(leaving=True)
         if may_begin and progress.step and self.safe != progress and not self._too_late(progress.step):
             self._begin(progress)
-            if not self._finish():
+            if not self._finish(leaving=True):
                 raise SaveFailed(f"step {progress.step} is not saved")
 
     def clean_up(self) -> None:
         try:
-            self.saver.clean_up()
+            if self._attempt.runtime.leads:
+                self.retention.clean_up()
         except OSError as error:
             self._attempt.say(f"old checkpoints could not be removed: {error}")
 
     def _begin(self, progress: Progress) -> None:
         state = {"tokens_seen": progress.tokens_seen, "evaluated": progress.evaluated}
-        self.saver.begin(progress.step, replace(self._content, state=state))
+        loss = self._loss if progress.evaluated == progress.step else None
+        self.saver.begin(progress.step, replace(self._content, state=state, evaluation_loss=loss))
+        self.rhythm.saves(progress.step)
         self._under_way, self._attempt.lead.saving = replace(progress), True
 
-    def _finish(self) -> bool:
+    def _finish(self, leaving: bool = False) -> bool:
         """False: no save was under way, or it failed, which is said; then the last checkpoint stands."""
         if (progress := self._under_way) is None:
             return False
@@ -98,8 +114,9 @@ class Saves:
             self._attempt.tell("save_failed", progress.step, text, error=str(error))
             return False
         self.committed, self.safe, self._lost = saved.point, progress, 0
-        self._attempt.lead.saw_save(saved.seconds)
-        self._attempt.tell("save", progress.step, seconds=saved.seconds, stall=saved.stall, bytes=saved.size)
+        self._attempt.lead.saw_save(saved.seconds, None if leaving else saved.stall)
+        about = {"seconds": saved.seconds, "stall": saved.stall, "bytes": saved.size}
+        self._attempt.tell("save", progress.step, **about, **({"leaving": True} if leaving else {}))
         return True
 
     def _too_late(self, step: int) -> bool:

@@ -80,7 +80,7 @@ class StepLog:
         seconds, (loss, norm) = about.launched.read()
         waited = min(about.waited, about.launched.idle_since(self._before)) if self._before else about.waited
         self._before = about.launched
-        self._lead.saw_step(seconds)
+        self._lead.saw_step(seconds, waited)
         self.guard.saw_norm(about.step, norm)
         self._travelling = StepDone(about, norm, seconds, waited)
         return Share(loss, about.own_seconds())

@@ -81,11 +81,11 @@ class Stop:
 
     # --- in the loop ---
 
-    def cast(self, feed: Feed, done: Share = NOTHING_DONE, saved: bool = False) -> Ballot:
+    def cast(self, feed: Feed, done: Share = NOTHING_DONE, saved: bool = False, due: bool = False) -> Ballot:
         """This rank's vote, with its share of the coming batch when that comes in time, and of the last step. `saved`:
-        its writer has come to its end."""
+        its writer has come to its end; `due`: of rank 0, all are to save after the coming step."""
         ready = feed.ready(PATIENCE)
-        return self._cast(feed.next if ready else None, not ready, done, saved)
+        return self._cast(feed.next if ready else None, not ready, done, saved, due)
 
     def agree(self, feed: Feed) -> Agreement:
         """Vote until every rank has its batch, or all stop. A rank that gets no data is no sign of life."""
@@ -96,10 +96,12 @@ class Stop:
         self._alive()
         return agreement
 
-    def _cast(self, batch: RankBatch | None, waiting: bool, done: Share, saved: bool = False) -> Ballot:
+    def _cast(
+        self, batch: RankBatch | None, waiting: bool, done: Share, saved: bool = False, due: bool = False
+    ) -> Ballot:
         reason = REASONS.index(self._reason())
         tokens, samples = (batch.valid_tokens, batch.hash) if batch else (0, 0)
-        return Ballot(self._star, Vote(reason, waiting, saved, tokens, samples, *done), self._runtime.leads)
+        return Ballot(self._star, Vote(reason, waiting, saved, due, tokens, samples, *done), self._runtime.leads)
 
     # --- why ---
 

@@ -19,8 +19,8 @@ _SIGNALS = tuple(f"signal {s.name}" for s in (signal.SIGUSR1, signal.SIGUSR2, si
 REASONS = (FENCED, USER, CTRL_C, SUPERVISOR, DEADLINE, *_SIGNALS, None)  # the last one: go on
 _CODES: dict[str | None, int] = {FENCED: exits.FENCED, USER: exits.STOPPED, CTRL_C: exits.STOPPED}
 
-VOTE = struct.Struct("<bb?qqdd")
-AGREEMENT = struct.Struct("<bi?qqd")
+VOTE = struct.Struct("<bb??qqdd")
+AGREEMENT = struct.Struct("<bi??qqd")
 
 
 class Share(NamedTuple):
@@ -40,6 +40,7 @@ class Vote(NamedTuple):
     """Index of REASONS; the last one: go on."""
     waiting: bool
     saved: bool
+    due: bool
     valid_tokens: int
     hash: int
     loss: float
@@ -55,6 +56,8 @@ class Agreement(NamedTuple):
     """Ranks that are not ready; the batch's numbers count only when there are none."""
     saved: bool
     """Every rank's writer has come to its end."""
+    due: bool
+    """All save after the step that runs while this vote travels: rank 0's word."""
     valid_tokens: int
     """Of the global batch that the vote came with."""
     hash: int
@@ -83,6 +86,7 @@ def count(votes: list[Vote]) -> Agreement:
         min(vote.reason for vote in votes),
         sum(vote.waiting for vote in votes),
         all(vote.saved for vote in votes),
+        any(vote.due for vote in votes),
         sum(vote.valid_tokens for vote in votes),
         (samples + 2**63) % 2**64 - 2**63,  # wraps, as the sum in a batch does
         sum(vote.loss for vote in votes),

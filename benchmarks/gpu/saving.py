@@ -48,7 +48,7 @@ def saves(place: Place) -> None:
         "torch.save": lambda folder: torch_save(ours, folder),
         "dcp.async_save": lambda folder: dcp_async_save(ours, folder),
     }
-    saver = Saver(place.runtime, ours.engine, 2, Writers(place.runtime))
+    saver = Saver(place.runtime, ours.engine, Writers(place.runtime))
     note = f"with the slowness of the next steps; one takes {usual:.3g} s; 1B, since 3B's 39 GB take minutes"
     mine, took = None, 0.0
     for name, run in runs.items():

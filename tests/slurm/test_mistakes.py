@@ -64,6 +64,9 @@ WORDS = [
     ("no rate", ["optim.lr=null"], "sft.yaml: optim.lr is missing: a model that starts from nothing (model.config) has no default rate"),
     ("steps and epochs", ["train.epochs=1"], "sft.yaml: give either train.steps or train.epochs, not both or none"),
     ("evaluation without data", ["evaluation.every=5"], "sft.yaml: evaluation.every=5 needs data.evaluation: a held-out file"),
+    ("save's interval", ["checkpoint.every=30min"], "sft.yaml: checkpoint.every=30min: a number of steps, a time such as 30m or 2h, or auto"),
+    ("save's steps", ["checkpoint.every=0"], "sft.yaml: checkpoint.every=0: expected int >= 1"),
+    ("best of nothing", ["checkpoint.keep_best=2"], "sft.yaml: checkpoint.keep_best=2 needs evaluation.every: losses to choose by"),
     # --- files
     ("data file", ["data.train=[gone.jsonl]"], "sft.yaml: data.train: there is no file {here}/gone.jsonl"),
     ("tokenizer", ["model.tokenizer=gone"], "sft.yaml: model.tokenizer: there is no folder {here}/gone"),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from settings import dump_yaml, read_yaml
 from tests.trainer.ranks import ROOT, Run, write_run
 from trainer.checkpoint.__main__ import main
 from trainer.checkpoint.format import BLOCK, read_manifest
@@ -27,7 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, zygote: object) -> Run:
     shape = {
         "train": {"steps": 6, "precision": "bf16"},
         "checkpoint": {"every": 2, "keep": 3},
-        "evaluation": {"every": 0},
+        "evaluation": {"every": 4, "batches": 1},
     }
     run = write_run(tmp_path_factory.mktemp("saved") / "run", zygote, **shape, model={"config": {"hidden_size": 128}})  # type: ignore
     assert run.go(2) == [0, 0], run.log()
@@ -46,7 +47,10 @@ def newest(run_dir: Path) -> Path:
 def test_list_and_show(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", str(run_dir)]) == 0
     told = capsys.readouterr().out
-    assert [line.split()[0] for line in told.splitlines()[1:]] == ["6", "4", "2"] and "ddp on 2 ranks" in told
+    rows = told.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["6", "4", "2"] and all("ddp on 2 ranks; last 3" in row for row in rows)
+    losses = [read_manifest(path).evaluation_loss for path in sorted((run_dir / "checkpoints").iterdir(), reverse=True)]
+    assert losses[2] is None and all(f" {loss:.4f}  ddp" in row for loss, row in zip(losses[:2], rows, strict=False))
     assert main(["show", str(run_dir), "--step", "4"]) == 0
     told = capsys.readouterr().out
     assert (
@@ -121,6 +125,37 @@ def test_prune_never_counts_what_does_not_verify(run_dir: Path, capsys: pytest.C
     assert main(["prune", str(run_dir), "--keep", "1"]) == 0
     with pytest.raises(SystemExit):
         main(["prune", str(run_dir), "--keep", "0"])
+
+
+@pytest.mark.parametrize(
+    ("words", "stay"),
+    [
+        ([], {6: "last 3", 4: "last 3", 2: "last 3"}),  # what the run's own config says
+        (["--keep", "1", "--keep-every", "3"], {6: "last 1, first from step 6 on", 4: "first from step 3 on"}),
+        (["--keep", "1", "--keep-best", "3"], {6: "last 1, best 3: loss", 4: "best 3: loss"}),
+    ],
+)
+def test_prune_says_why_what_stays_does(
+    run_dir: Path, words: list[str], stay: dict[int, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune", str(run_dir), *words]) == 0
+    told = capsys.readouterr().out.splitlines()
+    for step, line in zip((6, 4, 2), told, strict=True):
+        why = f"stays: {stay[step]}" if step in stay else "is deleted"
+        assert line.startswith(f"step-{step:08d}-e0001 {why}")
+    left = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert left == [f"step-{step:08d}-e0001" for step in sorted(stay)]
+
+
+def test_list_says_what_a_run_without_room_lets_go_of(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_dir / "config.yaml"
+    config.write_text(dump_yaml({**read_yaml(config), "checkpoint": {"keep": 2, "keep_every": 5}}))
+    assert main(["list", str(run_dir)]) == 0
+    assert [row.split("ranks; ")[1] for row in capsys.readouterr().out.splitlines()[1:]] == [
+        "last 2, first from step 5 on",
+        "last 2",
+        "goes when the next one is saved",
+    ]
 
 
 def test_the_documents_reader_reads(saved: Run) -> None:

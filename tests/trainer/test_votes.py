@@ -25,6 +25,7 @@ VOTES = st.builds(
     st.integers(0, GO_ON),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 2**40),
     INT64,
     st.floats(allow_nan=False, allow_infinity=False, width=32),
@@ -46,6 +47,7 @@ def test_the_count(votes: list[Vote]) -> None:
     assert agreement.reason == min(wanted, key=REASONS.index, default=None)
     assert agreement.waiting == sum(vote.waiting for vote in votes)
     assert agreement.saved == all(vote.saved for vote in votes)
+    assert agreement.due == any(vote.due for vote in votes)
     assert (agreement.hash - sum(vote.hash for vote in votes)) % 2**64 == 0
     assert agreement.valid_tokens == sum(vote.valid_tokens for vote in votes)
     assert agreement.loss == pytest.approx(math.fsum(vote.loss for vote in votes), rel=1e-9, abs=1e-3)
@@ -53,7 +55,7 @@ def test_the_count(votes: list[Vote]) -> None:
 
 def test_a_fenced_attempt_obeys_nobody_else_and_the_user_comes_before_slurm() -> None:
     def agreed(*reasons: str) -> Agreement:
-        return count([Vote(REASONS.index(reason), False, False, 0, 0, 0.0, 0.0) for reason in reasons])
+        return count([Vote(REASONS.index(reason), False, False, False, 0, 0, 0.0, 0.0) for reason in reasons])
 
     assert agreed("stop file", "fenced").code == exits.FENCED and not agreed("stop file", "fenced").may_save
     assert agreed("signal SIGTERM", "stop file").code == exits.STOPPED

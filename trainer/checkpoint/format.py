@@ -79,6 +79,8 @@ class Manifest(msgspec.Struct, frozen=True):
     block: int
     parameters: dict[str, Parameter]
     files: list[File]
+    evaluation_loss: float | None = None
+    """Held-out, of the evaluation after this very step; None: there was none, or it is not finite."""
 
 
 # --- writing --------------------------------------------------------------------------------------------

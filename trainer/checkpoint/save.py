@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import torch
 
-from durable import fsync_path
-from trainer import claims
-from trainer.checkpoint import Point, folder_name, names
+from trainer.checkpoint import Point
 from trainer.checkpoint.format import BLOCK, VERSION, Manifest, Parameter
 from trainer.checkpoint.image import Image
-from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.rng import rng_state
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.writers import Writers
@@ -37,6 +29,7 @@ class Content:
     config: dict[str, Any]
     data: str
     state: dict[str, int]
+    evaluation_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +46,12 @@ class Saved:
 class Saver:
     """Every rank calls the same at the same step. One save is under way at a time."""
 
-    def __init__(self, runtime: Runtime, engine: Engine, keep: int, writers: Writers) -> None:
+    def __init__(self, runtime: Runtime, engine: Engine, writers: Writers) -> None:
         """Collective. The engine's shards are there, with whatever values."""
-        self._runtime, self._engine, self._keep = runtime, engine, keep
+        self._runtime, self._engine = runtime, engine
         self.folder, self._writers = writers.folder, writers
         self._staging = Staging(self._image(list(engine.shards())).size, runtime, writers.memory)
         self._running: Running | None = None
-        self._deletion: Thread | None = None
 
     @property
     def lacking(self) -> str | None:
@@ -111,30 +103,8 @@ class Saver:
             block=BLOCK,
             parameters={s.name: Parameter(list(s.shape), int(s.step.item()), _in_bf16(s)) for s in known},
             files=[],
+            evaluation_loss=content.evaluation_loss,
         )
-
-    # --- what is not kept ---
-
-    def clean_up(self) -> None:
-        """By rank 0 after a commit: what is not kept any more goes, by a rename first, so that a kill in the middle of
-        a deletion leaves nothing that looks like a checkpoint. Only the run's line is counted: a zombie's checkpoint of
-        a later step would push out ours, and nothing could be resumed. The deletion itself goes on beside the next
-        steps: the other ranks would wait for it."""
-        run_dir, epoch = self._runtime.run_dir, self._runtime.epoch
-        if not self._runtime.leads or claims.fenced(run_dir, epoch):
-            return
-        for point in checkpoints_in_line(run_dir)[self._keep :]:
-            trash = self.folder / f".trash-{folder_name(point)}-{secrets.token_hex(4)}"
-            (self.folder / folder_name(point)).rename(trash)
-        if self._deletion is None or not self._deletion.is_alive():
-            self._deletion = Thread(target=remove_leftovers, args=(self.folder, epoch), name="deletion", daemon=True)
-            self._deletion.start()
-
-    def end_clean_up(self) -> None:
-        """By rank 0: all that is not kept is gone."""
-        if self._deletion is not None:
-            self._deletion.join()
-        remove_leftovers(self.folder, self._runtime.epoch)
 
 
 class Running:
@@ -167,14 +137,3 @@ class Running:
 
 def _in_bf16(shard: Shard) -> list[str]:
     return [kind for kind, kept in shard.tensors.items() if getattr(kept, "dtype", None) == torch.bfloat16]
-
-
-def remove_leftovers(folder: Path, epoch: int) -> None:
-    """Deletes trash, and what earlier epochs began to write and did not commit. Never a later epoch's: we may be the
-    zombie. What cannot be deleted now is left to the next time."""
-    with suppress(OSError):
-        fsync_path(folder)  # or a crash of the host gives a checkpoint its name back, and not its files
-        for name in names(folder):
-            begun = re.fullmatch(r"\.tmp-\d+-e(\d{4,})-.*", name)
-            if begun and int(begun[1]) < epoch or name.startswith(".trash-"):
-                shutil.rmtree(folder / name, ignore_errors=True)

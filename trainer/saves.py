@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Any
 
 from trainer.attempt import Attempt
 from trainer.checkpoint import Point
@@ -115,7 +116,7 @@ class Saves:
             return False
         self.committed, self.safe, self._lost = saved.point, progress, 0
         self._attempt.lead.saw_save(saved.seconds, None if leaving else saved.stall)
-        about = {"seconds": saved.seconds, "stall": saved.stall, "bytes": saved.size}
+        about: dict[str, Any] = {"seconds": saved.seconds, "stall": saved.stall, "bytes": saved.size}
         self._attempt.tell("save", progress.step, **about, **({"leaving": True} if leaving else {}))
         return True
 

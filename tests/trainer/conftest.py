@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,3 +31,20 @@ def new_run(zygote: Zygote, tmp_path: Path) -> Iterator[Callable[..., Run]]:
     for run in made:
         if any(pid not in zygote.codes for pid in run.pids):
             run.kill()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a file system that holds so many bytes."""
+    if os.geteuid() != 0:
+        pytest.skip("to mount a file system takes root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: int) -> Path:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "outlast", folder], check=True)
+        return folder
+
+    yield mount
+    # A rank that has heard its last word may not have left it yet.
+    subprocess.run(["umount", "--lazy", folder], check=True)

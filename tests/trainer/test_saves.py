@@ -11,6 +11,7 @@ import pytest
 
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
+from trainer.board import Board
 from trainer.host import memory_left
 
 NewRun = Callable[..., Run]
@@ -64,12 +65,20 @@ def test_an_error_of_the_disk_costs_one_save(new_run: NewRun, sha256: str) -> No
 
 
 def test_a_full_disk_costs_one_save(new_run: NewRun, sha256: str, disk: Callable[[int], Path]) -> None:
-    """Neither can the log take a line then, nor TensorBoard a value."""
-    run = new_run(str(disk(100 << 20) / "run"), **SHAPE, tensorboard=True)
+    """The log, too, takes no line then."""
+    run = new_run(str(disk(100 << 20) / "run"), **SHAPE)
     assert run.go(2, ["tests.trainer.with_a_full_disk", str(run.path / "config.yaml")]) == [0, 0], run.log()
     (failed,) = run.events("save_failed")
     assert failed["step"] == 10 and "No space left on device" in failed["error"]
     assert saved(run) == [20, 24] and run.done()["sha256"] == sha256
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
+def test_tensorboard_on_a_full_disk_ends_with_its_last_value(disk: Callable[[int], Path]) -> None:
+    with Board(disk(1 << 16), 1, active=True) as board:
+        for step in range(1, 5000):
+            board.add(step, loss=1.0)
+    assert step == 4999
 
 
 def test_two_lost_saves_in_a_row_end_the_attempt(new_run: NewRun) -> None:

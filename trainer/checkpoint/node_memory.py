@@ -40,7 +40,8 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class NodeMemory:
-    """This rank's part of it. Without a folder for it nothing is kept, and nothing found."""
+    """This rank's part of it. Without a folder for it nothing is kept, and nothing found. No error there costs a save
+    or an attempt: its bytes count only with the right hashes."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._folder, self._epoch = runtime.node_memory, runtime.epoch
@@ -58,31 +59,33 @@ class NodeMemory:
         """A new file's bytes; None: there is no room for those of all the node's ranks."""
         if self._folder is None:
             return None
-        found = os.statvfs(self._folder)
-        if size * self._local_ranks > SPARE * found.f_bavail * found.f_frsize:
-            return None
-        fd = os.open(self._path(self._epoch, self._rank, "safetensors"), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        path = self._path(self._epoch, self._rank, "safetensors")
         try:
-            disk.reserve(fd, size)
-            os.ftruncate(fd, size)
-            return torch.frombuffer(mmap.mmap(fd, size), dtype=torch.uint8)
+            found = os.statvfs(self._folder)
+            if size * self._local_ranks > SPARE * found.f_bavail * found.f_frsize:
+                return None
+            with open(path, "w+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                disk.reserve(file.fileno(), size)
+                file.truncate(size)
+                return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
         except OSError:
-            self._path(self._epoch, self._rank, "safetensors").unlink()
+            _remove(path)
             return None
-        finally:
-            os.close(fd)
 
     def change(self) -> None:
         """The buffer is about to be written to: what it held is not whole any more."""
         if self._folder is not None:
-            self._path(self._epoch, self._rank, "json").unlink(missing_ok=True)
+            _remove(self._path(self._epoch, self._rank, "json"))
 
     def keep(self, manifest: Manifest, file: File) -> None:
         """The buffer holds all of a save."""
-        if self._folder is not None and self._path(self._epoch, self._rank, "safetensors").exists():
-            temporary = self._folder / f".{self._rank}"
-            temporary.write_bytes(msgspec.json.encode(Kept(self._born, manifest, file)))
-            temporary.rename(self._path(self._epoch, self._rank, "json"))
+        if self._folder is None:
+            return
+        with suppress(OSError):
+            if self._path(self._epoch, self._rank, "safetensors").exists():
+                temporary = self._folder / f".{self._rank}"
+                temporary.write_bytes(msgspec.json.encode(Kept(self._born, manifest, file)))
+                temporary.rename(self._path(self._epoch, self._rank, "json"))
 
     # --- of earlier attempts ---
 
@@ -107,20 +110,28 @@ class NodeMemory:
         """Every rank of this node has read what it wanted."""
         for epoch, rank in self._earlier():
             for kind in ("json", "safetensors"):
-                self._path(epoch, rank, kind).unlink(missing_ok=True)
+                _remove(self._path(epoch, rank, kind))
 
     def _earlier(self) -> list[tuple[int, int]]:
         """Attempts before this one, and their ranks on this node, newest first."""
-        names = os.listdir(self._folder) if self._folder else []
+        names: list[str] = []
+        with suppress(OSError):
+            names = os.listdir(self._folder) if self._folder else []
         found = {(int(match[1]), int(match[2])) for match in map(_NAME.fullmatch, names) if match}
         return sorted((pair for pair in found if pair[0] < self._epoch), reverse=True)
 
     def _read(self, epoch: int, rank: int) -> Kept | None:
         with suppress(OSError, msgspec.DecodeError):
             kept = msgspec.json.decode(self._path(epoch, rank, "json").read_bytes(), type=Kept)
-            return kept if kept.born == self._born else None
+            size = self._path(epoch, rank, "safetensors").stat().st_size
+            return kept if kept.born == self._born and size >= kept.file.size else None
         return None
 
     def _path(self, epoch: int, rank: int, kind: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{epoch:04d}-rank-{rank:04d}.{kind}"
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

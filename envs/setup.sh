@@ -1,5 +1,6 @@
 #!/bin/sh
-# Everything that the project needs on a machine with Python: a virtual environment, and as root on Debian a Slurm.
+# Everything that the project needs on a machine with Python: a virtual environment, and as root on Debian a Slurm; for the
+# tests strace.
 # With CI=true nothing may be left out.
 set -eu
 venv=$1
@@ -22,6 +23,15 @@ if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null || ! comm
             slurmctld slurmd slurm-client munge iproute2 >/dev/null
     else
         leave_out "the pocket cluster (Slurm's packages need root on Debian); the demo runs in local mode"
+    fi
+fi
+
+if ! command -v strace >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends strace >/dev/null
+    else
+        leave_out "strace (its package needs root on Debian); the tests that kill a save at each of its system calls"
     fi
 fi
 

@@ -116,8 +116,9 @@ class Saves:
             return False
         self.committed, self.safe, self._lost = saved.point, progress, 0
         self._attempt.lead.saw_save(saved.seconds, None if leaving else saved.stall)
-        about: dict[str, Any] = {"seconds": saved.seconds, "stall": saved.stall, "bytes": saved.size}
-        self._attempt.tell("save", progress.step, **about, **({"leaving": True} if leaving else {}))
+        about: dict[str, Any] = {"leaving": True} if leaving else {}
+        about |= {"seconds": saved.seconds, "stall": saved.stall, "bytes": saved.size}
+        self._attempt.tell("save", progress.step, **about)
         return True
 
     def _too_late(self, step: int) -> bool:

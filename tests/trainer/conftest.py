@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.ranks import Run, Zygote, write_run
+from tests.trainer.told import Origin, origin
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +50,11 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     # A rank that has heard its last word may not have left it yet.
     subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def origins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Origin]]:
+    """Gives a run with one checkpoint, saved by so many ranks that do what they are told."""
+    process = Zygote("tests.trainer.saving")
+    yield functools.cache(lambda world: origin(process, tmp_path_factory.mktemp("origin") / "run", world))
+    process.close()

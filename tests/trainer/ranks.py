@@ -22,10 +22,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Zygote:
-    """The process that forks ranks."""
+    """The process that forks ranks. `modules`: what it imports for them, besides the trainer."""
 
-    def __init__(self) -> None:
-        argv = [sys.executable, "-m", "tests.trainer.zygote"]
+    def __init__(self, *modules: str) -> None:
+        argv = [sys.executable, "-m", "tests.trainer.zygote", *modules]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env

@@ -1,4 +1,4 @@
-"""Imports torch and transformers once, then forks a rank for every line on its standard input.
+"""Imports torch, transformers and the named modules once, then forks a rank for every line on its standard input.
 
 A request is a JSON line {"argv": [module, ...], "variables": {...}, "log": path}; the answers are {"pid": n} and, when a
 rank ends, {"pid": n, "code": n}. As a launcher does, it starts ranks with the stop signals blocked.
@@ -7,6 +7,7 @@ rank ends, {"pid": n, "code": n}. As a launcher does, it starts ranks with the s
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -20,6 +21,8 @@ from slurm.shim import STOP_SIGNALS
 
 def main() -> None:
     preload("trainer")
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     gc.freeze()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     alive = 0

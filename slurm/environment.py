@@ -164,6 +164,7 @@ def promised(layout: Layout, run_dir: Path, own: Mapping[str, str]) -> list[tupl
         ("OUTLAST_ATTEMPT", "1, 2, 3 ...: this start of the ranks"),
         ("OUTLAST_PROGRESS", "a file: a program may write its step there, for launch.py status"),
         ("OUTLAST_HOSTFILE", f"a file of {nodes} lines: host slots={ranks}"),
+        ("OUTLAST_NODE_MEMORY", "a folder in the node's memory for what the trainer has staged"),
         ("OUTLAST_DEADLINE", "unix seconds at which the allocation ends, if it does"),
         ("OMP_NUM_THREADS", "your shell's, else the CPUs of a rank"),
     ]

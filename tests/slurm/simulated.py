@@ -324,6 +324,9 @@ class SimulatedAttempt:
                 return self.record("done")
         return self.record(self.end("timeout" if cause == "progress" else cause))
 
+    def forget(self) -> None:
+        """Its nodes' memory is not looked at."""
+
     def end(self, cause: str) -> str:
         """What Slurm and its user do to the job; to a zombie's they have done it already."""
         job = self.sim.running[-1]

@@ -24,10 +24,11 @@ from trainer import claims
 from trainer.checkpoint import Point
 from trainer.checkpoint.load import load_newest
 from trainer.checkpoint.recover import finish_cut_save
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.rng import restore_rng
 from trainer.checkpoint.save import Content, Saver
 from trainer.checkpoint.writers import SaveFailed, Writers
-from trainer.config import Data, Model, Optim, Train, TrainConfig
+from trainer.config import Checkpoint, Data, Model, Optim, Train, TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines import make_engine
 from trainer.plan import batch_layout
@@ -102,7 +103,7 @@ class Rank:
             restore_rng(resumed.rng)
         if not run_dir:
             self._writers.memory.forget_earlier()
-            self._saver = Saver(runtime, self._engine, keep=1, writers=self._writers)
+            self._saver = Saver(runtime, self._engine, self._writers)
         if runtime.leads and not run_dir:
             claims.note_resume(runtime.run_dir, runtime.epoch, resumed.point if resumed else Point(0, 0))
         return {**self._state(), "passed_over": resumed.passed_over if resumed else []}
@@ -129,13 +130,13 @@ class Rank:
 
     def clean_up(self) -> dict[str, Any]:
         """As the loop does after a save, and at the end."""
-        assert self._saver is not None
-        try:
-            self._saver.clean_up()
-        except OSError as error:
-            return {"kept": str(error)}
         if self._runtime.leads:
-            self._saver.end_clean_up()
+            retention = Retention(self._runtime.run_dir, self._runtime.epoch, Checkpoint(keep=1))
+            try:
+                retention.clean_up()
+            except OSError as error:
+                return {"kept": str(error)}
+            retention.finish()
         return {}
 
     def hold(self, index: int) -> dict[str, Any]:

@@ -79,9 +79,18 @@ def interleaved(commands: Mapping[str, Command], rounds: int) -> dict[str, list[
 def file_calls(command: Command) -> int:
     """System calls of the whole process and its children, from exec to exit, that touch the file system's names."""
     with tempfile.NamedTemporaryFile("r") as summary:
-        _run([STRACE, "-f", "-c", "-e", f"trace={TRACED}", "-o", summary.name, *command])
-        total = summary.read().splitlines()[-1]
-    return int(total.split()[3])
+        _run([*tracer(summary.name), *command])
+        return traced(summary.read())
+
+
+def tracer(summary: str) -> Command:
+    """What stands before a command whose file-system calls are to be counted into the file `summary`."""
+    return [STRACE, "-f", "-c", "-e", f"trace={TRACED}", "-o", summary]
+
+
+def traced(summary: str) -> int:
+    """The calls that it counted."""
+    return int(summary.splitlines()[-1].split()[3])
 
 
 def cannot_trace() -> str | None:

@@ -122,6 +122,17 @@ class Racer:
             process.stdin.flush()
         return [Step.of(told) for told in zip(*self._answers(), strict=True)]
 
+    def leave(self) -> None:
+        """No more orders: it ends by itself. Raises Unable."""
+        for process, _ in self.ranks:
+            assert process.stdin is not None
+            process.stdin.close()
+        try:
+            for process, _ in self.ranks:
+                process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise Unable(f"{self.name}: did not end within {PATIENCE:.0f} s") from None
+
     def _answers(self) -> list[list[dict[str, Any]]]:
         return [self._answer(answers) for _, answers in self.ranks]
 

@@ -22,13 +22,21 @@ def main(config: str) -> None:
 
 
 def stand(gate: Gate) -> None:
-    """The gate before each step of the real loop; told are a batch's tokens, the loss that has arrived meanwhile, and
-    the seconds in which it was told."""
+    """The gate before each step of the real loop; told are a batch's tokens, the loss that has arrived meanwhile, the
+    seconds in which it was told, and those that this process took to look for a checkpoint and to load it."""
+    from trainer import run
     from trainer.board import Board
     from trainer.run import Training
     from trainer.step_log import StepLog
 
-    set_up, step, heard, add = Training.set_up, Training.step, StepLog.heard, Board.add
+    set_up, step, heard, add, load = Training.set_up, Training.step, StepLog.heard, Board.add, run.load_newest
+    loads: list[float] = []
+
+    def loaded(*given: Any) -> Any:
+        began = perf_counter()
+        resumed = load(*given)
+        loads.append(perf_counter() - began)
+        return resumed
 
     def watched(training: Training) -> None:
         set_up(training)
@@ -37,6 +45,7 @@ def stand(gate: Gate) -> None:
     def gated(training: Training, batch: Any, agreement: Any) -> None:
         gate.step()
         gate.values["tokens"] = sum(micro.input_ids.numel() for micro in batch.micro_batches)
+        gate.values["load"] = sum(loads)
         step(training, batch, agreement)
 
     def timed(log: StepLog, loss: float) -> int | None:
@@ -50,7 +59,7 @@ def stand(gate: Gate) -> None:
         gate.values["loss"] = values["loss"]
         add(board, step, **values)
 
-    Training.set_up, Training.step = watched, gated  # type: ignore[method-assign]
+    Training.set_up, Training.step, run.load_newest = watched, gated, loaded  # type: ignore[method-assign]
     StepLog.heard, Board.add = timed, noted  # type: ignore[method-assign]
 
 

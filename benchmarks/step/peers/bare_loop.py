@@ -6,8 +6,10 @@ Labels are shifted on the way in, so that no logits are copied; the loss is read
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
@@ -15,7 +17,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, after: Callable[..., Any] = lambda *_: None) -> None:
+    """`after` is called at the end of every step, counted from 1: (gate, step, model, optimizer)."""
     options, gate = common.settings(folder), common.Gate()
     tokens, rows = np.load(options["tokens"], mmap_mode="r"), options["rows"]
     model = common.model(options)
@@ -34,6 +37,7 @@ def main(folder: Path) -> None:
         adamw.step()
         adamw.zero_grad(set_to_none=True)
         gate.values["loss"] = loss.item()
+        after(gate, step + 1, model, adamw)
 
 
 if __name__ == "__main__":

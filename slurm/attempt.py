@@ -67,7 +67,7 @@ class Attempt:
 
     def execute(self) -> dict[str, Any]:
         """Run the ranks to their end. Returns the attempt's record. The caller has blocked the WAITED signals."""
-        step = self.prepare()
+        self.step = step = self.prepare()
         # A session of its own: Ctrl-C in a terminal is for the supervisor, which passes it on as the user's stop.
         process = subprocess.Popen(
             self.scheduler.step_argv(step), start_new_session=True, stdin=subprocess.DEVNULL, preexec_fn=_unblock
@@ -89,7 +89,7 @@ class Attempt:
 
     def forget(self) -> None:
         """What ranks that failed keep in their nodes' memory goes: nobody comes back for it. The others' is gone."""
-        argv = self.scheduler.step_argv(replace(self.prepare(), forget=True))
+        argv = self.scheduler.step_argv(replace(self.step, forget=True))
         with suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=FORGET_SECONDS, preexec_fn=_unblock)
 

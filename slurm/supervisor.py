@@ -54,8 +54,10 @@ class Supervisor:
             record = attempt.execute()
             self.run.record_attempt(record)
             say(describe(record))
-            code = self.follow(attempt)
+            code = self.follow(attempt.deadline)
             if code is not None:
+                if self.job.command is None and record["cause"] in FAILURES and self.owns_run():
+                    attempt.forget()  # last: Slurm may take the nodes while somebody is still to go on
                 return code
             claim = None if self.user_ended() else self.claim()
         return STOPPED if self.run.cancelled else 0
@@ -178,21 +180,20 @@ class Supervisor:
 
     # --- at the end of an attempt ---
 
-    def follow(self, attempt: Attempt) -> int | None:
+    def follow(self, deadline: float | None) -> int | None:
         """Act on the last attempt's end. Returns the batch job's exit code, or None: new ranks here."""
         if not self.owns_run():
             say("another attempt owns the run: leaving everything to it")
             return 0
-        decision, deadline = self.decide(), attempt.deadline
+        decision = self.decide()
         match decision.next:
+            case Next.FINISH | Next.STOP:
+                self.end(decision)
+                return decision.code
             case Next.HERE if deadline is None or deadline - time.time() > WORTH_A_RESTART + decision.delay:
                 if not self.lost_while_waiting(decision.delay):
                     return None
-            case Next.FINISH | Next.STOP:
-                self.end(decision)
-        if self.job.command is None and self.run.attempts()[-1]["cause"] in FAILURES:
-            attempt.forget()
-        return decision.code if decision.next in (Next.FINISH, Next.STOP) else self.hand_over()
+        return self.hand_over()
 
     def lost_while_waiting(self, seconds: float) -> bool:
         """Whether Slurm takes the nodes before new ranks start on them. A signal ends the wait."""

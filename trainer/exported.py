@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer import lora
-from trainer.checkpoint.format import header
+from trainer.checkpoint.format import header, memory_of
 from trainer.checkpoint.load import Reader
 from trainer.config import TrainConfig
 from trainer.model import skeleton
@@ -143,7 +143,7 @@ def _write_shard(path: Path, shard: list[Exported], digest: Any) -> None:
         for one in shard:
             digest.update(one.name.encode())
             for piece in one.pieces():
-                data = memory_of(piece.to(one.dtype))
+                data = bytes_of(piece.to(one.dtype))
                 digest.update(data)
                 file.write(data)
 
@@ -153,11 +153,10 @@ def fingerprint(named: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(named):
         digest.update(name.encode())
-        digest.update(memory_of(named[name]))
+        digest.update(bytes_of(named[name]))
     return digest.hexdigest()
 
 
-def memory_of(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor on the CPU."""
-    flat = tensor.detach().reshape(-1).contiguous()
-    return flat.view(torch.uint8).numpy().data
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Of a tensor on the CPU."""
+    return memory_of(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy())

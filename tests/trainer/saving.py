@@ -123,7 +123,8 @@ class Rank:
         )
         assert self._saver is not None
         try:
-            self._saver.save(self._step, content)
+            self._saver.begin(self._step, content)
+            self._saver.finish()
         except SaveFailed as error:
             return {"failed": str(error)}
         return {"saved": self._step}

@@ -81,11 +81,6 @@ class Saver:
         running, self._running = self._running, None
         return running.wait()
 
-    def save(self, step: int, content: Content) -> Saved:
-        """Begin and finish."""
-        self.begin(step, content)
-        return self.finish()
-
     def _image(self, shards: list[Shard]) -> Image:
         return Image(shards, self._engine.replicas, rng_state())
 

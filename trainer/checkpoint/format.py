@@ -19,7 +19,8 @@ from trainer.checkpoint import MANIFEST, CheckpointBroken, disk, named
 
 VERSION = 1
 BLOCK = 1 << 20  # bytes under one hash: a reader of a part checks just what it reads
-FLUSH = 32 << 20  # bytes after which the disk is put to work while the next ones are hashed
+PIECE = 32 << 20  # bytes that are given to the disk at once
+PAGE = 1 << 16  # bytes: a multiple of what any machine, disk and file system wants of a write past the page cache
 _CODES = {
     "float64": "F64",
     "float32": "F32",
@@ -87,22 +88,19 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class HashingFile:
-    """A new file of a known size that hashes its blocks as they stream by."""
+    """A new file of a known size that hashes its blocks as they stream by.
+
+    It goes to the disk past the page cache, as far as it comes in pages: a copy there would take a core from the
+    training, and memory from everybody.
+    """
 
     def __init__(self, path: Path, size: int) -> None:
         """Raises OSError where the file system has no room for `size` bytes: before anything is written."""
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._fd = disk.create(path, size)
         self._hasher = xxhash.xxh3_64()
         self._room = BLOCK
-        self._flushing = 0  # the byte up to which the kernel was asked to write
         self.size = 0
         self.hashes: list[str] = []
-        try:
-            disk.reserve(self._fd, size)
-        except OSError as error:
-            os.close(self._fd)
-            error.filename = str(path)
-            raise
 
     def __enter__(self) -> HashingFile:
         return self
@@ -111,13 +109,18 @@ class HashingFile:
         os.close(self._fd)
 
     def write(self, data: memoryview) -> None:
+        while size := min(len(data), PIECE):
+            part = data[: size - size % PAGE or size]
+            data = data[len(part) :]
+            self._hash(part)
+            disk.write(self._fd, part)
+            self.size += len(part)
+
+    def _hash(self, data: memoryview) -> None:
         while len(data):
             part, data = data[: self._room], data[self._room :]
             self._hasher.update(part)
             self._room -= len(part)
-            self.size += len(part)
-            while len(part):
-                part = part[os.write(self._fd, part) :]
             if not self._room:
                 self._next_block()
 
@@ -125,9 +128,6 @@ class HashingFile:
         self.hashes.append(self._hasher.hexdigest())
         self._hasher.reset()
         self._room = BLOCK
-        if self.size - self._flushing >= FLUSH:
-            disk.begin_to_flush(self._fd, self._flushing, self.size - self._flushing)
-            self._flushing = self.size
 
     def end(self) -> list[str]:
         """The hashes of all blocks: nothing more is written."""
@@ -232,6 +232,7 @@ class VerifiedFile:
         """`near`: a copy that is read first, until a block of it is wrong."""
         self.record, self._path, self.near = file, folder / file.name, near
         self._fd = os.open(near or self._path, os.O_RDONLY)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self._block = block
         self._held = -1, memoryview(b"")
         """The last block of which a part was asked for, and its bytes: the next range begins there as a rule."""

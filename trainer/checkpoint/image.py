@@ -46,9 +46,10 @@ class Image:
                 dtype = getattr(kept, "dtype", torch.float32)  # what is kept in eight bits is written as its values
                 entries.append(Entry(_key(kind, shard, start, stop), dtype, kept, start - shard.start, stop - start))
         entries.sort(key=lambda entry: -entry.dtype.itemsize)  # without holes each then lies where its type may begin
-        self._header, at = header((entry.name, entry.dtype, [entry.count], entry.nbytes) for entry in entries)
-        self._places = [(at[entry.name], entry) for entry in entries]
-        self.size = len(self._header) + sum(entry.nbytes for entry in entries)
+        text, at = header((entry.name, entry.dtype, [entry.count], entry.nbytes) for entry in entries)
+        first = Entry("", torch.uint8, torch.frombuffer(bytearray(text), dtype=torch.uint8), 0, len(text))
+        self._entries = [first, *entries]
+        self.size = sum(entry.nbytes for entry in self._entries)
         self._pieces = [
             Piece(shard.name, start, stop, {kind: at[_key(kind, shard, start, stop)] for kind in shard.tensors})
             for shard, start, stop in parts
@@ -58,20 +59,27 @@ class Image:
 
     def copy_to(self, buffer: Tensor) -> Iterator[memoryview]:
         """The whole file in a buffer of as many bytes, or more: the state may change from here on."""
-        buffer[: len(self._header)] = torch.frombuffer(bytearray(self._header), dtype=torch.uint8)
-        for begin, entry in self._places:
-            entry.copy_to(buffer[begin:], 0, entry.count, wait=False)
+        held = 0
+        for entry in self._entries:
+            held += len(entry.copy_to(buffer[held:], 0, entry.count, wait=False))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return iter([memory_of(buffer[: self.size].numpy())])
+        return iter([memory_of(buffer[:held].numpy())])
 
-    def stream(self, block: Tensor) -> Iterator[memoryview]:
-        """The file, piece by piece through a small buffer: the state must not change meanwhile."""
-        yield memoryview(self._header)
-        for _, entry in self._places:
-            most = len(block) // entry.dtype.itemsize
-            for low in range(0, entry.count, most):
-                yield memory_of(entry.copy_to(block, low, min(low + most, entry.count), wait=True).numpy())
+    def stream(self, buffer: Tensor) -> Iterator[memoryview]:
+        """The file in pieces as large as a small buffer, of a multiple of 8 bytes: the state must not change
+        meanwhile."""
+        held = 0
+        for entry in self._entries:
+            low = 0
+            while low < entry.count:
+                high = min(entry.count, low + (len(buffer) - held) // entry.dtype.itemsize)
+                held += len(entry.copy_to(buffer[held:], low, high, wait=True))
+                low = high
+                if held == len(buffer):
+                    yield memory_of(buffer.numpy())
+                    held = 0
+        yield memory_of(buffer[:held].numpy())
 
     def record(self, name: str, hashes: list[str]) -> File:
         """What the manifest says of the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from threading import Thread
 
@@ -30,7 +31,7 @@ class Staging:
             wanted, left = min(short, key=lambda said: said[1])
             self.lacking = f"{wanted / 1e9:.1f} GB of memory a rank, and {left / 1e9:.1f} GB are left on a node"
         kept = None if short else memory.buffer(size)
-        self._buffer = _new(CHUNK if short else size, runtime) if kept is None else _pinned(kept, runtime)
+        self._buffer = _pinned(_new(CHUNK if short else size) if kept is None else kept, runtime)
         self._touching = Thread(target=self._touch, name="staging", daemon=True)
         self._touching.start()
 
@@ -46,8 +47,9 @@ class Staging:
         return image.stream(self._buffer) if self.lacking else image.copy_to(self._buffer)
 
 
-def _new(size: int, runtime: Runtime) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8, pin_memory=runtime.device.type == "cuda")
+def _new(size: int) -> Tensor:
+    """It begins with a page, as what is written past the page cache has to."""
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
 
 
 def _pinned(buffer: Tensor, runtime: Runtime) -> Tensor:

@@ -21,7 +21,8 @@ CHUNK = 16 << 20
 
 
 def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
-    """fsdp: each rank reads its half. Every start of the ranks and of the readers is behind the same page cache."""
+    """fsdp: each rank reads its half. The ranks and the readers meet the same page cache, and at the same age: a
+    virtual machine may give memory back that is free for seconds, and the first touch of a page is slow then."""
     shape = Shape("10M", 320, 6, 4096, 1, 256) if quick else Shape("110M", 768, 12, 16_384, 1, 512)
     print(f"  loads, {shape.name}", flush=True)
     folder = work / "loads"
@@ -41,9 +42,11 @@ def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
             loads, reads = [], []
             for _ in range(2 if quick else 5):
                 prepare(checkpoint)
-                reads.append(reader.run(1)[0].values["read"])
-                prepare(checkpoint)
+                began = time.monotonic()
                 loads.append(loaded(racer()))
+                prepare(checkpoint)
+                time.sleep(time.monotonic() - began)
+                reads.append(reader.run(1)[0].values["read"])
             title = f"{shape.name}: resume at {WORLD} ranks, {name}"
             yield row(title, size, median(loads), median(reads), hashing(size // WORLD))
 
@@ -62,11 +65,11 @@ def hashing(size: int) -> float:
 
     from trainer.checkpoint.format import BLOCK
 
-    block, blocks = bytes(BLOCK), 64
+    blocks = [os.urandom(BLOCK) for _ in range(256)]  # more than a cache holds
     began = time.perf_counter()
-    for _ in range(blocks):
+    for block in blocks:
         xxhash.xxh3_64(block).hexdigest()
-    return (time.perf_counter() - began) * size / (blocks * BLOCK)
+    return (time.perf_counter() - began) * size / (len(blocks) * BLOCK)
 
 
 def forget(checkpoint: Path) -> None:

@@ -60,11 +60,16 @@ class Cost:
         usual, cpu = median(step.wall for step in rest), median(step.cpu for step in rest)
         save, *following = steps[: 1 + FOLLOWING]
         return cls(
-            stall=save.wall - save.values.get("fsync", 0.0) - usual,
+            stall=around(save) - median(map(around, rest)),
             slower=sum(step.wall - usual for step in following),
             usual=usual,
             cpu=sum(step.cpu - cpu for step in (save, *following)),
         )
+
+
+def around(step: Step) -> float:
+    """Seconds outside the model and AdamW: every contender saves there."""
+    return step.parts["around"] - step.values.get("fsync", 0.0)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Saves:
 
 
 def heats(quick: bool) -> list[Heat]:
-    small = Heat(Shape("10M", 320, 6, 4096, 4, 256), 3 if quick else 6, kept=True)
+    small = Heat(Shape("10M", 320, 6, 4096, 4, 256), 6, kept=True)
     return [small] if quick else [small, Heat(Shape("110M", 768, 12, 16_384, 1, 512), 5, kept=False)]
 
 
@@ -156,7 +161,7 @@ def told(folder: Path, name: str, ran: Ran) -> Saves:
         saves: list[dict[str, Any]] = [event for event in events.read(folder) if event["event"] == "save"][1:]
         durable = [event["seconds"] for event in saves]
         stalls = [event.get("stall", event["seconds"]) for event in saves]
-    first = ran.steps[EVERY - 1].wall - ran.steps[EVERY - 1].values.get("fsync", 0.0) - rounds[0].usual
+    first = around(ran.steps[EVERY - 1]) - median(map(around, ran.steps[EVERY:WARM]))
     if not durable:
         raise Unable(f"{name}: no second save became durable: see {folder}")
     return Saves(rounds, first, durable, newest(folder), median(stalls))

@@ -19,7 +19,7 @@ from trainer.checkpoint import MANIFEST, CheckpointBroken, disk, named
 
 VERSION = 1
 BLOCK = 1 << 20  # bytes under one hash: a reader of a part checks just what it reads
-PIECE = 32 << 20  # bytes that are given to the disk at once
+PIECE = 32 << 20  # bytes that are written at once, or read
 PAGE = 1 << 16  # bytes: a multiple of what any machine, disk and file system wants of a write past the page cache
 _CODES = {
     "float64": "F64",
@@ -234,7 +234,8 @@ class VerifiedFile:
         self._fd = os.open(near or self._path, os.O_RDONLY)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self._block = block
-        self._held = -1, memoryview(b"")
+        self._buffer = memoryview(bytearray(block))
+        self._held = -1, self._buffer
         """The last block of which a part was asked for, and its bytes: the next range begins there as a rule."""
 
     def close(self) -> None:
@@ -245,11 +246,10 @@ class VerifiedFile:
         while len(out):
             index, inside = divmod(first, self._block)
             if inside == 0 and len(out) >= self._block:
-                part = out[: self._block]
-                self._fill(index, part)
+                part = self._fill(index, out[: min(len(out) // self._block * self._block, PIECE)])
             else:
                 if self._held[0] != index:
-                    self._held = index, self._fill(index, memoryview(bytearray(self._block)))
+                    self._held = index, self._fill(index, self._buffer)
                 part = self._held[1][inside : inside + len(out)]
                 out[: len(part)] = part
             if not part:
@@ -257,15 +257,23 @@ class VerifiedFile:
             first, out = first + len(part), out[len(part) :]
 
     def _fill(self, index: int, out: memoryview) -> memoryview:
-        """A whole block, checked; the last one of a file is shorter."""
+        """Whole blocks from this one on, each checked; the last one of a file is shorter."""
         size, first = 0, index * self._block
         while more := os.preadv(self._fd, [out[size:]], first + size):
             size += more
-        known = self.record.hashes[index] if index < len(self.record.hashes) else None
-        if xxhash.xxh3_64(out[:size]).hexdigest() != known:
-            if self.near:
-                os.close(self._fd)
-                self._fd, self.near = os.open(self._path, os.O_RDONLY), None
-                return self._fill(index, out)
-            raise CheckpointBroken(f"{self.record.name}: block {index} (from byte {first:,}) has a wrong bit")
+        try:
+            for at in range(0, max(size, 1), self._block):
+                self._check(index + at // self._block, out[at : min(size, at + self._block)])
+        except CheckpointBroken:
+            if self.near is None:
+                raise
+            os.close(self._fd)
+            self._fd, self.near = os.open(self._path, os.O_RDONLY), None
+            return self._fill(index, out)
         return out[:size]
+
+    def _check(self, index: int, data: memoryview) -> None:
+        known = self.record.hashes[index] if index < len(self.record.hashes) else None
+        if xxhash.xxh3_64(data).hexdigest() != known:
+            first = index * self._block
+            raise CheckpointBroken(f"{self.record.name}: block {index} (from byte {first:,}) has a wrong bit")

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from settings import ConfigError
 from trainer import claims
 from trainer.checkpoint import CheckpointBroken, Point, folder_name, names
 from trainer.checkpoint.format import Array, File, Manifest, Parameter, Piece, VerifiedFile, memory_of, read_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
-from trainer.engines.shard import Shard, checksum
+from trainer.engines.shard import Flat, Shard, checksum
 from trainer.runtime import Runtime
 
 Near = Callable[[File], Path | None]
@@ -55,18 +56,26 @@ class Reader:
 
     def read(self, name: str, kind: str, start: int, stop: int) -> Array:
         """Elements [start, stop) of a flattened parameter, fp32. Raises CheckpointBroken."""
+        out = np.empty(stop - start, np.float32)
+        self.read_into(out, name, kind, start)
+        return out
+
+    def read_into(self, out: Array, name: str, kind: str, start: int) -> None:
+        """As many elements from `start` on as `out`, fp32 and contiguous, has room for."""
+        stop = start + len(out)
         bf16 = name in self.manifest.parameters and kind in self.manifest.parameters[name].bf16
-        out = np.empty(stop - start, np.uint16 if bf16 else np.float32)
+        found = np.empty(len(out), np.uint16) if bf16 else out
         covered = 0
         for file, piece in self._pieces.get(name, ()):
             low, high = max(start, piece.start), min(stop, piece.stop)
             if low < high:
-                first = piece.offsets[kind] + out.itemsize * (low - piece.start)
-                file.read(first, memory_of(out[low - start : high - start]))
+                first = piece.offsets[kind] + found.itemsize * (low - piece.start)
+                file.read(first, memory_of(found[low - start : high - start]))
                 covered += high - low
         if covered != stop - start:
             raise CheckpointBroken(f"{kind} of {name}: {covered:,} of elements {start:,} to {stop:,} are there")
-        return (out.astype(np.uint32) << 16).view(np.float32) if bf16 else out
+        if bf16:
+            np.left_shift(found, 16, out=out.view(np.uint32), dtype=np.uint32)
 
     def arrays(self, rank: int) -> dict[str, Array]:
         """What rank `rank` kept besides parameters: its RNG."""
@@ -84,9 +93,12 @@ class Reader:
         for shard in shards:
             saved = self.parameter(shard.name, shard.shape)
             for kind, kept in shard.tensors.items():
-                values = torch.from_numpy(self.read(shard.name, kind, shard.start, shard.stop))
-                with torch.no_grad():
-                    kept.copy_(values)
+                place = _place(kept)
+                values = torch.empty(shard.stop - shard.start) if place is None else place
+                self.read_into(values.numpy(), shard.name, kind, shard.start)
+                if place is None:
+                    with torch.no_grad():
+                        kept.copy_(values)
                 if kind == "weights":
                     sums.append(int(checksum(values.to(getattr(kept, "dtype", values.dtype)))))
             shard.step.fill_(saved.step)
@@ -150,6 +162,13 @@ def load_fork(runtime: Runtime, path: Path, shards: Callable[[], Iterator[Shard]
     if problems:
         raise ConfigError(f"fork={path}: {problems[0]}: take another checkpoint: launch.py --fork RUN@STEP")
     return Resumed(Point(reader.manifest.step, reader.manifest.epoch), reader.manifest, None, [], sums)
+
+
+def _place(kept: Flat) -> Tensor | None:
+    """Where its values may be read to; None: only a copy brings them there."""
+    if isinstance(kept, Tensor) and (kept.device.type, kept.dtype) == ("cpu", torch.float32) and kept.is_contiguous():
+        return kept.detach()
+    return None
 
 
 def _existed(run_dir: Path) -> bool:

@@ -21,6 +21,7 @@ from slurm.rundir import RunDir
 from trainer import config
 from trainer.model_config import new_config
 from trainer.plan import batch_layout
+from trainer.schema import Fsdp, Lora, Model
 
 LARGE = {
     "llama": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -38,7 +39,7 @@ def test_a_large_model_becomes_a_small_one_that_can_be_built(kind: str, tmp_path
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "torch_dtype": "bfloat16", **LARGE[kind]}))
     small = small_model({"path": str(tmp_path), "attention": "eager"})
     assert small["attention"] == "eager" and small["tokenizer"] == str(tmp_path) and "path" not in small
-    built = new_config(config.Model(**small))
+    built = new_config(Model(**small))
     assert built.hidden_size == 64 and built.num_hidden_layers == 2
     assert built.hidden_size % built.num_attention_heads == 0
     assert built.vocab_size == LARGE[kind].get("vocab_size", built.vocab_size)
@@ -62,7 +63,7 @@ def test_a_small_recipe_is_whole_and_reads_a_part_of_the_data(tmp_path: Path) ->
     small = config.resolve(shrink(tree, tmp_path / "parts", 4, 200), "small")
     assert batch_layout(small.train, 4).gradient_accumulation_steps == 1
     assert (small.train.steps, small.train.seed, small.train.precision) == (200, 7, "master32")
-    assert small.engine == config.Fsdp() and small.fork is None and small.data.seq_len == 64
+    assert small.engine == Fsdp() and small.fork is None and small.data.seq_len == 64
     assert len(Path(small.data.train[0]).read_text().splitlines()) == ROWS
     assert small.data.train != small.data.evaluation and small.checkpoint.every < 20
     with pytest.raises(ConfigError, match="big: a drill needs a recipe with model, data and train"):
@@ -80,7 +81,7 @@ def test_a_small_recipe_keeps_the_rate_that_the_large_one_would_have(tmp_path: P
     assert small.model.path is None and small.optim.lr == 2e-5
     quantized = shrink({**tree, "lora": {"r": 8, "quantize": "nf4"}}, tmp_path / "parts", 4, 200)
     small = config.resolve(quantized, "small")  # new weights are quantized by nobody
-    assert small.optim.lr == 1e-4 and small.lora == config.Lora(r=8)
+    assert small.optim.lr == 1e-4 and small.lora == Lora(r=8)
 
 
 class Told:

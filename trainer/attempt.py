@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from settings import ConfigError
 from trainer import events
-from trainer.config import TrainConfig
 from trainer.events import Events
 from trainer.lead import LeadTime
 from trainer.runtime import Runtime
+from trainer.schema import TrainConfig
 from trainer.star import Star
 from trainer.stop import Stop
 from trainer.stragglers import Stragglers

@@ -25,11 +25,11 @@ from trainer import config, exits
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.lineage import checkpoint_after
 from trainer.checkpoint.load import Reader
-from trainer.config import TrainConfig
 from trainer.data.encode import end_tokens
 from trainer.exported import fingerprint, tensors, write
 from trainer.lora import inject
 from trainer.model_card import card, provenance
+from trainer.schema import TrainConfig
 from trainer.weights import build
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

@@ -18,8 +18,8 @@ from torch import Tensor
 from trainer import lora
 from trainer.checkpoint.format import header, memory_of
 from trainer.checkpoint.load import Reader
-from trainer.config import TrainConfig
 from trainer.model import skeleton
+from trainer.schema import TrainConfig
 from trainer.weights import Read, held, in_folder, saved_as_named
 
 PIECE = 1 << 20

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from settings import ConfigError
-from trainer.config import Model
 from trainer.model import pretrained
 from trainer.model_config import check_unquantized
+from trainer.schema import Model
 
 
 def build(settings: Model, seed: int, device: torch.device) -> torch.nn.Module:

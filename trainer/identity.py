@@ -8,9 +8,10 @@ from typing import Any
 from settings import ConfigError
 from trainer import config
 from trainer.checkpoint.format import Manifest
-from trainer.config import Ddp, Deepspeed, Fsdp, TrainConfig, differences
+from trainer.config import differences
 from trainer.layout import BatchLayout
 from trainer.model_config import folder_config
+from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
 
 
 def exact_part(settings: TrainConfig) -> dict[str, Any]:

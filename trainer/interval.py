@@ -10,9 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 from trainer import events
-from trainer.config import Checkpoint
 from trainer.lead import LeadTime
 from trainer.runtime import Runtime
+from trainer.schema import Checkpoint
 
 PRIOR = 24 * 3600.0  # seconds: what a young run is thought to know of a node, one interruption in a day
 BUSY = 4  # of so much time at most one part is spent on writing: others use the file system too

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from settings import ConfigError
-from trainer.config import Lora
+from trainer.schema import Lora
 
 
 def inject(model: Any, settings: Lora, seed: int, dtype: torch.dtype = torch.float32) -> Any:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from trainer.config import Ddp, Fsdp, TrainConfig
 from trainer.engines.engine import Engine
 from trainer.engines.optimizer import local
 from trainer.events import Events
 from trainer.four_bit import held_bytes
 from trainer.layout import BatchLayout
 from trainer.runtime import Runtime
+from trainer.schema import Ddp, Fsdp, TrainConfig
 
 _BY_THE_DRIVER = "CUDA error: out of memory"  # what is asked for past torch's allocator: by NCCL, by libraries
 # The words of torch's CPU allocator, which raises a bare RuntimeError.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from settings import ConfigError
 from trainer import attention
-from trainer.config import Model
 from trainer.model_config import new_config
+from trainer.schema import Model
 
 
 def skeleton(settings: Model, dtype: torch.dtype = torch.float32) -> torch.nn.Module:

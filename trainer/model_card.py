@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from trainer.checkpoint.format import Manifest
-from trainer.config import Model, TrainConfig
+from trainer.schema import Model, TrainConfig
 
 _CARD = """\
 ---

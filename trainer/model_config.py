@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, nearest
-from trainer.config import Model
+from trainer.schema import Model
 
 
 def new_config(settings: Model) -> Any:

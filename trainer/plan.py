@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from settings import ConfigError
-from trainer.config import Train
 from trainer.layout import BatchLayout
+from trainer.schema import Train
 
 
 def batch_layout(train: Train, world_size: int) -> BatchLayout:

@@ -8,11 +8,12 @@ from pathlib import Path
 from settings import ConfigError
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.format import read_manifest
-from trainer.config import TrainConfig, differences, read
+from trainer.config import differences, read
 from trainer.data.prepare import cache_folder, prepare
 from trainer.exits import CONFIG
 from trainer.model_config import check_vocabulary, new_config
 from trainer.plan import total_steps
+from trainer.schema import TrainConfig
 
 
 def main(config_path: Path) -> None:

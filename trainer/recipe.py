@@ -12,9 +12,10 @@ from settings import ConfigError, dump_yaml, merge, override, read_json, read_ya
 from trainer import claims, config, fsdp_block, schedule, zero
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
-from trainer.config import Deepspeed, TrainConfig, cache_folder
+from trainer.config import cache_folder
 from trainer.model_config import check_unquantized
 from trainer.plan import batch_layout
+from trainer.schema import Deepspeed, TrainConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from settings import ConfigError
-from trainer.config import EveryK, Train
+from trainer.schema import EveryK, Train
 
 _aten = torch.ops.aten
 _KEPT = [

@@ -24,7 +24,7 @@ from trainer.checkpoint.rng import derive_rng, restore_rng
 from trainer.checkpoint.save import Content
 from trainer.checkpoint.writers import Fenced, SaveFailed, Writers
 from trainer.compiled import compile_layers
-from trainer.config import TrainConfig, differences
+from trainer.config import differences
 from trainer.data.batches import Batches, RankBatch
 from trainer.data.feed import Feed
 from trainer.data.prepare import cache_folder, prepare
@@ -43,6 +43,7 @@ from trainer.plan import batch_layout, total_steps
 from trainer.runtime import start
 from trainer.saves import Progress, Saves
 from trainer.schedule import learning_rate
+from trainer.schema import TrainConfig
 from trainer.self_test import Unfit
 from trainer.step_log import Step, StepLog
 from trainer.stop import Ballot, Stopped

@@ -11,9 +11,9 @@ from trainer.checkpoint import Point
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.save import Content, Saver
 from trainer.checkpoint.writers import SaveFailed, Writers
-from trainer.config import Checkpoint
 from trainer.engines.engine import Engine
 from trainer.interval import Rhythm
+from trainer.schema import Checkpoint
 
 LOST_IN_A_ROW = 2
 """Saves: what is not safe would only grow."""

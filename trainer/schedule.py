@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.config import Optim, TrainConfig
+from trainer.schema import Optim, TrainConfig
 
 
 def learning_rate(step: int, total: int, optim: Optim) -> float:

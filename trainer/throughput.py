@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from trainer.config import TrainConfig
 from trainer.four_bit import elements
 from trainer.lead import percentile_95
 from trainer.runtime import Runtime
+from trainer.schema import TrainConfig
 
 RECENT = 200  # steps whose times are ranked
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from durable import write_atomic
-from trainer import config, exits
+from trainer import exits, schema
 from trainer.events import Events
 from trainer.runtime import Runtime
 
@@ -35,7 +35,7 @@ LAST_RESORT = 30.0  # seconds beyond the limit, when even this thread does not r
 class Watchdog:
     """A context: what hangs inside ends the process."""
 
-    def __init__(self, settings: config.Watchdog, runtime: Runtime, step_seconds: Callable[[], float]) -> None:
+    def __init__(self, settings: schema.Watchdog, runtime: Runtime, step_seconds: Callable[[], float]) -> None:
         self._settings, self._runtime, self._step_seconds = settings, runtime, step_seconds
         self._folder = runtime.run_dir / "logs" / f"attempt-{runtime.epoch:04d}"
         self._over, self._found = threading.Event(), threading.Event()

@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from trainer.config import Model
 from trainer.engines.shard import Shard
 from trainer.model import materialize, of_folder, pretrained, skeleton
+from trainer.schema import Model
 
 Read = Callable[[int, int], Tensor]
 """Elements [start, stop) of a flattened parameter."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from settings import ConfigError, nearest
-from trainer.config import Deepspeed, TrainConfig
 from trainer.layout import BatchLayout
+from trainer.schema import Deepspeed, TrainConfig
 from trainer.scratch import OFFLOADS
 
 AUTO = "auto"

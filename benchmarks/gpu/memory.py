@@ -14,9 +14,9 @@ from benchmarks.gpu.ours import Case, Ours
 from benchmarks.gpu.peers import whole_logits_loss
 from benchmarks.gpu.place import Place
 from trainer import loss
-from trainer.config import EveryK, Fsdp
 from trainer.loss import Tail, teach_the_head
 from trainer.memory import held_by
+from trainer.schema import EveryK, Fsdp
 
 GIB = 2**30
 CASES = [

@@ -13,7 +13,7 @@ from benchmarks.gpu.child import reason
 from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.ours import Case, Ours, rank_batch
 from benchmarks.gpu.place import Place
-from trainer.config import Ddp, Deepspeed, Fsdp
+from trainer.schema import Ddp, Deepspeed, Fsdp
 
 MICRO, TOKENS = 2, 4096
 STEPS = {"8k": 1, "32k": 4, "128k": 16}

@@ -10,12 +10,12 @@ import torch
 
 from benchmarks.gpu.place import Place
 from trainer import recompute
-from trainer.config import Data, Ddp, Deepspeed, Fsdp, Model, Optim, Train, TrainConfig
 from trainer.data.batches import MicroBatch, RankBatch
 from trainer.engines import make_engine
 from trainer.engines.shard import Shard
 from trainer.model import skeleton
 from trainer.plan import batch_layout
+from trainer.schema import Data, Ddp, Deepspeed, Fsdp, Model, Optim, Train, TrainConfig
 from trainer.throughput import Throughput
 from trainer.weights import hollow
 

@@ -19,7 +19,7 @@ from benchmarks.gpu.ours import Case, Ours, Speed
 from benchmarks.gpu.peers import HfTrainer, pace_of
 from benchmarks.gpu.place import Place
 from trainer import attention, recompute
-from trainer.config import EveryK, Fsdp
+from trainer.schema import EveryK, Fsdp
 
 CASES = {
     "1B": Case("1B", 4096, 8),

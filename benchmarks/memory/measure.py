@@ -23,9 +23,9 @@ from torch.nn import functional
 
 from benchmarks.rows import Row
 from trainer import recompute
-from trainer.config import EveryK, Model, Train
 from trainer.data.batches import MicroBatch
 from trainer.loss import LossModel, Tail, teach_the_head
+from trainer.schema import EveryK, Model, Train
 from trainer.weights import build
 
 MIB = 2**20

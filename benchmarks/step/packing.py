@@ -136,9 +136,9 @@ def losses_apart() -> tuple[float, float]:
     """
     import torch
 
-    from trainer.config import Model
     from trainer.data.batches import MicroBatch
     from trainer.loss import LossModel
+    from trainer.schema import Model
     from trainer.weights import build
 
     config = SHAPE.config | {"initializer_range": 0.1}

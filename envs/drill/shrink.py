@@ -8,8 +8,8 @@ from typing import Any
 
 from settings import ConfigError
 from trainer import zero
-from trainer.config import default_rate
 from trainer.model_config import folder_config, known_fields
+from trainer.schema import default_rate
 
 ROWS = 2000
 """Of every data file."""

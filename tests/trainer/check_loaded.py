@@ -19,6 +19,7 @@ from trainer.checkpoint.format import read_manifest
 from trainer.engines.eight_bit import EightBit
 from trainer.run import Training
 from trainer.runtime import start
+from trainer.schema import Ddp
 
 
 def assemble(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -38,7 +39,7 @@ def main(config_path: Path, checkpoint: Path) -> None:
     training = Training(settings, Attempt(settings, start(config_path.parent, longest_wait=60)))
     training.set_up()
     expected = assemble(checkpoint)
-    whole = settings.engine == config.Ddp() and read_manifest(checkpoint).layout["engine"] == "ddp"
+    whole = settings.engine == Ddp() and read_manifest(checkpoint).layout["engine"] == "ddp"
     held = 0
     for shard in training.engine.shards():
         for kind, kept in shard.tensors.items():

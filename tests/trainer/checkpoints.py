@@ -13,8 +13,8 @@ from tests.trainer.data.samples import write_tokenizer
 from trainer import config
 from trainer.checkpoint.format import BLOCK, VERSION, File, Manifest, Parameter, write_file, write_manifest
 from trainer.checkpoint.image import Image
-from trainer.config import TrainConfig
 from trainer.engines.shard import Shard
+from trainer.schema import TrainConfig
 
 
 def settings(folder: Path, model: dict[str, Any], **sections: dict[str, Any]) -> TrainConfig:

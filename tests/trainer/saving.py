@@ -28,11 +28,11 @@ from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.rng import restore_rng
 from trainer.checkpoint.save import Content, Saver
 from trainer.checkpoint.writers import SaveFailed, Writers
-from trainer.config import Checkpoint, Data, Model, Optim, Train, TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines import make_engine
 from trainer.plan import batch_layout
 from trainer.runtime import start
+from trainer.schema import Checkpoint, Data, Model, Optim, Train, TrainConfig
 from trainer.weights import hollow
 
 TOKENS = 16

@@ -13,9 +13,10 @@ from settings import ConfigError
 from tests.trainer.test_lean import settings
 from tests.trainer.test_loss import SMALL, batch
 from trainer import attention, compiled, zero
-from trainer.config import Deepspeed, Model, Train, TrainConfig, resolve
+from trainer.config import resolve
 from trainer.layout import BatchLayout
 from trainer.loss import LossModel
+from trainer.schema import Deepspeed, Model, Train, TrainConfig
 from trainer.weights import build
 
 CPU = torch.device("cpu")

@@ -27,10 +27,10 @@ from tests.trainer.test_weights import MODELS
 from tests.waiting import wait_until
 from trainer import export as exports
 from trainer import exported, lora
-from trainer.config import TrainConfig
 from trainer.data.encode import end_tokens
 from trainer.export import by_hand, export
 from trainer.model_card import base_name
+from trainer.schema import TrainConfig
 from trainer.weights import build
 
 NewRun = Callable[..., Run]

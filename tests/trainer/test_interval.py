@@ -18,9 +18,9 @@ from durable import append_line
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
 from trainer import events
-from trainer.config import Checkpoint
 from trainer.interval import BUSY, PRIOR, Interval, Rhythm, duration, interruptions
 from trainer.lead import LeadTime
+from trainer.schema import Checkpoint
 
 HOUR = 3600.0
 

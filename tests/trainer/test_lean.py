@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from settings import ConfigError
 from tests.trainer.test_loss import SMALL, batch
 from trainer import zero
-from trainer.config import Data, Deepspeed, Model, Optim, Train, TrainConfig
 from trainer.engines import eight_bit, lean
 from trainer.engines.eight_bit import BLOCK, EightBit
 from trainer.engines.lean import LeanAdamW, _Noise, rounded
 from trainer.engines.optimizer import Optimizer
 from trainer.layout import BatchLayout
 from trainer.loss import LossModel
+from trainer.schema import Data, Deepspeed, Model, Optim, Train, TrainConfig
 from trainer.weights import build
 
 CPU = torch.device("cpu")

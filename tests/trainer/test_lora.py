@@ -19,8 +19,8 @@ from tests.trainer.ranks import Run
 from tests.trainer.test_engines import DDP, FSDP, zero
 from tests.trainer.test_loss import SMALL
 from trainer import config, four_bit, lora, memory, recipe
-from trainer.config import LORA_RATE, Lora, Model
 from trainer.four_bit import elements, held_bytes
+from trainer.schema import LORA_RATE, Lora, Model
 from trainer.throughput import Cost
 from trainer.weights import build
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 from settings import ConfigError
 from trainer import attention, loss
 from trainer.attention import Documents
-from trainer.config import Model
 from trainer.data.batches import IGNORED, MicroBatch
 from trainer.loss import LossModel, Tail
+from trainer.schema import Model
 from trainer.weights import build
 
 SMALL = {

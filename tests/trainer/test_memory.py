@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from tests.trainer.ranks import Run
 from trainer import config, memory
-from trainer.config import Ddp, Deepspeed, Fsdp, Lora, Model, TrainConfig
 from trainer.layout import BatchLayout
 from trainer.memory import Held
+from trainer.schema import Ddp, Deepspeed, Fsdp, Lora, Model, TrainConfig
 
 NewRun = Callable[..., Run]
 

@@ -10,8 +10,8 @@ import torch
 from settings import ConfigError
 from tests.trainer.test_loss import SMALL, batch
 from trainer import recompute
-from trainer.config import EveryK, Model, Train
 from trainer.loss import LossModel
+from trainer.schema import EveryK, Model, Train
 from trainer.weights import build
 
 MODES: list[Any] = [False, "selective", EveryK(3), EveryK(2), True]

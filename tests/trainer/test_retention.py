@@ -14,7 +14,7 @@ from trainer import claims
 from trainer.checkpoint import Point, committed, folder_name
 from trainer.checkpoint.format import BLOCK, Manifest, _self_hash, read_manifest, write_manifest
 from trainer.checkpoint.retention import Retention, losses, put_aside, remove_leftovers, staying
-from trainer.config import Checkpoint
+from trainer.schema import Checkpoint
 
 LOSSES = st.none() | st.floats(0, 20)
 LINES = st.dictionaries(st.integers(1, 300).map(lambda step: Point(step, 1 + step // 100)), LOSSES, max_size=40)

@@ -14,8 +14,9 @@ from transformers.optimization import get_scheduler
 
 from settings import ConfigError, merge, parse_yaml
 from trainer import recipe, schedule
-from trainer.config import Optim, TrainConfig, resolve
+from trainer.config import resolve
 from trainer.schedule import learning_rate
+from trainer.schema import Optim, TrainConfig
 
 PEAK = 1e-3
 TOTALS, SHARES = st.integers(1, 500), st.floats(0, 1)

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.trainer.ranks import Run
 from trainer import throughput
-from trainer.config import TrainConfig, resolve
+from trainer.config import resolve
+from trainer.schema import TrainConfig
 from trainer.throughput import Cost, Throughput, in_words, peak_flops
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "vocab_size": 128256}

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from settings import ConfigError
 from tests.trainer.data.samples import write_rows, write_tokenizer
 from tests.trainer.ranks import Run
-from trainer.config import Model, Train, exact_part, resolve
+from trainer.config import exact_part, resolve
 from trainer.data.batches import MicroBatch
 from trainer.loss import LossModel
 from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
+from trainer.schema import Model, Train
 from trainer.weights import build
 
 NewRun = Callable[..., Run]

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from settings import ConfigError
 from tests.trainer.ranks import Run
 from trainer import weights
-from trainer.config import Model
 from trainer.engines.shard import Shard
 from trainer.model_config import new_config
+from trainer.schema import Model
 from trainer.weights import build, fill, hollow
 
 SMALL = {

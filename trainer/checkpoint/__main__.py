@@ -18,7 +18,7 @@ from trainer.checkpoint.format import Manifest, read_manifest
 from trainer.checkpoint.lineage import checkpoint_after, checkpoints_in_line
 from trainer.checkpoint.retention import losses, put_aside, staying
 from trainer.checkpoint.verify import problems
-from trainer.config import Checkpoint
+from trainer.schema import Checkpoint
 
 CONFIG_ERROR = 78
 _LEFT_BEHIND = "left behind: a later attempt went on from an earlier step"

@@ -16,7 +16,7 @@ from trainer import claims
 from trainer.checkpoint import CheckpointBroken, Point, folder_name, names
 from trainer.checkpoint.format import read_manifest
 from trainer.checkpoint.lineage import checkpoints_in_line
-from trainer.config import Checkpoint
+from trainer.schema import Checkpoint
 
 
 def staying(line: Mapping[Point, float | None], settings: Checkpoint) -> dict[Point, str]:

@@ -17,10 +17,11 @@ import xxhash
 
 from durable import fsync_path
 from settings import ConfigError
-from trainer.config import Data, cache_folder
+from trainer.config import cache_folder
 from trainer.data.encode import Encode, encoder
 from trainer.data.prepared import Manifest, Prepared
 from trainer.data.rows import COLUMNS, Row, batched, read_rows
+from trainer.schema import Data
 
 __all__ = ["Prepared", "cache_folder", "prepare"]
 

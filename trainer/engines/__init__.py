@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from trainer import zero
-from trainer.config import Ddp, Deepspeed, Fsdp, TrainConfig
 from trainer.engines.engine import Engine
 from trainer.layout import BatchLayout
 from trainer.runtime import Runtime
+from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
 
 
 def make_engine(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runtime: Runtime) -> Engine:

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.config import TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
@@ -19,6 +18,7 @@ from trainer.engines.stopwatch import Stopwatch
 from trainer.loss import LossModel
 from trainer.model import materialize
 from trainer.runtime import Runtime
+from trainer.schema import TrainConfig
 
 
 class DdpEngine:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from settings import ConfigError
-from trainer.config import TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines.eight_bit import Kept
 from trainer.engines.optimizer import Optimizer
@@ -23,6 +22,7 @@ from trainer.engines.swapped import Swapped, load_async_io
 from trainer.loss import LossModel
 from trainer.model import materialize
 from trainer.runtime import Runtime
+from trainer.schema import TrainConfig
 from trainer.scratch import Scratch, on_disk
 
 

@@ -11,7 +11,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from settings import ConfigError
-from trainer.config import Fsdp, TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
@@ -19,6 +18,7 @@ from trainer.engines.stopwatch import Stopwatch
 from trainer.loss import LossModel
 from trainer.model import materialize
 from trainer.runtime import Runtime
+from trainer.schema import Fsdp, TrainConfig
 
 
 class FsdpEngine:

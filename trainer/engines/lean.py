@@ -14,8 +14,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from trainer.config import TrainConfig
 from trainer.engines.eight_bit import BLOCK, EightBit, Kept
+from trainer.schema import TrainConfig
 
 _STRETCH = 1 << 22  # elements; 16 MiB in fp32 for each tensor at hand, a whole number of blocks
 assert _STRETCH % BLOCK == 0

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from trainer.config import TrainConfig
 from trainer.engines.eight_bit import Kept
 from trainer.engines.lean import LeanAdamW, State
 from trainer.engines.shard import Shard
+from trainer.schema import TrainConfig
 
 
 class Optimizer:

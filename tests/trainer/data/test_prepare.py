@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from settings import ConfigError
 from tests.trainer.data.samples import prepare_texts, texts, write_rows, write_tokenizer
-from trainer.config import Data
 from trainer.data.prepare import Prepared, _write, prepare
 from trainer.data.prepared import Manifest
+from trainer.schema import Data
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ RACE = """
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from trainer.config import Data
+from trainer.schema import Data
 from trainer.data.prepare import prepare
 rows, tokenizer, cache = sys.argv[1:]
 input()

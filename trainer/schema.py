@@ -1,0 +1,253 @@
+"""What a recipe may say, section by section. Torch-free, so that a login node checks it in milliseconds.
+
+A field without a mark is *exact*: a resume refuses another value, since the run would no longer be the same run.
+Fields marked LAYOUT may change between attempts.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from settings import ConfigError, Struct
+
+LAYOUT = Meta(extra={"change": "layout"})
+
+Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Model(Struct, frozen=True):
+    path: Annotated[str | None, LAYOUT] = None
+    """Folder of a Hugging Face model whose weights training starts from."""
+    config: dict[str, Any] | None = None
+    """Or: a Hugging Face config with its `model_type`; the weights are initialized from the seed."""
+    tokenizer: Annotated[str | None, LAYOUT] = None
+    """Folder of the tokenizer; default: the model's folder."""
+    attention: Literal["auto", "documents", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """documents: each packed document by itself, what a mask would hide is not computed; the others: implementations
+    of transformers; auto: documents where the model's code can."""
+
+    @property
+    def tokenizer_folder(self) -> str:
+        folder = self.tokenizer or self.path
+        if folder is None:
+            raise ConfigError("model.tokenizer is missing: a model built from model.config needs a tokenizer folder")
+        return folder
+
+
+class Data(Struct, frozen=True):
+    train: Annotated[list[str], LAYOUT]
+    """JSONL files to train on, in this order; where they lie may change, a resume compares what they hold."""
+    seq_len: Count
+    """Tokens in a packed sequence."""
+    evaluation: Annotated[list[str], LAYOUT] = []
+    """JSONL files held out for the evaluation loss."""
+    format: Literal["text", "chat"] = "text"
+    """text: one document a row. chat: a list of messages a row; the loss counts the assistant's tokens."""
+    column: str | None = None
+    """The row's field; default: `text`, or `messages` for chat."""
+    max_rejects: Annotated[Share, LAYOUT] = 0.01
+    """Share of rows that may be unusable (counted and kept in rejects.jsonl) before the run refuses to start."""
+    cache: Annotated[str | None, LAYOUT] = None
+    """Folder of prepared data; default: `.prepared` beside the run folders."""
+
+
+class EveryK(Struct, frozen=True):
+    every_k: Count
+    """Of so many layers one is computed again, the others keep their activations."""
+
+
+class Train(Struct, frozen=True):
+    global_batch_size: Count
+    """Sequences in one optimizer step, over all ranks."""
+    steps: Count | None = None
+    """Optimizer steps of the whole run."""
+    epochs: Annotated[float, Meta(gt=0)] | None = None
+    """Or: passes over the data; a last part of a batch is left out, and said."""
+    micro_batch_size: Annotated[Count | None, LAYOUT] = None
+    """Sequences in one forward pass of one rank; default: the largest divisor of its share up to 8."""
+    seed: Annotated[int, Meta(ge=0)] = 0
+    precision: Literal["fp32", "master32", "adam32", "bf16"] = "master32"
+    """Forward and backward are in bf16, but for fp32, and kept are: master32: all in fp32 (16 bytes a parameter with
+    its gradient); adam32: weights and gradients in bf16, moments in fp32 (12 bytes); bf16: all in bf16 (8 bytes).
+    What is kept in bf16 is rounded at random, so that small steps are not lost."""
+    gradient_checkpointing: Annotated[bool | Literal["selective"] | EveryK, LAYOUT] = False
+    """true: a layer keeps its input alone and is computed again in the backward pass; every_k: K: one of K layers;
+    selective: matrix products and attention are kept, the rest is computed again."""
+    activation_offload: Annotated[bool, LAYOUT] = False
+    """What gradient checkpointing keeps waits in host memory."""
+    compile: Annotated[bool, LAYOUT] = False
+    """Layers by torch.compile: the first step waits for it (tens of seconds), the others may be faster."""
+    deterministic: Annotated[bool, LAYOUT] = False
+    """Deterministic kernels on CUDA: bit-identical resumes there, at the cost of some speed."""
+
+    @property
+    def bf16_passes(self) -> bool:
+        """Forward and backward are computed in bf16."""
+        return self.precision != "fp32"
+
+    @property
+    def bf16_weights(self) -> bool:
+        """The weights themselves are bf16, and their gradients."""
+        return self.precision in ("adam32", "bf16")
+
+
+class Optim(Struct, frozen=True):
+    lr: Annotated[float, Meta(gt=0)] | None = None
+    """Peak learning rate of AdamW; default, for existing weights alone: 2e-5 for chat, 1e-5 for text; 1e-4 for LoRA."""
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit: moments in eight bits with a scale for each 256 (2 bytes a parameter in place of 8)."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the rate falls after the warmup; wsd: it stays at the peak, and falls as a cosine at the end."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    clip: Annotated[float, Meta(gt=0)] = 1.0
+    """Largest norm of the global gradient."""
+    warmup: Share = 0.05
+    """Share of the steps over which the rate grows from 0 to the peak."""
+    min_lr: Share = 0.1
+    """Share of the peak that the schedule falls to."""
+    decay: Share = 0.1
+    """Share of the steps over which wsd falls."""
+
+    @property
+    def peak(self) -> float:
+        assert self.lr is not None  # resolve() has written the default in
+        return self.lr
+
+
+DEFAULT_RATES = {"chat": 2e-5, "text": 1e-5}
+"""Peak learning rate by data.format, for existing weights: full instruction tuning, continual pre-training."""
+LORA_RATE = 1e-4
+
+
+def default_rate(data_format: str, lora: bool) -> float | None:
+    """Peak learning rate for existing weights; None: there is no such format."""
+    return LORA_RATE if lora else DEFAULT_RATES.get(data_format)
+
+
+class Ddp(Struct, frozen=True, tag_field="kind", tag="ddp"):
+    """Every rank holds everything; gradients are summed."""
+
+
+class Fsdp(Struct, frozen=True, tag_field="kind", tag="fsdp"):
+    """Weights, gradients and moments sharded over all ranks (torch fully_shard)."""
+
+    reshard: bool = True
+    """Free a layer's gathered weights after its forward pass (False: more memory, less communication)."""
+    layers: list[str] = []
+    """Class names of the units; default: those that the model names itself."""
+    hybrid: bool = False
+    """Shard inside each node and keep a replica on every node: less traffic between nodes, more memory."""
+    offload: bool = False
+    """Weights, gradients and moments lie in host memory, and the optimizer steps there."""
+    reduce_each: bool = False
+    """Sum the gradients over the ranks after each micro batch, not once a step: while a step gathers micro batches
+    each rank then keeps its share of them alone (else 4 bytes a parameter), for more communication."""
+
+
+class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
+    """DeepSpeed's ZeRO: what is sharded, and where it lies, is said by its own JSON."""
+
+    config: str | dict[str, Any]
+    """The JSON: a file, or its content; RUN_DIR/config.yaml holds the content."""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert isinstance(self.config, dict)  # a file was read before the tree became a config
+        return self.config
+
+
+class Lora(Struct, frozen=True):
+    """Small matrices beside the linear layers are trained, the weights stay (peft)."""
+
+    r: Count = 64
+    """Their rank."""
+    alpha: Annotated[float, Meta(gt=0)] | None = None
+    """Their weight is alpha / r; default: 2 r."""
+    dropout: Share = 0.0
+    targets: str | list[str] = "all-linear"
+    """Names of the layers that get them; all-linear: every linear layer but the head."""
+    tokens: list[int] = []
+    """Tokens whose own rows of the embedding are trained too: new ones."""
+    quantize: Literal["nf4"] | None = None
+    """Called by what is done to the other weights while they load: linear layers are kept in 4 bits (QLoRA), NF4 with
+    scales in 8 bits; what else stays is kept in bf16. By bitsandbytes, under engine.kind=ddp."""
+
+
+class Evaluation(Struct, frozen=True):
+    every: Annotated[int, Meta(ge=0)] = 0
+    """Steps between two evaluations; 0: none."""
+    batches: Count = 8
+    """Global batches of held-out data in one evaluation."""
+
+
+_TIME = re.compile(r"([1-9]\d*)([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
+
+
+class Checkpoint(Struct, frozen=True):
+    every: Count | str = "auto"
+    """Steps between two saves; or a time: 30m, 2h; or auto: as often as costs least, by what saves and interruptions
+    have cost so far. A stop saves in any case."""
+    keep: Annotated[int, Meta(ge=2)] = 2
+    """The last so many stay, the newest verified one always."""
+    keep_every: Annotated[int, Meta(ge=0)] = 0
+    """Besides, of every so many steps the first checkpoint stays for good; 0: none."""
+    keep_best: Annotated[int, Meta(ge=0)] = 0
+    """Besides, so many with the lowest held-out loss stay; then every evaluation is saved. 0: none."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Between two saves, where `every` is a time."""
+        time = _TIME.fullmatch(self.every) if isinstance(self.every, str) else None
+        return int(time[1]) * _UNITS[time[2]] if time else None
+
+
+class Watchdog(Struct, frozen=True):
+    factor: Annotated[float, Meta(ge=0)] = 20.0
+    """A step that takes so many times the run's p95 is a hang: stacks are dumped, exit 86. 0: nothing is watched."""
+    step_seconds: Seconds = 300.0
+    """A step is no hang before that, however fast the others were."""
+    evaluation_seconds: Seconds = 1800.0
+    """Longest for one batch of an evaluation."""
+    save_seconds: Seconds = 3600.0
+    """Longest for a checkpoint."""
+    start_seconds: Seconds = 3600.0
+    """Longest for anything else: the model's build, the load, the first step with its compilation, a wait for data,
+    the export."""
+
+    @property
+    def longest(self) -> float:
+        return max(self.step_seconds, self.evaluation_seconds, self.save_seconds, self.start_seconds)
+
+
+class TrainConfig(Struct, frozen=True):
+    """The resolved recipe: RUN_DIR/config.yaml holds it complete, every default written out."""
+
+    name: str
+    model: Model
+    data: Data
+    train: Train
+    optim: Optim = Optim()
+    lora: Lora | None = None
+    """Instead of all weights."""
+    engine: Annotated[Ddp | Fsdp | Deepspeed, LAYOUT] = Ddp()
+    evaluation: Annotated[Evaluation, LAYOUT] = Evaluation()
+    checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
+    watchdog: Annotated[Watchdog, LAYOUT] = Watchdog()
+    tensorboard: Annotated[bool, LAYOUT] = True
+    export: Annotated[bool, LAYOUT] = True
+    """Write a Hugging Face folder `export/` when the last step is saved."""
+    fork: Annotated[str | None, LAYOUT] = None
+    """Checkpoint folder of another run: this one starts from its weights, moments and step (launch.py --fork)."""
+
+    @property
+    def lean_optimizer(self) -> bool:
+        """AdamW steps on what is kept in less than fp32."""
+        return self.train.bf16_weights or self.optim.name == "adamw_8bit"

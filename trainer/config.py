@@ -82,10 +82,10 @@ def cache_folder(data: Data, run_dir: Path) -> Path:
 
 def check_files(config: TrainConfig, source: str) -> None:
     """Every file and folder that the config names exists. Raises ConfigError."""
-    for key, paths in (("data.train", config.data.train), ("data.evaluation", config.data.evaluation)):
-        for path in paths:
+    for key, documents in config.data.sources.items():
+        for path in documents.files:
             if not Path(path).is_file():
-                raise ConfigError(f"{source}: {key}: there is no file {path}")
+                raise ConfigError(f"{source}: data.{key}: there is no file {path}")
     for key, folder in (("model.path", config.model.path), ("model.tokenizer", config.model.tokenizer_folder)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"{source}: {key}: there is no folder {folder}")
@@ -143,4 +143,6 @@ def absolute_paths(recipe: dict[str, Any], base: Path) -> dict[str, Any]:
 def _absolute(value: Any, base: Path) -> Any:
     if isinstance(value, list):
         return [_absolute(item, base) for item in value]
+    if isinstance(value, dict) and "files" in value:
+        return {**value, "files": _absolute(value["files"], base)}
     return str(base / Path(value).expanduser()) if isinstance(value, str) else value

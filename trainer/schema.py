@@ -39,14 +39,33 @@ class Model(Struct, frozen=True):
         return folder
 
 
+Format = Literal["text", "chat"]
+
+
+class Source(Struct, frozen=True):
+    """Documents of one kind."""
+
+    files: list[str]
+    """In this order; where they lie may change, a resume compares what they hold."""
+    format: Format | None = None
+    """Default: data.format."""
+    column: str | None = None
+    """Default: data.column."""
+
+    @property
+    def kind(self) -> Format:
+        assert self.format is not None  # data.sources has written the default in
+        return self.format
+
+
 class Data(Struct, frozen=True):
-    train: Annotated[list[str], LAYOUT]
-    """JSONL files to train on, in this order; where they lie may change, a resume compares what they hold."""
+    train: Annotated[list[str] | dict[str, Source], LAYOUT]
+    """JSONL files to train on; or several sources of such files, each with a name."""
     seq_len: Count
     """Tokens in a packed sequence."""
-    evaluation: Annotated[list[str], LAYOUT] = []
-    """JSONL files held out for the evaluation loss."""
-    format: Literal["text", "chat"] = "text"
+    evaluation: Annotated[list[str] | dict[str, Source], LAYOUT] = []
+    """JSONL files held out for the evaluation loss; or several such sets, each with a name."""
+    format: Format = "text"
     """text: one document a row. chat: a list of messages a row; the loss counts the assistant's tokens."""
     column: str | None = None
     """The row's field; default: `text`, or `messages` for chat."""
@@ -54,6 +73,15 @@ class Data(Struct, frozen=True):
     """Share of rows that may be unusable (counted and kept in rejects.jsonl) before the run refuses to start."""
     cache: Annotated[str | None, LAYOUT] = None
     """Folder of prepared data; default: `.prepared` beside the run folders."""
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """All that is to be prepared, by key: train, or train.NAME of each source; evaluation, or evaluation.NAME."""
+        found: dict[str, Source] = {}
+        for key, given in (("train", self.train), ("evaluation", self.evaluation)):
+            found |= {f"{key}.{name}": one for name, one in given.items()} if isinstance(given, dict) else {}
+            found |= {key: Source(given)} if isinstance(given, list) and given else {}
+        return {k: Source(s.files, s.format or self.format, s.column or self.column) for k, s in found.items()}
 
 
 class EveryK(Struct, frozen=True):

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ from trainer.config import cache_folder
 from trainer.data.encode import Encode, encoder
 from trainer.data.prepared import Manifest, Prepared
 from trainer.data.rows import COLUMNS, Row, batched, read_rows
-from trainer.schema import Data
+from trainer.schema import Data, Source
 
 __all__ = ["Prepared", "cache_folder", "prepare"]
 
@@ -37,40 +37,44 @@ def prepare(
     data: Data,
     tokenizer_folder: str,
     cache: Path,
-    split: Literal["train", "evaluation"],
+    key: str,
     say: Callable[[str], Any] = print,
     between: Callable[[], Any] = lambda: None,
 ) -> Prepared:
-    """The prepared data of a split: found in `cache`, or made there. Many processes may call it at once.
+    """One of data.sources, prepared: found in `cache`, or made there. Many processes may call it at once.
 
     `between` is called every few seconds of work; what it raises breaks off, and the next call goes on there.
     Raises ConfigError when a file is missing, too many rows cannot be used, or no sequence comes out.
     """
-    paths = data.train if split == "train" else data.evaluation
-    if not paths:
-        raise ConfigError(f"data.{split}: no file is given")
-    fingerprint = _fingerprint(data, paths, tokenizer_folder, between)
+    source = data.sources.get(key)
+    if source is None or not source.files:
+        raise ConfigError(f"data.{key}: no file is given")
+    fingerprint = _fingerprint(source, data.seq_len, tokenizer_folder, between)
     folder = cache / fingerprint
     if not folder.is_dir():
-        _build(data, paths, tokenizer_folder, folder, say, between)
+        _build(source, data.seq_len, tokenizer_folder, folder, say, between)
     prepared = Prepared.open(folder)
     # After the rename: the rejects stay for the user to read, and another max_rejects tokenizes nothing.
-    _check(prepared, data, split)
+    _check(prepared, data.max_rejects, key)
     return prepared
 
 
 # --- fingerprint ----------------------------------------------------------------------------------------
 
 
-def _fingerprint(data: Data, paths: list[str], tokenizer_folder: str, between: Callable[[], Any]) -> str:
+def _fingerprint(source: Source, seq_len: int, tokenizer_folder: str, between: Callable[[], Any]) -> str:
     files = (Path(tokenizer_folder, name) for name in _TOKENIZER_FILES)
     parts = {
         "format": FORMAT,
-        "sources": [_content_hash(Path(path), between) for path in paths],
+        "sources": [_content_hash(Path(path), between) for path in source.files],
         "tokenizer": {file.name: _content_hash(file, between) for file in files if file.is_file()},
-        "settings": [data.format, data.column or COLUMNS[data.format], data.seq_len],
+        "settings": [source.kind, _column(source), seq_len],
     }
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(parts))
+
+
+def _column(source: Source) -> str:
+    return source.column or COLUMNS[source.kind]
 
 
 def _content_hash(path: Path, between: Callable[[], Any]) -> str:
@@ -98,8 +102,8 @@ class _Done(msgspec.Struct):
 
 
 def _build(
-    data: Data,
-    paths: list[str],
+    source: Source,
+    seq_len: int,
     tokenizer_folder: str,
     folder: Path,
     say: Callable[[str], Any],
@@ -120,11 +124,11 @@ def _build(
                 (temporary / _DONE).write_bytes(msgspec.json.encode(done))
                 raise
 
-        dtype = _write(data, paths, tokenizer_folder, temporary, done, kept_between)
+        dtype = _write(source, tokenizer_folder, temporary, done, kept_between)
         # Files that grow while they are read would stand under a wrong name for every later run.
-        if _fingerprint(data, paths, tokenizer_folder, kept_between) != folder.name:
-            raise ConfigError(f"{', '.join(paths)}: changed while being read: start again when complete")
-        manifest = _write_manifest(data, temporary, folder.name, dtype, done)
+        if _fingerprint(source, seq_len, tokenizer_folder, kept_between) != folder.name:
+            raise ConfigError(f"{', '.join(source.files)}: changed while being read: start again when complete")
+        manifest = _write_manifest(seq_len, temporary, folder.name, dtype, done)
         _publish(temporary, folder)
     finally:
         _put_aside(temporary, folder)
@@ -160,19 +164,18 @@ def _part(folder: Path) -> Path:
 
 
 def _write(
-    data: Data,
-    paths: list[str],
+    source: Source,
     tokenizer_folder: str,
     folder: Path,
     done: _Done,
     between: Callable[[], Any],
 ) -> str:
     """Every row that is not done yet. Returns the dtype of the tokens."""
-    encode, dtype = encoder(Path(tokenizer_folder), data.format)
+    encode, dtype = encoder(Path(tokenizer_folder), source.kind)
     seen = 0
     with ExitStack() as stack:
         files = {name: stack.enter_context(_open(folder / name)) for name in _FILES}
-        for batch in batched(read_rows(paths, data.format, data.column or COLUMNS[data.format])):
+        for batch in batched(read_rows(source.files, source.kind, _column(source))):
             between()
             _write_rows(batch[done.rows - seen :], encode, dtype, files, done)  # empty for what was done before
             seen += len(batch)
@@ -197,18 +200,18 @@ def _write_rows(batch: list[Row], encode: Encode, dtype: str, files: dict[str, B
     done.rows += len(batch)
 
 
-def _write_manifest(data: Data, folder: Path, fingerprint: str, dtype: str, done: _Done) -> Manifest:
-    sequences = max(0, done.tokens - 1) // data.seq_len
+def _write_manifest(seq_len: int, folder: Path, fingerprint: str, dtype: str, done: _Done) -> Manifest:
+    sequences = max(0, done.tokens - 1) // seq_len
     manifest = Manifest(
         fingerprint=fingerprint,
         format=FORMAT,
-        seq_len=data.seq_len,
+        seq_len=seq_len,
         dtype=dtype,
         rows=done.rows,
         documents=done.documents,
         tokens=done.tokens,
         sequences=sequences,
-        left_out=done.tokens - sequences * data.seq_len - 1 if sequences else done.tokens,
+        left_out=done.tokens - sequences * seq_len - 1 if sequences else done.tokens,
         rejects=dict(sorted(done.rejects.items(), key=lambda item: -item[1])),
     )
     with _open(folder / "manifest.json") as handle:
@@ -239,21 +242,21 @@ def _publish(temporary: Path, folder: Path) -> None:
 # --- rejects --------------------------------------------------------------------------------------------
 
 
-def _check(prepared: Prepared, data: Data, split: str) -> None:
+def _check(prepared: Prepared, max_rejects: float, key: str) -> None:
     """Raises ConfigError when too many rows were rejected, or no sequence is there."""
     manifest, file = prepared.manifest, prepared.folder / "rejects.jsonl"
     count = sum(manifest.rejects.values())
-    if count > data.max_rejects * manifest.rows:
+    if count > max_rejects * manifest.rows:
         with file.open("rb") as lines:
             first = msgspec.json.decode(lines.readline())
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in manifest.rejects.items())
         raise ConfigError(
-            f"data.{split}: {count:,} of {manifest.rows:,} rows cannot be used ({reasons}), more than "
-            f"data.max_rejects={data.max_rejects:g} allows; the first is {first['file']}:{first['line']}: "
+            f"data.{key}: {count:,} of {manifest.rows:,} rows cannot be used ({reasons}), more than "
+            f"data.max_rejects={max_rejects:g} allows; the first is {first['file']}:{first['line']}: "
             f"mend the rows that {file} lists, or raise data.max_rejects"
         )
     if not prepared.sequences:
         raise ConfigError(
-            f"data.{split}: {manifest.tokens:,} tokens in {manifest.rows:,} rows fill no sequence of "
+            f"data.{key}: {manifest.tokens:,} tokens in {manifest.rows:,} rows fill no sequence of "
             f"data.seq_len={prepared.seq_len} and its last target: give more data or a smaller data.seq_len"
         )

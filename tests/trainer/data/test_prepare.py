@@ -15,7 +15,7 @@ from settings import ConfigError
 from tests.trainer.data.samples import prepare_texts, texts, write_rows, write_tokenizer
 from trainer.data.prepare import Prepared, _write, prepare
 from trainer.data.prepared import Manifest
-from trainer.schema import Data
+from trainer.schema import Data, Source
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ RACE = """
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from trainer.schema import Data
+from trainer.schema import Data, Source
 from trainer.data.prepare import prepare
 rows, tokenizer, cache = sys.argv[1:]
 input()
@@ -112,10 +112,10 @@ def test_the_loser_of_the_rename_uses_the_winners_folder(
 def test_files_that_change_while_being_read_are_refused(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(data: Data, paths: list[str], *arguments: Any) -> Manifest:
-        with Path(paths[0]).open("a") as file:
+    def write(source: Source, *arguments: Any) -> Manifest:
+        with Path(source.files[0]).open("a") as file:
             file.write("\n")
-        return _write(data, paths, *arguments)
+        return _write(source, *arguments)
 
     monkeypatch.setattr("trainer.data.prepare._write", write)
     with pytest.raises(ConfigError, match="changed while being read"):
@@ -278,3 +278,17 @@ def test_a_mistake_leaves_nothing_to_continue(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="changed while being read"):
         prepare(data, tokenizer, tmp_path / "cache", "train", lambda _: None, grow)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_sources_have_kinds_of_their_own(tmp_path: Path, tokenizer: str) -> None:
+    chats = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a word"}]}] * 40
+    plain, talks = write_rows(tmp_path / "plain.jsonl", texts(60)), write_rows(tmp_path / "talks.jsonl", chats)
+    named = {"books": Source([plain]), "talks": Source([talks], format="chat")}
+    data = Data(train=named, evaluation=[plain], seq_len=16)
+    assert list(data.sources) == ["train.books", "train.talks", "evaluation"]
+    books, same = (
+        prepare(data, tokenizer, tmp_path / "cache", key, lambda _: None) for key in ("train.books", "evaluation")
+    )
+    assert books.folder == same.folder
+    with pytest.raises(ConfigError, match="^data.train: no file is given"):
+        prepare(data, tokenizer, tmp_path / "cache", "train")

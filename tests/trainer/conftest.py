@@ -36,15 +36,15 @@ def new_run(zygote: Zygote, tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Makes a file system that holds so many bytes."""
+def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes a file system that holds so many bytes; a ramfs holds more, and knows no direct I/O."""
     if os.geteuid() != 0:
         pytest.skip("to mount a file system takes root")
     folder = tmp_path / "disk"
     folder.mkdir()
 
-    def mount(size: int) -> Path:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "outlast", folder], check=True)
+    def mount(size: int, kind: str = "tmpfs") -> Path:
+        subprocess.run(["mount", "-t", kind, "-o", f"size={size}", "outlast", folder], check=True)
         return folder
 
     yield mount

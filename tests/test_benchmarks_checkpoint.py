@@ -21,7 +21,7 @@ MEMCPY, RAW = 0.1, 1.0
 
 
 def step(wall: float, cpu: float = 2.0, **values: float) -> Step:
-    return Step(wall, cpu, {}, values)
+    return Step(wall, cpu, {"forward": 0.1, "passed": 0.4, "adamw": 0.8, "stepped": 0.9}, values)
 
 
 def a_round(save: float = 0.1, slower: float = 0.01, **values: float) -> list[Step]:
@@ -31,7 +31,7 @@ def a_round(save: float = 0.1, slower: float = 0.01, **values: float) -> list[St
 
 
 def saved(stall: float = 0.1, slower: float = 0.04, durable: float = 1.0, size: int = 1200) -> Saves:
-    return Saves([Cost(stall, slower, usual=1.0, cpu=0.5)] * 3, 0.5, [durable] * 2, size, staged=stall / 2)
+    return Saves([Cost(stall, slower, usual=1.0, cpu=0.5)] * 3, 0.5, [durable] * 2, size, threads=2, staged=stall / 2)
 
 
 def found(ours: Saves) -> dict[str, Saves]:
@@ -40,7 +40,7 @@ def found(ours: Saves) -> dict[str, Saves]:
 
 
 def rows(ours: Saves, without: str = "") -> list[Row]:
-    [heat] = saves.heats(quick=True)
+    heat = saves.heats(quick=True)[0]
     there = {name: one for name, one in found(ours).items() if name != without}
     words = {without: "no matching distribution"} if without else {}
     return list(saves.rows(heat, there, words, {"memcpy": MEMCPY, "durable": RAW}, parameters=100))
@@ -71,13 +71,13 @@ def test_the_first_save_is_apart(tmp_path: Path) -> None:
     ran = Ran(warm + 2 * a_round(durable=2.0), [Round(0.0, a_round(durable=2.0))] * 2)
     (tmp_path / "saved" / "20").mkdir(parents=True)
     (tmp_path / "saved" / "20" / "state.pt").write_bytes(b"." * 1200)
-    came = saves.told(tmp_path, DCP, ran)
+    came = saves.told(tmp_path, DCP, ran, 2)
     assert (came.first, came.durable, came.size, came.rate) == (pytest.approx(2.0), [2.0, 2.0], 1200, 600 / 1e9)
     with pytest.raises(Unable, match="no second save"):
-        saves.told(tmp_path, OURS, ran)
+        saves.told(tmp_path, OURS, ran, 2)
     events = [{"event": "save", "seconds": 5, "stall": 3}, {"event": "save", "seconds": 4, "stall": 1}]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    ours = saves.told(tmp_path, OURS, ran)
+    ours = saves.told(tmp_path, OURS, ran, 2)
     assert (ours.durable, ours.staged) == ([4], 1)
 
 

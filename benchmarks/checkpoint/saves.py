@@ -35,12 +35,13 @@ STALL, TIMES, SLOWER, RATE, DURABLE, BYTES = 1.2, 3.0, 10.0, 0.90, 1.5, 1.02
 class Heat:
     shape: Shape
     rounds: int
-    kept: bool
-    """There is memory for one contender more."""
+    peers: tuple[str, ...]
+    threads: int = THREADS
+    """Of torch, in each contender."""
 
     @property
-    def peers(self) -> tuple[str, ...]:
-        return (ASYNC, *((KEPT,) if self.kept else ()), DCP, SAVE, TRAINER)
+    def name(self) -> str:
+        return self.shape.name + (", a core left free" if self.threads < THREADS else "")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Saves:
     """Seconds, of each save but the first."""
     size: int
     """Bytes of a checkpoint."""
+    threads: int
+    """That computed beside them."""
     staged: float = 0.0
     """Of these saves, seconds that training waited as the contender itself tells."""
 
@@ -95,14 +98,18 @@ class Saves:
 
 
 def heats(quick: bool) -> list[Heat]:
-    small = Heat(Shape("10M", 320, 6, 4096, 4, 256), 6, kept=True)
-    return [small] if quick else [small, Heat(Shape("110M", 768, 12, 16_384, 1, 512), 5, kept=False)]
+    """A node that trains on GPUs has cores to spare; one that trains on its cores has none."""
+    small, large = Shape("10M", 320, 6, 4096, 4, 256), Shape("110M", 768, 12, 16_384, 1, 512)
+    every = (ASYNC, DCP, SAVE, TRAINER)
+    found = [Heat(small, 6, (*every, KEPT)), Heat(small, 6, (ASYNC,), THREADS - 1)]
+    found += [] if quick else [Heat(large, 5, every), Heat(large, 5, (ASYNC,), THREADS - 1)]
+    return [heat for heat in found if heat.threads]
 
 
 def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
     for heat in heats(quick):
-        print(f"  saves, {heat.shape.name}", flush=True)
-        folder = work / f"saves-{heat.shape.name}"
+        print(f"  saves, {heat.name}", flush=True)
+        folder = work / f"saves-{heat.shape.name}-{heat.threads}"
         try:
             ran = run(heat, folder, absent)
         finally:
@@ -110,11 +117,15 @@ def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
         for name in (OURS, LIMITS):
             if ran[name].words:
                 raise Unable(ran[name].words)
-        found = {name: told(folder / name, name, one) for name, one in ran.items() if name != LIMITS and not one.words}
+        found = {
+            name: told(folder / name, name, one, heat.threads)
+            for name, one in ran.items()
+            if name != LIMITS and not one.words
+        }
         words = {name: one.words for name, one in ran.items() if one.words}
         parameters = weights(folder) // 4
         yield from rows(heat, found, words, limits(ran[LIMITS]), parameters)
-        yield others_row(f"{heat.shape.name}: saves", ran.values())
+        yield others_row(f"{heat.name}: saves", ran.values())
 
 
 def run(heat: Heat, folder: Path, absent: dict[str, str]) -> dict[str, Ran]:
@@ -134,7 +145,7 @@ def run(heat: Heat, folder: Path, absent: dict[str, str]) -> dict[str, Ran]:
             commands[name] = [python, str(SCRIPTS / script), str(folder / name)]
     write_settings(folder / LIMITS, **given, bytes=3 * weights(folder))
     commands[LIMITS] = [sys.executable, "-m", "benchmarks.checkpoint.limits", str(folder / LIMITS)]
-    racers = [Racer(name, argv, folder / name / "log") for name, argv in commands.items()]
+    racers = [Racer(name, argv, folder / name / "log", threads=heat.threads) for name, argv in commands.items()]
     return race(racers, WARM, heat.rounds, EVERY - 1) | missing
 
 
@@ -152,7 +163,7 @@ def limits(ran: Ran) -> dict[str, float]:
     return {what: median(step.values[what] for step in ran.counted[:: EVERY - 1]) for what in ("memcpy", "durable")}
 
 
-def told(folder: Path, name: str, ran: Ran) -> Saves:
+def told(folder: Path, name: str, ran: Ran, threads: int) -> Saves:
     rounds = [Cost.of(one.steps) for one in ran.rounds]
     stalls, durable = [0.0], [step.values["durable"] for step in ran.steps if "durable" in step.values][1:]
     if name == OURS:
@@ -164,7 +175,7 @@ def told(folder: Path, name: str, ran: Ran) -> Saves:
     first = around(ran.steps[EVERY - 1]) - median(map(around, ran.steps[EVERY:WARM]))
     if not durable:
         raise Unable(f"{name}: no second save became durable: see {folder}")
-    return Saves(rounds, first, durable, newest(folder), median(stalls))
+    return Saves(rounds, first, durable, newest(folder), threads, median(stalls))
 
 
 def newest(folder: Path) -> int:
@@ -180,7 +191,7 @@ def newest(folder: Path) -> int:
 def rows(
     heat: Heat, found: dict[str, Saves], words: dict[str, str], limit: dict[str, float], parameters: int
 ) -> Iterator[Row]:
-    ours, title = found[OURS], heat.shape.name
+    ours, title = found[OURS], heat.name
     memcpy, raw = limit["memcpy"], 12 * parameters / limit["durable"] / 1e9
     yield stall_row(f"{title}: stall of a save", ours, memcpy)
     for name, of in (("stall of a save", stall), ("lost to a save in all", lost)):
@@ -259,4 +270,4 @@ def slow(ours: Saves, raw: float) -> str:
 
 def beside_the_steps(ours: Saves) -> str:
     spent, cores = ours.typical(lambda cost: cost.cpu), len(os.sched_getaffinity(0))
-    return f"a save takes {spent:.2g} s of a core, and the steps beside it compute on {THREADS} of {cores}"
+    return f"a save takes {spent:.2g} s of a core, and the steps beside it compute on {ours.threads} of {cores}"

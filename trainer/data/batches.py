@@ -114,23 +114,25 @@ def _rank_batch(pool: Pool, ids: npt.NDArray[np.int64], layout: BatchLayout, dp_
 def _read(places: list[Place]) -> tuple[MicroBatch, npt.NDArray[np.int64]]:
     """The sequences at `places` (B,), and the hash of each: of the documents read here, along with the tokens."""
     length = places[0].prepared.seq_len
-    rows = [(prepared, number * length) for _, prepared, number in places]
-    tokens = np.stack([prepared.read("tokens", first, length + 1) for prepared, first in rows]).astype(np.int64)
-    counts = np.stack([prepared.read("loss", first + 1, length) for prepared, first in rows])
-    documents = np.stack([prepared.read("documents", first, length) for prepared, first in rows])
-    labels = np.where(counts == 1, tokens[:, 1:], IGNORED)
-    hashes = [
-        sequence_hash(row, first - int(prepared.read("starts", row[0], 1)[0]), name)
-        for row, (prepared, first), (name, *_) in zip(documents, rows, places, strict=True)
-    ]
-    arrays = (tokens[:, :-1], labels, positions(documents))
-    input_ids, targets, position_ids = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-    return MicroBatch.of(input_ids, targets, position_ids), np.array(hashes, np.int64)
+    shape = (len(places), length)
+    input_ids, labels, documents = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32)
+    hashes = np.empty(len(places), np.int64)
+    for row, (name, prepared, number) in enumerate(places):
+        first = number * length
+        tokens = prepared.read("tokens", first, length + 1)
+        input_ids[row], labels[row] = tokens[:-1], tokens[1:]
+        np.copyto(labels[row], IGNORED, where=prepared.read("loss", first + 1, length) != 1)
+        documents[row] = prepared.read("documents", first, length)
+        start = int(prepared.read("starts", documents[row, 0], 1)[0])
+        hashes[row] = sequence_hash(documents[row], first - start, name)
+    arrays = (torch.from_numpy(array) for array in (input_ids, labels, positions(documents)))
+    return MicroBatch.of(*arrays), hashes
 
 
 def positions(documents: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """documents (B, T) -> the place of each token in its document's part of the sequence, (B, T)."""
-    place = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
-    first = np.zeros_like(place)
-    first[:, 1:] = np.where(documents[:, 1:] != documents[:, :-1], place[:, 1:], 0)
-    return place - np.maximum.accumulate(first, axis=1)
+    begins = np.ones(documents.shape, np.bool_)
+    np.not_equal(documents[:, 1:], documents[:, :-1], out=begins[:, 1:])
+    first = np.flatnonzero(begins)
+    lengths = np.diff(first, append=documents.size)
+    return (np.arange(documents.size) - np.repeat(first, lengths)).reshape(documents.shape)

@@ -7,6 +7,7 @@ exact in every block, and how often a source came before a slot is known without
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -52,11 +53,12 @@ class Mixture:
         self._counts = np.stack([apportion(BLOCK, shares) for shares in self._shares])  # of a whole block
         each = self._counts * np.diff(self._first)[:, None]
         self._before = np.cumsum(each, axis=0) - each  # (pieces, sources): slots of each source before the piece
+        self._kept = lru_cache(4)(self._block)  # the next steps' slots lie in the same one
 
     def ids(self, first: int, count: int) -> Array:
         """The sequences in slots first .. first + count - 1: their numbers in the row of all sources, one behind the
         other. Item k of a source is its permutation of epoch k // size at k % size."""
-        parts = [self._block(block) for block in range(first // BLOCK, -(-(first + count) // BLOCK))]
+        parts = [self._kept(block) for block in range(first // BLOCK, -(-(first + count) // BLOCK))]
         skipped = first % BLOCK
         source, item = (np.concatenate(column)[skipped : skipped + count] for column in zip(*parts, strict=True))
         out = np.empty(count, np.int64)

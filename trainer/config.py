@@ -170,6 +170,8 @@ def exact_part(config: TrainConfig) -> dict[str, Any]:
     """The fields that make the run what it is, as plain data: what a resume compares."""
     out = _exact(TrainConfig, to_plain(config))
     del out["name"]
+    if config.stages is None:  # a run without them is the one that it was before there were any
+        del out["stages"]
     return out
 
 

@@ -49,7 +49,7 @@ def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
     except CheckpointBroken as error:
         raise ConfigError(f"--fork: {checkpoint}: {error}: take another: --fork RUN@STEP") from None
     if manifest.step >= steps:
-        raise ConfigError(f"--fork: the checkpoint is of step {manifest.step}, this run has {steps}: raise train.steps")
+        raise ConfigError(f"--fork: the checkpoint is of step {manifest.step}, this run has {steps}: make it longer")
     was, now = manifest.config["model"].get("config"), config.model.config
     if config.model.path is None and was != now:
         changed = ", ".join(f"{key} {old} -> {new}" for key, old, new in differences(was or {}, now or {}))

@@ -197,8 +197,8 @@ class Stage(Struct, frozen=True):
     steps: Count | None = None
     epochs: Annotated[float, Meta(gt=0)] | None = None
     """Passes over all sources; with a mixture over the one of the largest weight."""
-    tokens: Count | None = None
-    """Tokens of its sequences; of these and of passes, a last part of a batch is left out."""
+    tokens: Annotated[float, Meta(gt=0)] | None = None
+    """Tokens of its sequences, for example 2e9; of these and of passes, a last part of a batch is left out."""
     optim: Rate = Rate()
 
 

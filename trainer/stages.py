@@ -76,7 +76,7 @@ class Course:
         if stage.steps is not None:
             return stage.steps
         if stage.tokens is not None:
-            steps = stage.tokens // (self._batch * self._seq_len)
+            steps = int(stage.tokens) // (self._batch * self._seq_len)
         else:
             assert stage.epochs is not None  # resolve() asks for one of the three
             sequences = float(self._sequences)

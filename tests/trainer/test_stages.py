@@ -70,7 +70,7 @@ def test_a_stage_is_as_long_as_it_says() -> None:
     both = {"books": 3, "chats": 1}
     stages = [
         stage("steps"),
-        stage("tokens", tokens=12 * 8 * 5 + 95),  # a part of a batch is left out
+        stage("tokens", tokens=5.75e2),  # a part of a batch is left out
         stage("all", epochs=2),
         stage("mixed", mixture=both, epochs=1.5),  # of the books, which weigh most: 500 x 1.5 x 4 / 3 sequences
         stage("last", mixture={"chats": 1}, epochs=1),
@@ -270,7 +270,7 @@ def test_each_stage_has_the_rate_of_its_sources() -> None:
 
 def test_stages_are_exact_and_a_recipe_without_them_stays_what_it_was() -> None:
     assert exact_part(settled())["stages"][0]["steps"] == 10
-    assert exact_part(settled(stages=None, train={"steps": 1}))["stages"] is None
+    assert "stages" not in exact_part(settled(stages=None, train={"steps": 1}))
 
 
 def test_file_names_of_sources_count_from_the_recipe(tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ _PIECES = 1024  # in which a changing weight is constant: their counts are kept,
 def apportion(slots: int, shares: npt.NDArray[np.float64]) -> Array:
     """Whole slots for each share by the largest remainder: less than one away from slots * share, together `slots`.
 
-    shares: (sources,), with the sum 1.
+    shares: (..., sources), each row with the sum 1.
     """
     exact = slots * shares
     counts = np.floor(exact).astype(np.int64)
-    largest = np.argsort(counts - exact, kind="stable")  # of equal remainders the first source's
-    counts[largest[: slots - counts.sum()]] += 1
+    left = slots - counts.sum(axis=-1, keepdims=True)
+    place = np.argsort(np.argsort(counts - exact, axis=-1, kind="stable"), axis=-1)  # of equals the first comes first
+    counts[place < left] += 1
     return counts
 
 
@@ -50,7 +51,7 @@ class Mixture:
         at = begin + (end - begin) * middle
         self._shares = at / at.sum(axis=1, keepdims=True)  # (pieces, sources)
         self._first = np.arange(pieces + 1) * blocks // pieces  # block that each piece begins with
-        self._counts = np.stack([apportion(BLOCK, shares) for shares in self._shares])  # of a whole block
+        self._counts = apportion(BLOCK, self._shares)  # of a whole block
         each = self._counts * np.diff(self._first)[:, None]
         self._before = np.cumsum(each, axis=0) - each  # (pieces, sources): slots of each source before the piece
         self._kept = lru_cache(4)(self._block)  # the next steps' slots lie in the same one
@@ -58,24 +59,16 @@ class Mixture:
     def ids(self, first: int, count: int) -> Array:
         """The sequences in slots first .. first + count - 1: their numbers in the row of all sources, one behind the
         other. Item k of a source is its permutation of epoch k // size at k % size."""
-        parts = [self._kept(block) for block in range(first // BLOCK, -(-(first + count) // BLOCK))]
+        blocks = range(first // BLOCK, -(-(first + count) // BLOCK))
         skipped = first % BLOCK
-        source, item = (np.concatenate(column)[skipped : skipped + count] for column in zip(*parts, strict=True))
-        out = np.empty(count, np.int64)
-        for number in np.unique(source):
-            mine = source == number
-            items = item[mine]  # consecutive
-            key = f"{self._stage}/{self._names[number]}"
-            own = stream(int(items[0]), len(items), int(self._sizes[number]), self._seed, key)
-            out[mine] = self._offsets[number] + own
-        return out
+        return np.concatenate([self._kept(block) for block in blocks])[skipped : skipped + count]
 
     def seen(self, slots: int) -> dict[str, int]:
         """Sequences of each source in the first `slots`."""
         block, rest = divmod(slots, BLOCK)
         counts = self._begin(block)
         if rest:
-            counts = counts + np.bincount(self._block(block)[0][:rest], minlength=len(counts))
+            counts = counts + np.bincount(self._sources(block)[:rest], minlength=len(counts))
         return dict(zip(self._names, counts.tolist(), strict=True))
 
     def _piece(self, block: int) -> int:
@@ -87,13 +80,24 @@ class Mixture:
         before: Array = self._before[piece] + (block - self._first[piece]) * self._counts[piece]
         return before
 
-    def _block(self, block: int) -> tuple[Array, Array]:
-        """Source of each slot of a block, and which item of it the slot holds."""
-        piece, slots = self._piece(block), min(BLOCK, self._slots - block * BLOCK)
-        counts = self._counts[piece] if slots == BLOCK else apportion(slots, self._shares[piece])
+    def _block(self, block: int) -> Array:
+        """The sequences in a block's slots. Its items of a source are consecutive ones, in the order of the slots."""
+        source, counts = self._sources(block), self._counts_of(block)
+        out, begin = np.empty(len(source), np.int64), self._begin(block)
+        for number in np.flatnonzero(counts):
+            key = f"{self._stage}/{self._names[number]}"
+            items = stream(int(begin[number]), int(counts[number]), int(self._sizes[number]), self._seed, key)
+            out[source == number] = self._offsets[number] + items
+        return out
+
+    def _sources(self, block: int) -> Array:
+        """The source of each slot of a block."""
+        counts = self._counts_of(block)
+        slots = int(counts.sum())
         order = permutation(np.arange(slots), slots, self._seed, self._stage, block)
-        source = np.repeat(np.arange(len(counts)), counts)[order]
-        item = np.empty(slots, np.int64)
-        start = self._begin(block) - (np.cumsum(counts) - counts)
-        item[np.argsort(source, kind="stable")] = np.repeat(start, counts) + np.arange(slots)
-        return source, item
+        return np.repeat(np.arange(len(counts)), counts)[order]
+
+    def _counts_of(self, block: int) -> Array:
+        """Slots of each source in a block, (sources,)."""
+        piece, slots = self._piece(block), min(BLOCK, self._slots - block * BLOCK)
+        return self._counts[piece] if slots == BLOCK else apportion(slots, self._shares[piece])

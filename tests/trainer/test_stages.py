@@ -340,6 +340,10 @@ def test_a_run_cut_before_at_and_after_a_seam_is_the_run_that_nobody_cut(new_run
     assert cut.history("loss", "lr", "grad_norm", "hash", "tokens") == history and len(history) == STEPS
     assert evaluations(cut) == evaluations(whole) and list(evaluations(cut)) == [0, 5, 10, 15, 16]
     assert cut.done()["sha256"] == whole.done()["sha256"]
+    batches = of_one_rank(whole)
+    assert whole.history("hash", "tokens") == [
+        (step + 1, batches.get(step).hash, batches.get(step).valid_tokens) for step in range(STEPS)
+    ]
     # One clock: the first stage's rate has fallen, the second's rises to its own peak two steps after the seam.
     rates = [lr for _, _, lr, *_ in history]
     assert rates[SEAM - 1] < 2e-3 and rates[SEAM : SEAM + 2] == pytest.approx([2.5e-3, 5e-3])
@@ -358,9 +362,7 @@ def test_a_run_cut_before_at_and_after_a_seam_is_the_run_that_nobody_cut(new_run
 def test_a_wrong_sample_of_a_mixture_is_named(new_run: NewRun) -> None:
     run = staged(new_run, "run")
     assert run.go(1) == [0], run.log()
-    pool = Pool({name: prepared_of(run, name) for name in ("books", "chats")})
-    settings = read(run.path / "config.yaml")
-    batches = Batches(pool, BatchLayout(12, 1, 1), 3, 0, Course(settings, pool.sizes).ids)
+    batches = of_one_rank(run)
     samples = batches.samples(12)
     assert any(str(sample).startswith("books:") for sample in samples)
     lines = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
@@ -370,6 +372,13 @@ def test_a_wrong_sample_of_a_mixture_is_named(new_run: NewRun) -> None:
     (run.path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     [problem] = audit(run.path).problems
     assert problem == "step 13: other samples than planned: it used the samples of step 12"
+
+
+def of_one_rank(run: Run) -> Batches:
+    """Its batches, read as if one rank took them whole."""
+    pool = Pool({name: prepared_of(run, name) for name in ("books", "chats")})
+    course = Course(read(run.path / "config.yaml"), pool.sizes)
+    return Batches(pool, BatchLayout(12, 1, 1), 3, 0, course.ids)
 
 
 def prepared_of(run: Run, name: str) -> Prepared:

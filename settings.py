@@ -202,10 +202,8 @@ def _from_text(kind: type[Any], value: Any) -> Any:
 
 def _check_keys(data: Any, kind: Any, source: str, path: str) -> None:
     """Unknown keys and unknown words, with the nearest valid one; msgspec's own messages name neither."""
-    for key, value, inner in _inside(data, kind):
-        _check_keys(
-            value, inner, source, f"{path.removesuffix('.')}[{key}]." if isinstance(key, int) else f"{path}{key}."
-        )
+    for inside, value, inner in _inside(data, kind, path):
+        _check_keys(value, inner, source, inside)
     options = _structs(kind)
     if not options or not isinstance(data, Mapping):
         return
@@ -235,14 +233,14 @@ def _hints(struct: type[msgspec.Struct]) -> dict[str, Any]:
     }
 
 
-def _inside(data: Any, kind: Any) -> Iterator[tuple[int | str, Any, Any]]:
-    """What a list or a mapping of settings holds: its place or key, the value, and the type that it is to be of."""
+def _inside(data: Any, kind: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """What a list or a mapping of settings holds: its path, the value, and the type that it is to be of."""
     for option in _options(kind):
         arguments = typing.get_args(option)
         if typing.get_origin(option) is list and isinstance(data, list):
-            yield from ((place, value, arguments[0]) for place, value in enumerate(data))
+            yield from ((f"{path.removesuffix('.')}[{i}].", value, arguments[0]) for i, value in enumerate(data))
         if typing.get_origin(option) is dict and isinstance(data, Mapping):
-            yield from ((key, value, arguments[1]) for key, value in data.items())
+            yield from ((f"{path}{key}.", value, arguments[1]) for key, value in data.items())
 
 
 def _structs(kind: Any) -> list[type[msgspec.Struct]]:

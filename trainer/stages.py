@@ -23,7 +23,7 @@ class Stretch:
     """A stage where it lies in the run."""
 
     name: str
-    """"" in a run without stages."""
+    """Empty in a run without stages."""
     number: int
     first: int
     """The step, from 0, that it begins with."""
@@ -122,6 +122,8 @@ class Course:
         slots = max(0, steps) * self._batch
         if stretch.mixture is not None:
             return stretch.mixture.seen(slots)
+        if len(self._sizes) == 1:
+            return dict.fromkeys(self._sizes, slots)
         passes, rest = divmod(slots, self._sequences)
         ends = np.cumsum(list(self._sizes.values()))
         begun = stream(passes * self._sequences, rest, self._sequences, self._seed, stretch.number)

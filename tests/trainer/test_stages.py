@@ -64,6 +64,9 @@ def test_a_run_without_stages_has_the_batches_and_the_rate_that_it_had() -> None
         assert (course.ids(step) == batch_indices(step, 12, 77, 0)).all()
         assert course.learning_rate(step) == schedule.learning_rate(step, 30, settings.optim)
     assert course.tokens(30) == {} and course.told(30) == ""
+    twice = Course(settled(stages=[stage(), stage("again")], data={"train": ["a"]}), {"": 77})
+    assert (twice.ids(9) == course.ids(9)).all()  # a list of files may have stages too
+    assert (twice.ids(10) != course.ids(0)).any()
 
 
 def test_a_stage_is_as_long_as_it_says() -> None:

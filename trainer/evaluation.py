@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import isfinite
-from typing import Any
 
 import torch
 
@@ -64,17 +63,25 @@ class HeldOut:
             board.add(step, evaluation_loss=loss)
             return
         text = ", ".join(f"{name} {one:.4f}" for name, one in losses.items())
-        tell("evaluation", step, f"held-out loss after step {step}: {text}", loss=loss, losses=losses)
+        written = {name: _finite(one) for name, one in losses.items()}
+        tell("evaluation", step, f"held-out loss after step {step}: {text}", loss=_finite(loss), losses=written)
         board.add(step, **{f"evaluation_loss/{name}": one for name, one in losses.items()})
         for name, limit in self._settings.limits.items():
-            rise = losses[name] / first[name] - 1 if name in first else 0.0
-            if rise > limit:
-                self._warn(step, name, tell, loss=losses[name], first=first[name], rise=rise, limit=limit)
+            if name in first and not losses[name] <= first[name] * (1 + limit):  # also one that is not finite
+                self._warn(step, name, losses[name], first[name], limit, tell)
 
-    def _warn(self, step: int, name: str, tell: Callable[..., None], **values: Any) -> None:
-        text = "{loss:.4f}, is {rise:.1%} above its first, {first:.4f}: evaluation.limits allows {limit:.1%}"
-        said = f"forgetting: the held-out loss of {name} after step {step}, {text.format(**values)}"
-        tell("forgetting", step, said, set=name, **values)
+    def _warn(self, step: int, name: str, loss: float, first: float, limit: float, tell: Callable[..., None]) -> None:
+        rise = loss / first - 1
+        text = (
+            f"forgetting: the held-out loss of {name} after step {step}, {loss:.4f}, is {rise:.1%} above its first, "
+            f"{first:.4f}: evaluation.limits allows {limit:.1%}"
+        )
+        tell("forgetting", step, text, set=name, loss=_finite(loss), first=first, rise=_finite(rise), limit=limit)
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no other."""
+    return value if isfinite(value) else None
 
 
 def evaluate(

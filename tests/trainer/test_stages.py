@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ from tests.trainer.data.samples import WORDS, texts, write_rows, write_tokenizer
 from tests.trainer.ranks import ROOT, Run
 from trainer import recipe, schedule
 from trainer.audit import audit
+from trainer.board import Board
 from trainer.checkpoint.format import read_manifest
 from trainer.config import cache_folder, exact_part, read, resolve
 from trainer.data.batches import Batches
 from trainer.data.order import batch_indices
 from trainer.data.prepare import prepare
 from trainer.data.prepared import Pool, Prepared
+from trainer.evaluation import HeldOut
 from trainer.layout import BatchLayout
 from trainer.prepare import main as prepare_all
-from trainer.schema import Data, Optim, Source, TrainConfig
+from trainer.schema import Data, Evaluation, Optim, Source, TrainConfig
 from trainer.stages import Course
 
 NewRun = Callable[..., Run]
@@ -418,6 +421,23 @@ def test_what_is_forgotten_is_a_curve_and_a_warning(new_run: NewRun) -> None:
     manifests = [read_manifest(path) for path in (run.path / "checkpoints").iterdir()]
     assert min(losses[step]["chats"] for step in losses if step) in [one.evaluation_loss for one in manifests]
     assert all(one.first_losses == losses[0] for one in manifests)
+
+
+def test_a_loss_that_is_not_finite_is_above_every_limit() -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    def tell(event: str, step: int, text: str, **values: Any) -> None:
+        told.append((event, values))
+
+    held_out = HeldOut(Evaluation(every=5, limits={"a": 9.0, "b": 0.5}, best="b"), {})
+    losses = {"a": math.nan, "b": 1.5}
+    assert held_out.first(losses, {"b": 1.0}) == {"b": 1.0} and held_out.first(losses, {}) == {"b": 1.5}
+    with Board(Path(), 0, active=False) as board:
+        held_out.tell(5, losses, {"a": 1.0, "b": 1.0}, tell, board)
+    assert told == [
+        ("evaluation", {"loss": 1.5, "losses": {"a": None, "b": 1.5}}),
+        ("forgetting", {"set": "a", "loss": None, "first": 1.0, "rise": None, "limit": 9.0}),
+    ]
 
 
 def test_a_preparation_prints_each_source_and_each_stage(new_run: NewRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -202,6 +202,8 @@ def _from_text(kind: type[Any], value: Any) -> Any:
 
 def _check_keys(data: Any, kind: Any, source: str, path: str) -> None:
     """Unknown keys and unknown words, with the nearest valid one; msgspec's own messages name neither."""
+    for inside, value, inner in _inside(data, kind, path):
+        _check_keys(value, inner, source, inside)
     options = _structs(kind)
     if not options or not isinstance(data, Mapping):
         return
@@ -212,7 +214,7 @@ def _check_keys(data: Any, kind: Any, source: str, path: str) -> None:
             raise ConfigError(f"{source}: {path}{tag}={data.get(tag)}: {_hint(str(data.get(tag)), by_tag)}")
         struct = by_tag[data[tag]]
     hints = _hints(struct)
-    names = [*struct.__struct_fields__, *([tag] if tag else [])]
+    names = [*hints, *([tag] if tag else [])]
     for key, value in data.items():
         if key not in names:
             raise ConfigError(f"{source}: unknown key {path}{key}: {_hint(str(key), names, path)}")
@@ -222,13 +224,32 @@ def _check_keys(data: Any, kind: Any, source: str, path: str) -> None:
         _check_keys(value, hints.get(key), source, f"{path}{key}.")
 
 
-_hints = functools.cache(typing.get_type_hints)
+@functools.cache
+def _hints(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """The type of each key, as it is written."""
+    found = typing.get_type_hints(struct)
+    return {
+        key: found[name] for key, name in zip(struct.__struct_encode_fields__, struct.__struct_fields__, strict=True)
+    }
+
+
+def _inside(data: Any, kind: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """What a list or a mapping of settings holds: its path, the value, and the type that it is to be of."""
+    for option in _options(kind):
+        arguments = typing.get_args(option)
+        if typing.get_origin(option) is list and isinstance(data, list):
+            yield from ((f"{path.removesuffix('.')}[{i}].", value, arguments[0]) for i, value in enumerate(data))
+        if typing.get_origin(option) is dict and isinstance(data, Mapping):
+            yield from ((f"{path}{key}.", value, arguments[1]) for key, value in data.items())
 
 
 def _structs(kind: Any) -> list[type[msgspec.Struct]]:
     """The Structs that a value of this type may become; several: a union told apart by its tag."""
-    options = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
-    return [option for option in options if isinstance(option, type) and issubclass(option, msgspec.Struct)]
+    return [option for option in _options(kind) if isinstance(option, type) and issubclass(option, msgspec.Struct)]
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _hint(word: str, words: Iterable[str], path: str = "") -> str:

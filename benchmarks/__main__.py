@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agreement, command_line, machine, nodelist
+from benchmarks import agreement, command_line, loader, machine, nodelist
 from benchmarks.backlog import measure as backlog
 from benchmarks.checkpoint import measure as checkpoint
 from benchmarks.goodput import measure as goodput
@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "command_line": command_line.measure,
     "nodelist": nodelist.measure,
     "agreement": agreement.measure,
+    "loader": loader.measure,
     "memory": memory.measure,
     "step": step.measure,
     "backlog": backlog.measure,

@@ -4,7 +4,8 @@ Its help topics, and the documented modules, classes and functions of its standa
 
     python -m recipes.demo_data [FOLDER]
 
-writes FOLDER/train.jsonl, FOLDER/evaluation.jsonl and FOLDER/tokenizer: the same bytes for the same Python.
+writes FOLDER/train.jsonl, FOLDER/evaluation.jsonl, chats made of both and FOLDER/tokenizer: the same bytes for the
+same Python.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def make(folder: Path) -> bool:
     files = {
         "train.jsonl": _rows(train),
         "evaluation.jsonl": _rows(documents[::_HELD_OUT]),
+        "chats.jsonl": _chats(train),
+        "chats_evaluation.jsonl": _chats(documents[::_HELD_OUT]),
         "tokenizer/tokenizer.json": tokenizer.to_str(),
         "tokenizer/tokenizer_config.json": json.dumps(TOKENIZER_CONFIG, indent=2) + "\n",
         stamp_file.name: stamp,  # last: it stands for all the others
@@ -104,6 +107,18 @@ def _documented(path: Path) -> Iterator[str]:
 
 def _rows(documents: list[str]) -> str:
     return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
+
+
+def _chats(documents: list[str]) -> str:
+    """Of each document of several lines: the user gives its first line, the assistant goes on to the next gap."""
+    lines = []
+    for text in documents:
+        first, _, rest = text.partition("\n")
+        if answer := rest.strip().partition("\n\n")[0]:
+            question = {"role": "user", "content": f"Go on: {first}"}
+            row = {"messages": [question, {"role": "assistant", "content": answer}]}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 def train_tokenizer(documents: list[str]) -> Tokenizer:

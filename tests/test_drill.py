@@ -84,6 +84,26 @@ def test_a_small_recipe_keeps_the_rate_that_the_large_one_would_have(tmp_path: P
     assert small.optim.lr == 1e-4 and small.lora == Lora(r=8)
 
 
+def test_a_small_recipe_keeps_its_sources_and_no_stages(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n" * (2 * ROWS))
+    (tmp_path / "parts").mkdir()
+    sources = {name: {"files": [str(rows)], "format": name} for name in ("text", "chat")}
+    tree = {
+        "name": "big",
+        "model": {"config": {"model_type": "llama", **LARGE["llama"]}, "tokenizer": "t"},
+        "data": {"train": sources, "evaluation": sources, "seq_len": 8192},
+        "train": {"global_batch_size": 1024},
+        "stages": [{"name": "one", "mixture": {"text": 1}, "tokens": 1e9}],
+        "optim": {"lr": 1e-5},
+        "evaluation": {"every": 9, "limits": {"text": 0.1}},
+    }
+    small = config.resolve(shrink(tree, tmp_path / "parts", 4, 200), "small")
+    assert small.stages is None and small.train.steps == 200
+    files = [file for source in small.data.sources.values() for file in source.files]
+    assert len({*files, str(rows)}) == 5 and all(Path(file).read_text() == "{}\n" * ROWS for file in files)
+
+
 class Told:
     """A run folder in which a run has gone through one fault."""
 

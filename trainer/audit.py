@@ -21,7 +21,9 @@ from settings import ConfigError
 from trainer import config
 from trainer.data.order import stream
 from trainer.data.prepare import cache_folder, prepare
-from trainer.data.prepared import Prepared, sequence_hash
+from trainer.data.prepared import Pool, Prepared, sequence_hash
+from trainer.schema import TrainConfig
+from trainer.stages import Course, Stretch
 
 Hashes = npt.NDArray[np.int64]
 
@@ -47,7 +49,13 @@ def audit(run_dir: Path) -> Audit:
     """Checks RUN_DIR/events.jsonl against the plan and the data. Raises ConfigError when that cannot be."""
     settings = config.read(run_dir / "config.yaml")
     cache = cache_folder(settings.data, run_dir)
-    prepared = prepare(settings.data, settings.model.tokenizer_folder, cache, "train", say=lambda _: None)
+    tokenizer = settings.model.tokenizer_folder
+    pool = Pool(
+        {
+            name: prepare(settings.data, tokenizer, cache, key, say=lambda _: None)
+            for name, key in settings.data.keys("train").items()
+        }
+    )
     out = Audit()
     every = _read_events(run_dir / "events.jsonl", out)
     begin = min((event.step for event in every if event.event == "resume"), default=0) if settings.fork else 0
@@ -59,10 +67,19 @@ def audit(run_dir: Path) -> Audit:
         return out
     recorded = _by_step(events, begin, out)
     if out.ok:
-        batch_size, seed = settings.train.global_batch_size, settings.train.seed
-        used = stream(0, (begin + len(recorded)) * batch_size, prepared.sequences, seed).reshape(-1, batch_size)
-        _compare(recorded, used, begin, _sequence_hashes(prepared), out)
-        _count_uses(used, prepared.sequences, out)
+        planned = _planned(Course(settings, pool.sizes), pool, settings, begin + len(recorded), out)
+        hashes = np.concatenate([_sequence_hashes(name, prepared) for name, prepared in pool.sources.items()])
+        used = np.concatenate([ids for _, ids in planned])
+        recorded = _compare(recorded, used, begin, hashes, pool, out)
+        for stretch, ids in planned:
+            if stretch.mixture is None:
+                _check_passes(recorded[stretch.first :][: len(ids)], stretch, ids.shape[1], hashes, out)
+            _count_uses(ids, stretch, pool, out)
+        if settings.stages is not None:
+            out.summary = (
+                f"{len(used):,} steps, {used.size:,} samples in {len(planned)} of {len(settings.stages)} stages; "
+                "none skipped, none twice in a pass"
+            )
     if not out.ok:
         out.summary = f"problems: {len(out.problems)}: the samples were not used as planned"
     return out
@@ -146,35 +163,64 @@ def _ranges(steps: list[int]) -> str:
 # --- samples --------------------------------------------------------------------------------------------
 
 
-def _sequence_hashes(prepared: Prepared) -> Hashes:
+def _planned(
+    course: Course, pool: Pool, settings: TrainConfig, count: int, out: Audit
+) -> list[tuple[Stretch, npt.NDArray[np.int64]]]:
+    """The samples of the first `count` steps by stage, each (steps, batch): numbers in the row of all sources."""
+    batch, last = settings.train.global_batch_size, course.stretches[-1]
+    if settings.stages is not None and count > course.steps:
+        out.problems.append(f"steps {course.steps + 1}-{count} lie beyond the last stage")
+    planned = []
+    for stretch in course.stretches:
+        known = stretch is not last or stretch.mixture is not None
+        if (steps := (min(count, stretch.end) if known else count) - stretch.first) > 0:
+            slots = steps * batch
+            if stretch.mixture is None:
+                ids = stream(0, slots, pool.sequences, settings.train.seed, stretch.number)
+            else:
+                ids = stretch.mixture.ids(0, slots)
+            planned.append((stretch, ids.reshape(-1, batch)))
+    return planned
+
+
+def _sequence_hashes(name: str, prepared: Prepared) -> Hashes:
     """The hash of every sequence, (sequences,), from documents.bin alone."""
     count, length = prepared.sequences, prepared.seq_len
     firsts = np.arange(count) * length
     # Documents are numbered in order, so that a search finds where each begins.
     offsets = firsts - np.searchsorted(prepared.documents, prepared.documents[firsts])
     rows = prepared.documents[: count * length].reshape(count, length)
-    hashes = (sequence_hash(row, offset) for row, offset in zip(rows, offsets.tolist(), strict=True))
+    hashes = (sequence_hash(row, offset, name) for row, offset in zip(rows, offsets.tolist(), strict=True))
     return np.fromiter(hashes, np.int64, count)
 
 
-def _compare(recorded: Hashes, used: npt.NDArray[np.int64], begin: int, hashes: Hashes, out: Audit) -> None:
-    """Each step's hash against its planned samples, `used` (begin + steps, batch); whole passes against the data."""
+def _compare(
+    recorded: Hashes, used: npt.NDArray[np.int64], begin: int, hashes: Hashes, pool: Pool, out: Audit
+) -> Hashes:
+    """Each step's hash against its planned samples, `used` (begin + steps, batch). Returns those of all steps."""
     expected = hashes[used].sum(axis=1)  # int64 sums wrap, as the recorded ones did
+    recorded = recorded[: len(used) - begin]
     for index in (np.flatnonzero(recorded != expected[begin:]) + begin).tolist():
         found = recorded[index - begin]
-        why = _explain(found, expected, hashes[used[index]], used[index], hashes)
+        why = _explain(found, expected, hashes[used[index]], used[index], hashes, pool)
         out.problems.append(f"step {index + 1}: other samples than planned: {why}")
-    recorded = np.concatenate([expected[:begin], recorded])
-    # Where a pass ends with a step, its sum is that of all the data, whatever order the sampler says it took.
-    sequences, batch_size = len(hashes), used.shape[1]
+    return np.concatenate([expected[:begin], recorded])
+
+
+def _check_passes(recorded: Hashes, stretch: Stretch, batch_size: int, hashes: Hashes, out: Audit) -> None:
+    """Where a pass ends with a step, its sum is that of all the data, whatever order the sampler says it took."""
+    sequences = len(hashes)
     cycle = sequences // gcd(sequences, batch_size)
     steps = len(recorded) // cycle * cycle
     passes = steps * batch_size // sequences
     if steps and recorded[:steps].sum() != hashes.sum() * np.array([passes]):
-        out.problems.append(f"the first {steps} steps use the data {passes} times, but do not sum up to it")
+        of = f" of stage {stretch.name}" if stretch.name else ""
+        out.problems.append(f"the first {steps} steps{of} use the data {passes} times, but do not sum up to it")
 
 
-def _explain(found: np.int64, expected: Hashes, batch: Hashes, indices: npt.NDArray[np.int64], hashes: Hashes) -> str:
+def _explain(
+    found: np.int64, expected: Hashes, batch: Hashes, ids: npt.NDArray[np.int64], hashes: Hashes, pool: Pool
+) -> str:
     """What a wrong hash says: another step's batch, or one sample in place of another."""
     if (other := np.flatnonzero(expected == found)).size:
         return f"it used the samples of step {other[0] + 1}"
@@ -182,28 +228,44 @@ def _explain(found: np.int64, expected: Hashes, batch: Hashes, indices: npt.NDAr
     replacements = batch + (found - batch.sum(keepdims=True))
     hits = np.flatnonzero(np.isin(replacements, hashes))
     if hits.size == 1:
-        instead = np.flatnonzero(hashes == replacements[hits[0]])[0]
-        return f"sequence {instead} stood in place of sequence {indices[hits[0]]}"
+        instead, planned = pool.places(np.array([np.flatnonzero(hashes == replacements[hits[0]])[0], ids[hits[0]]]))
+        return f"sequence {instead} stood in place of sequence {planned}"
     return f"hash {found}, planned {batch.sum()}"
 
 
-def _count_uses(used: npt.NDArray[np.int64], sequences: int, out: Audit) -> None:
-    uses = np.bincount(used.ravel(), minlength=sequences)
-    passes, rest = divmod(used.size, sequences)
-    if uses.min() < passes or uses.max() > passes + (rest > 0):
-        out.problems.append(f"sequences were used {uses.min()} to {uses.max()} times in {passes} passes")
-    done = f"{len(used):,} steps, {used.size:,} samples"
+def _count_uses(used: npt.NDArray[np.int64], stretch: Stretch, pool: Pool, out: Audit) -> None:
+    """How often each sequence is used: of a mixture's sources each by itself, else of all as one."""
+    uses = np.bincount(used.ravel(), minlength=pool.sequences)
+    sizes = list(pool.sizes.values())
+    by_source = dict(zip(pool.sizes, np.split(uses, np.cumsum(sizes)[:-1]), strict=True))
+    for name, counts in (by_source if stretch.mixture is not None else {"": uses}).items():
+        passes, rest = divmod(int(counts.sum()), len(counts))
+        if counts.min() < passes or counts.max() > passes + (rest > 0):
+            of = f" of {name}" if name else ""
+            out.problems.append(f"sequences{of} were used {counts.min()} to {counts.max()} times in {passes} passes")
+    if list(by_source) != [""]:
+        seen = [
+            f"{name} {counts.sum():,} samples, {counts.sum() * pool.seq_len:,} tokens, {counts.mean():.2f} epochs"
+            for name, counts in by_source.items()
+            if counts.any()
+        ]
+        stage = f"stage {stretch.name}, " if stretch.name else ""
+        out.notes.append(f"{stage}steps {stretch.first + 1}-{stretch.first + len(used)}: {'; '.join(seen)}")
+    if not stretch.name:
+        out.summary = _in_passes(len(used), used.size, pool.sequences)
+
+
+def _in_passes(steps: int, samples: int, sequences: int) -> str:
+    passes, rest = divmod(samples, sequences)
+    done = f"{steps:,} steps, {samples:,} samples"
     if passes == 0:
-        out.summary = (
+        return (
             f"{done}: each used once ({rest:,} of {sequences:,} sequences, {sequences - rest:,} left for a "
             "next pass); none skipped, none twice"
         )
-    else:
-        whole = "1 whole pass" if passes == 1 else f"{passes} whole passes"
-        partial = f", and {rest:,} of them in pass {passes + 1}" if rest else ""
-        out.summary = (
-            f"{done}: {whole} with each of {sequences:,} sequences once{partial}; none skipped, none twice in a pass"
-        )
+    whole = "1 whole pass" if passes == 1 else f"{passes} whole passes"
+    partial = f", and {rest:,} of them in pass {passes + 1}" if rest else ""
+    return f"{done}: {whole} with each of {sequences:,} sequences once{partial}; none skipped, none twice in a pass"
 
 
 def main(arguments: list[str]) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from settings import ConfigError, Struct, convert, read_yaml, to_plain
-from trainer.schema import LAYOUT, Data, TrainConfig, default_rate
+from settings import ConfigError, Struct, convert, nearest, read_yaml, to_plain
+from trainer.schema import LAYOUT, Data, Ramp, Rate, Stage, TrainConfig, default_rate
 
 
 def resolve(data: dict[str, Any], source: str) -> TrainConfig:
@@ -21,8 +22,9 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
         )
     if config.model.config is not None and "model_type" not in config.model.config:
         raise ConfigError(f"{source}: model.config.model_type is missing: for example model_type: llama")
-    if (config.train.steps is None) == (config.train.epochs is None):
-        raise ConfigError(f"{source}: give either train.steps or train.epochs, not both or none")
+    if not config.data.keys("train"):
+        raise ConfigError(f"{source}: data.train: no file is given")
+    _check_length(config, source)
     if config.train.activation_offload and config.train.gradient_checkpointing in (False, "selective"):
         raise ConfigError(
             f"{source}: train.activation_offload needs train.gradient_checkpointing=true or every_k: what a layer "
@@ -33,20 +35,89 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
             f"{source}: train.compile leaves gradient_checkpointing=selective nothing to select, since it sees no "
             f"matrix product inside a compiled layer: take true, or every_k"
         )
-    if config.evaluation.every and not config.data.evaluation:
-        raise ConfigError(
-            f"{source}: evaluation.every={config.evaluation.every} needs data.evaluation: a held-out file"
-        )
+    _check_evaluation(config, source)
     _check_checkpoint(config, source)
     _check_quantize(config, source)
-    if config.optim.lr is not None:
-        return config
-    if config.model.path is None:
-        raise ConfigError(
-            f"{source}: optim.lr is missing: a model that starts from nothing (model.config) has no default rate: "
-            "give one, for example optim.lr=3e-4"
-        )
-    return replace(config, optim=replace(config.optim, lr=default_rate(config.data.format, config.lora is not None)))
+    return _with_rates(config, source)
+
+
+def _check_length(config: TrainConfig, source: str) -> None:
+    train = config.train
+    if config.stages is None:
+        if (train.steps is None) == (train.epochs is None):
+            raise ConfigError(f"{source}: give either train.steps or train.epochs, not both or none")
+        return
+    for key in ("steps", "epochs"):
+        if getattr(train, key) is not None:
+            raise ConfigError(f"{source}: give either train.{key} or stages, not both: each stage says how long it is")
+    names = [stage.name for stage in config.stages]
+    if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+        raise ConfigError(f"{source}: stages: the name '{twice[0]}' stands twice: each stage has its own")
+    for stage in config.stages:
+        _check_stage(stage, list(config.data.keys("train")), f"{source}: stages.{stage.name}")
+
+
+def _check_stage(stage: Stage, sources: list[str], where: str) -> None:
+    """Raises ConfigError; `sources`: the names of those of data.train."""
+    if sum(length is not None for length in (stage.steps, stage.epochs, stage.tokens)) != 1:
+        raise ConfigError(f"{where}: give one of steps, epochs and tokens")
+    if stage.mixture is None:
+        return
+    if not stage.mixture:
+        raise ConfigError(f"{where}.mixture names no source: give weights of {', '.join(sources)}, or leave it out")
+    for name, weight in stage.mixture.items():
+        if sources == [""]:
+            raise ConfigError(f"{where}.mixture.{name}: data.train is a list: give its sources names, to weigh them")
+        if name not in sources:
+            near = nearest(name, sources)
+            hint = f"did you mean {near}?" if near else f"there are: {', '.join(sources)}"
+            raise ConfigError(f"{where}.mixture.{name}: data.train has no such source: {hint}")
+        ends = (weight.begin, weight.end) if isinstance(weight, Ramp) else (weight,)
+        if not all(0 <= end < math.inf for end in ends) or not any(ends):
+            shown = f"{{from: {ends[0]:g}, to: {ends[1]:g}}}" if len(ends) > 1 else f"{ends[0]:g}"
+            raise ConfigError(f"{where}.mixture.{name}={shown}: a weight is a number above 0 (one end may be 0)")
+    ramps = [weight for weight in stage.mixture.values() if isinstance(weight, Ramp)]
+    if len(ramps) == len(stage.mixture) and not (any(r.begin for r in ramps) and any(r.end for r in ramps)):
+        raise ConfigError(f"{where}.mixture: at one end all weights are 0: give one of them another")
+    if ramps and stage.epochs is not None:
+        raise ConfigError(f"{where}.epochs={stage.epochs:g}: where weights change, give steps or tokens")
+
+
+def _check_evaluation(config: TrainConfig, source: str) -> None:
+    evaluation, sets = config.evaluation, list(config.data.keys("evaluation"))
+    if evaluation.every and not sets:
+        raise ConfigError(f"{source}: evaluation.every={evaluation.every} needs data.evaluation: a held-out file")
+    named = [("best", evaluation.best)] if evaluation.best is not None else []
+    for setting, name in [*named, *((f"limits.{name}", name) for name in evaluation.limits)]:
+        if not evaluation.every:
+            raise ConfigError(f"{source}: evaluation.{setting} needs evaluation.every: losses to look at")
+        if name not in sets:
+            there = ", ".join(filter(None, sets)) or "none: data.evaluation is a list"
+            raise ConfigError(f"{source}: evaluation.{setting}: there is no held-out set {name}; there are: {there}")
+
+
+def _with_rates(config: TrainConfig, source: str) -> TrainConfig:
+    """The config with the peak rate that the recipe does not name, and with every stage's own. Raises ConfigError."""
+
+    def peak(given: float | None, stage: Stage | None = None) -> float:
+        if given is None and config.model.path is not None:
+            given = default_rate(config.purpose(stage), config.lora is not None)
+        if given is None:
+            raise ConfigError(
+                f"{source}: optim.lr is missing: a model that starts from nothing (model.config) has no default rate: "
+                "give one, for example optim.lr=3e-4"
+            )
+        return given
+
+    if config.stages is None:
+        return replace(config, optim=replace(config.optim, lr=peak(config.optim.lr)))
+    stages = []
+    for stage in config.stages:
+        own = {key: value for key, value in to_plain(stage.optim).items() if value is not None}
+        optim = replace(config.optim, **own)
+        rate = Rate(peak(optim.lr, stage), optim.schedule, optim.warmup, optim.min_lr, optim.decay)
+        stages.append(replace(stage, optim=rate))
+    return replace(config, stages=stages, optim=replace(config.optim, lr=config.optim.lr or stages[0].optim.lr))
 
 
 def _check_checkpoint(config: TrainConfig, source: str) -> None:
@@ -99,6 +170,8 @@ def exact_part(config: TrainConfig) -> dict[str, Any]:
     """The fields that make the run what it is, as plain data: what a resume compares."""
     out = _exact(TrainConfig, to_plain(config))
     del out["name"]
+    if config.stages is None:  # a run without them is the one that it was before there were any
+        del out["stages"]
     return out
 
 
@@ -143,6 +216,10 @@ def absolute_paths(recipe: dict[str, Any], base: Path) -> dict[str, Any]:
 def _absolute(value: Any, base: Path) -> Any:
     if isinstance(value, list):
         return [_absolute(item, base) for item in value]
-    if isinstance(value, dict) and "files" in value:
-        return {**value, "files": _absolute(value["files"], base)}
+    if isinstance(value, dict):  # sources by name; another tool's JSON has no `files`, and stays
+        return {name: _absolute_source(one, base) for name, one in value.items()}
     return str(base / Path(value).expanduser()) if isinstance(value, str) else value
+
+
+def _absolute_source(one: Any, base: Path) -> Any:
+    return {**one, "files": _absolute(one["files"], base)} if isinstance(one, dict) and "files" in one else one

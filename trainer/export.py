@@ -108,7 +108,7 @@ def _write_configs(model: Any, settings: TrainConfig, dtype: torch.dtype, folder
         known = values.get("eos_token_id")
     values.pop("_from_model_config", None)  # transformers would make it anew from config.json
     ends = known if isinstance(known, list) else [known] * (known is not None)
-    ends += end_tokens(Path(settings.model.tokenizer_folder), settings.data.format)
+    ends += end_tokens(Path(settings.model.tokenizer_folder), settings.result)
     _write_json(folder / "generation_config.json", {**values, "eos_token_id": list(dict.fromkeys(ends))})
 
 

@@ -83,12 +83,12 @@ def card(settings: TrainConfig, about: dict[str, Any]) -> str:
         base=f"{base}; then another run's {about['fork']}" if about["fork"] else base,
         step=about["steps"],
         tokens=about["tokens_seen"],
-        format=settings.data.format,
+        format=settings.purpose(),
         data=about["data"],
         attempts=about["attempts"],
         elements=about["weights"]["elements"],
         dtype=about["weights"]["dtype"],
-        use=_CHAT if settings.data.format == "chat" else _TEXT,
+        use=_CHAT if settings.result == "chat" else _TEXT,
     )
 
 

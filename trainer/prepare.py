@@ -10,10 +10,11 @@ from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.format import read_manifest
 from trainer.config import differences, read
 from trainer.data.prepare import cache_folder, prepare
+from trainer.data.prepared import Pool
 from trainer.exits import CONFIG
 from trainer.model_config import check_vocabulary, new_config
-from trainer.plan import total_steps
 from trainer.schema import TrainConfig
+from trainer.stages import Course
 
 
 def main(config_path: Path) -> None:
@@ -22,13 +23,23 @@ def main(config_path: Path) -> None:
     if config.model.path is None:  # a mistake in it would cost three starts of all ranks
         check_vocabulary(new_config(config.model).vocab_size, config.model.tokenizer_folder)
     cache = cache_folder(config.data, config_path.parent)
-    prepared = prepare(config.data, config.model.tokenizer_folder, cache, "train")
-    steps = total_steps(config.train, prepared.sequences)
-    print(f"data: {prepared.sequences:,} sequences of {config.data.seq_len} tokens; {steps:,} steps")
+    sources = {
+        name: prepare(config.data, config.model.tokenizer_folder, cache, key)
+        for name, key in config.data.keys("train").items()
+    }
+    pool = Pool(sources)
+    course = Course(config, pool.sizes)
+    for name, source in pool.sources.items():
+        if name:
+            print(f"source {name}: {source.sequences:,} sequences, {source.sequences * source.seq_len:,} tokens")
+    print(f"data: {pool.sequences:,} sequences of {config.data.seq_len} tokens; {course.steps:,} steps")
+    if config.stages is not None:
+        print("\n".join(course.table()))
     if config.fork is not None:
-        check_fork(config, Path(config.fork), steps)
+        check_fork(config, Path(config.fork), course.steps)
     if config.evaluation.every:
-        prepare(config.data, config.model.tokenizer_folder, cache, "evaluation")
+        for key in config.data.keys("evaluation").values():
+            prepare(config.data, config.model.tokenizer_folder, cache, key)
 
 
 def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
@@ -38,7 +49,7 @@ def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
     except CheckpointBroken as error:
         raise ConfigError(f"--fork: {checkpoint}: {error}: take another: --fork RUN@STEP") from None
     if manifest.step >= steps:
-        raise ConfigError(f"--fork: the checkpoint is of step {manifest.step}, this run has {steps}: raise train.steps")
+        raise ConfigError(f"--fork: the checkpoint is of step {manifest.step}, this run has {steps}: make it longer")
     was, now = manifest.config["model"].get("config"), config.model.config
     if config.model.path is None and was != now:
         changed = ", ".join(f"{key} {old} -> {new}" for key, old, new in differences(was or {}, now or {}))

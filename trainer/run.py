@@ -28,23 +28,23 @@ from trainer.config import differences
 from trainer.data.batches import Batches, RankBatch
 from trainer.data.feed import Feed
 from trainer.data.prepare import cache_folder, prepare
-from trainer.data.prepared import Prepared
+from trainer.data.prepared import Pool, Prepared
 from trainer.engines import make_engine
 from trainer.engines.shard import KINDS
 from trainer.engines.stopwatch import Launched
-from trainer.evaluation import evaluate
+from trainer.evaluation import HeldOut
 from trainer.export import export
 from trainer.guard import Diverged
 from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.loss import logits_stand_whole
 from trainer.memory import note_out_of_memory
 from trainer.model_config import check_vocabulary
-from trainer.plan import batch_layout, total_steps
+from trainer.plan import batch_layout
 from trainer.runtime import start
 from trainer.saves import Progress, Saves
-from trainer.schedule import learning_rate
-from trainer.schema import TrainConfig
+from trainer.schema import Split, TrainConfig
 from trainer.self_test import Unfit
+from trainer.stages import Course
 from trainer.step_log import Step, StepLog
 from trainer.stop import Ballot, Stopped
 from trainer.throughput import Throughput
@@ -106,10 +106,12 @@ class Training:
         self.watchdog.enter("preparation")
         self.exact = together(lambda: exact_part(settings))
         self.layout = batch_layout(settings.train, runtime.world_size)
-        self.data = self.prepared("train")
-        self.held_out = self.prepared("evaluation") if settings.evaluation.every else None
-        self.total = total_steps(settings.train, self.data.sequences)
-        self.batches = Batches(self.data, self.layout, settings.train.seed, runtime.rank)
+        self.data = Pool(self.prepared("train"))
+        held_out = self.prepared("evaluation") if settings.evaluation.every else {}
+        self.held_out = HeldOut(settings.evaluation, held_out)
+        self.course = Course(settings, self.data.sizes)
+        self.total = self.course.steps
+        self.batches = Batches(self.data, self.layout, settings.train.seed, runtime.rank, self.course.ids)
         # 2. The model, the same on every rank, and the engine that spreads it.
         self.watchdog.enter("model")
         model = together(self.build_model)
@@ -125,13 +127,17 @@ class Training:
         self.watchdog.enter("resume")
         self.resume(Writers(runtime))
 
-    def prepared(self, split: Any) -> Prepared:
+    def prepared(self, split: Split) -> dict[str, Prepared]:
+        """The sources of a split, by name."""
+        return {name: self.prepared_source(key) for name, key in self.settings.data.keys(split).items()}
+
+    def prepared_source(self, key: str) -> Prepared:
         settings, leads = self.settings, self.runtime.leads
         cache, tokenizer = cache_folder(settings.data, self.runtime.run_dir), settings.model.tokenizer_folder
         still_working, together = self.stop.still_working, self.attempt.together
 
         def make() -> Path | None:
-            return prepare(settings.data, tokenizer, cache, split, self.say, still_working).folder if leads else None
+            return prepare(settings.data, tokenizer, cache, key, self.say, still_working).folder if leads else None
 
         folder = self.runtime.from_leader(together(make))
         return together(lambda: Prepared.open(folder))
@@ -164,7 +170,8 @@ class Training:
         if self.hollow or resumed:
             self.engine.refresh()
         if resumed:
-            self.progress = Progress(resumed.point.step, **resumed.manifest.state)
+            manifest = resumed.manifest
+            self.progress = Progress(resumed.point.step, **manifest.state, first_losses=manifest.first_losses)
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")
             step, compiles = self.progress.step, self.settings.train.compile  # a forward pass alone is compiled anew
@@ -188,7 +195,8 @@ class Training:
         self.saves.start(self.progress.step)
         source = folder_name(own.point) if own else self.settings.fork
         how = f"resumed from {source}" if source else "starts"
-        text = f"{how} at step {self.progress.step} of {self.total}; {self.layout}"
+        stage = self.course.at(self.progress.step).name
+        text = f"{how} at step {self.progress.step} of {self.total}{f', stage {stage}' if stage else ''}; {self.layout}"
         self.attempt.tell("resume", self.progress.step, text, **{"from": source}, world_size=runtime.world_size)
 
     def forked(self) -> Resumed | None:
@@ -267,7 +275,10 @@ class Training:
         """Forward, backward and optimizer step of one global batch, launched: nothing here waits for the device."""
         assert batch is not None  # the loop ends before a step without a batch
         progress, tokens, device = self.progress, agreement.valid_tokens, self.runtime.device
-        lr = learning_rate(progress.step, self.total, self.settings.optim)
+        if (stage := self.course.begins(progress.step)) is not None:
+            text = f"stage {stage.name}: steps {stage.first + 1} to {stage.end}"
+            self.attempt.tell("stage", progress.step, text, name=stage.name, seen=self.course.tokens(progress.step))
+        lr = self.course.learning_rate(progress.step)
         last = len(batch.micro_batches) - 1
         self.engine.stopwatch.lap()  # an evaluation's forward passes are not this step's
         launched = Launched(device)
@@ -282,21 +293,19 @@ class Training:
         self.log.launched(Step(*about, launched, self.engine.stopwatch.lap()))
 
     def evaluation_due(self) -> bool:
-        every, step = self.settings.evaluation.every, self.progress.step
-        return bool(every) and self.progress.evaluated != step > 0 and (step % every == 0 or step == self.total)
+        return self.progress.evaluated != self.progress.step and self.held_out.due(self.progress.step, self.total)
 
     def evaluate(self) -> Agreement | None:
-        """The held-out loss; or the agreement to stop that broke it off."""
-        assert self.held_out is not None
+        """The held-out losses; or the agreement to stop that broke them off."""
         self.watchdog.enter("evaluation")
-        batches = self.settings.evaluation.batches
-        result = evaluate(self.engine, self.held_out, self.layout, batches, self.runtime, self.stop)
+        progress = self.progress
+        result = self.held_out.evaluate(self.engine, self.layout, self.runtime, self.stop)
         if isinstance(result, Agreement):
             return result
-        step = self.progress.evaluated = self.progress.step
-        self.saves.evaluated(result)
-        self.attempt.tell("evaluation", step, f"held-out loss {result:.4f} after step {step}", loss=result)
-        self.board.add(step, evaluation_loss=result)
+        progress.evaluated = progress.step
+        progress.first_losses = self.held_out.first(result, progress.first_losses)
+        self.saves.evaluated(result[self.held_out.best])
+        self.held_out.tell(progress.step, result, progress.first_losses, self.attempt.tell, self.board)
         return None
 
     # --- leaving ---
@@ -330,7 +339,10 @@ class Training:
         done: dict[str, Any] = {"step": self.progress.step, "tokens_seen": self.progress.tokens_seen}
         if self.settings.export:
             done["sha256"] = export(self.settings, checkpoint, run_dir / "export", self.say)
-        self.attempt.tell("done", self.progress.step)
+        seen = self.course.tokens(self.progress.step)
+        self.attempt.tell(
+            "done", self.progress.step, self.course.told(self.progress.step), **({"seen": seen} if seen else {})
+        )
         write_atomic(run_dir / "DONE", json.dumps({**done, "time": time.time()}) + "\n")
         self.say(f"done: {self.progress.step} steps")
         return exits.DONE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
@@ -21,13 +21,15 @@ LOST_IN_A_ROW = 2
 
 @dataclass
 class Progress:
-    """The state of the loop: integers, and nothing else."""
+    """The state of the loop."""
 
     step: int = 0
     """Optimizer steps that are done."""
     tokens_seen: int = 0
     evaluated: int = -1
     """Step after which the last evaluation was made."""
+    first_losses: dict[str, float] = field(default_factory=dict)
+    """Of each held-out set at its first evaluation, where the rise is limited."""
 
 
 class Saves:
@@ -98,7 +100,8 @@ class Saves:
     def _begin(self, progress: Progress) -> None:
         state = {"tokens_seen": progress.tokens_seen, "evaluated": progress.evaluated}
         loss = self._loss if progress.evaluated == progress.step else None
-        self.saver.begin(progress.step, replace(self._content, state=state, evaluation_loss=loss))
+        content = replace(self._content, state=state, evaluation_loss=loss, first_losses=progress.first_losses)
+        self.saver.begin(progress.step, content)
         self.rhythm.saves(progress.step)
         self._under_way, self._attempt.lead.saving = replace(progress), True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.schema import Optim, TrainConfig
+from trainer.schema import Format, Optim, TrainConfig
 
 
 def learning_rate(step: int, total: int, optim: Optim) -> float:
@@ -24,17 +24,23 @@ def learning_rate(step: int, total: int, optim: Optim) -> float:
 
 
 def notes(settings: TrainConfig) -> list[str]:
-    """What speaks against the peak rate of a run that starts from existing weights."""
+    """What speaks against the peak rates of a run that starts from existing weights."""
     if settings.model.path is None or settings.lora is not None:
         return []
-    rate = settings.optim.peak
-    if settings.data.format == "text":
+    if settings.stages is None:
+        return _notes("optim.lr", settings.optim.peak, settings.purpose())
+    stages = [(f"stages.{stage.name}.optim.lr", stage.optim.lr, settings.purpose(stage)) for stage in settings.stages]
+    return [note for key, rate, kind in stages if rate is not None for note in _notes(key, rate, kind)]
+
+
+def _notes(key: str, rate: float, kind: Format) -> list[str]:
+    if kind == "text":
         why = "continual pre-training at such a rate forgets what the model knew faster than it learns the new texts"
-        return [f"optim.lr={rate:g} is above 1e-5: {why}"] if rate > 1e-5 else []
+        return [f"{key}={rate:g} is above 1e-5: {why}"] if rate > 1e-5 else []
     if rate > 5e-5:
         why = "full instruction tuning at such a rate overwrites what the model knew; usual is 1e-5 to 5e-5"
-        return [f"optim.lr={rate:g} is above 5e-5: {why}"]
+        return [f"{key}={rate:g} is above 5e-5: {why}"]
     if rate < 1e-5:
         why = "full instruction tuning at such a rate hardly changes the weights in a few epochs; usual is 1e-5 to 5e-5"
-        return [f"optim.lr={rate:g} is below 1e-5: {why}"]
+        return [f"{key}={rate:g} is below 1e-5: {why}"]
     return []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from settings import ConfigError, Struct
 
@@ -40,6 +40,7 @@ class Model(Struct, frozen=True):
 
 
 Format = Literal["text", "chat"]
+Split = Literal["train", "evaluation"]
 
 
 class Source(Struct, frozen=True):
@@ -83,6 +84,11 @@ class Data(Struct, frozen=True):
             found |= {key: Source(given)} if isinstance(given, list) and given else {}
         return {k: Source(s.files, s.format or self.format, s.column or self.column) for k, s in found.items()}
 
+    def keys(self, split: Split) -> dict[str, str]:
+        """The keys in `sources` of one of both, by the name that the recipe gives; files in a list have none: ""."""
+        keys = [key for key in self.sources if key.partition(".")[0] == split]
+        return {key.partition(".")[2]: key for key in keys}
+
 
 class EveryK(Struct, frozen=True):
     every_k: Count
@@ -95,7 +101,7 @@ class Train(Struct, frozen=True):
     steps: Count | None = None
     """Optimizer steps of the whole run."""
     epochs: Annotated[float, Meta(gt=0)] | None = None
-    """Or: passes over the data; a last part of a batch is left out, and said."""
+    """Or: passes over the data; a last part of a batch is left out, and said. Neither where there are stages."""
     micro_batch_size: Annotated[Count | None, LAYOUT] = None
     """Sequences in one forward pass of one rank; default: the largest divisor of its share up to 8."""
     seed: Annotated[int, Meta(ge=0)] = 0
@@ -124,12 +130,15 @@ class Train(Struct, frozen=True):
         return self.precision in ("adam32", "bf16")
 
 
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+
+
 class Optim(Struct, frozen=True):
     lr: Annotated[float, Meta(gt=0)] | None = None
     """Peak learning rate of AdamW; default, for existing weights alone: 2e-5 for chat, 1e-5 for text; 1e-4 for LoRA."""
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: moments in eight bits with a scale for each 256 (2 bytes a parameter in place of 8)."""
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    schedule: Schedule = "cosine"
     """How the rate falls after the warmup; wsd: it stays at the peak, and falls as a cosine at the end."""
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Annotated[float, Meta(gt=0)] = 1e-8
@@ -157,6 +166,40 @@ LORA_RATE = 1e-4
 def default_rate(data_format: str, lora: bool) -> float | None:
     """Peak learning rate for existing weights; None: there is no such format."""
     return LORA_RATE if lora else DEFAULT_RATES.get(data_format)
+
+
+class Rate(Struct, frozen=True):
+    """What a stage has of its own in `optim`; default: what stands there."""
+
+    lr: Annotated[float, Meta(gt=0)] | None = None
+    """Default: optim.lr; without it, for existing weights alone: 2e-5 where a source is chat, else 1e-5."""
+    schedule: Schedule | None = None
+    warmup: Share | None = None
+    """Share of the stage's steps; so is `decay`."""
+    min_lr: Share | None = None
+    decay: Share | None = None
+
+
+class Ramp(Struct, frozen=True):
+    """A weight that changes in a straight line from the stage's begin to its end."""
+
+    begin: float = field(name="from")
+    end: float = field(name="to")
+
+
+class Stage(Struct, frozen=True):
+    """A stretch of the run's steps with its own data and rate. One of steps, epochs and tokens says how long it is."""
+
+    name: str
+    mixture: dict[str, float | Ramp] | None = None
+    """Weights of sources of data.train, by tokens, relative to their sum; a number, or {from: 0.1, to: 0.3}. Default:
+    all sources as if they were one."""
+    steps: Count | None = None
+    epochs: Annotated[float, Meta(gt=0)] | None = None
+    """Passes over all sources; with a mixture over the one of the largest weight."""
+    tokens: Annotated[float, Meta(gt=0)] | None = None
+    """Tokens of its sequences, for example 2e9; of these and of passes, a last part of a batch is left out."""
+    optim: Rate = Rate()
 
 
 class Ddp(Struct, frozen=True, tag_field="kind", tag="ddp"):
@@ -212,7 +255,12 @@ class Evaluation(Struct, frozen=True):
     every: Annotated[int, Meta(ge=0)] = 0
     """Steps between two evaluations; 0: none."""
     batches: Count = 8
-    """Global batches of held-out data in one evaluation."""
+    """Global batches of held-out data in one evaluation, of each set."""
+    best: str | None = None
+    """The set whose loss says which checkpoints checkpoint.keep_best keeps; default: the first."""
+    limits: dict[str, Annotated[float, Meta(gt=0)]] = {}
+    """By set: the share by which its loss may rise above the first one before that is said (0.05: by 5 %). Then the
+    sets are evaluated before the first step, too."""
 
 
 _TIME = re.compile(r"([1-9]\d*)([smhd])")
@@ -263,6 +311,8 @@ class TrainConfig(Struct, frozen=True):
     data: Data
     train: Train
     optim: Optim = Optim()
+    stages: Annotated[list[Stage], Meta(min_length=1)] | None = None
+    """One after the other, in place of train.steps and train.epochs."""
     lora: Lora | None = None
     """Instead of all weights."""
     engine: Annotated[Ddp | Fsdp | Deepspeed, LAYOUT] = Ddp()
@@ -274,6 +324,18 @@ class TrainConfig(Struct, frozen=True):
     """Write a Hugging Face folder `export/` when the last step is saved."""
     fork: Annotated[str | None, LAYOUT] = None
     """Checkpoint folder of another run: this one starts from its weights, moments and step (launch.py --fork)."""
+
+    def purpose(self, stage: Stage | None = None) -> Format:
+        """chat where a source is, of those of a stage or of the whole run."""
+        named = self.data.keys("train").items()
+        used = [key for name, key in named if stage is None or stage.mixture is None or name in stage.mixture]
+        kinds = {self.data.sources[key].kind for key in used} or {self.data.format}
+        return "chat" if "chat" in kinds else "text"
+
+    @property
+    def result(self) -> Format:
+        """What the model is for in the end."""
+        return self.purpose(self.stages[-1] if self.stages else None)
 
     @property
     def lean_optimizer(self) -> bool:

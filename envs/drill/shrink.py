@@ -48,12 +48,13 @@ DROPPED = ("rope_scaling", "rope_parameters", "layer_types", "max_window_layers"
 def shrink(tree: dict[str, Any], folder: Path, world_size: int, steps: int) -> dict[str, Any]:
     """The recipe's tree with everything that takes time made small; its data's first rows are written to `folder`.
 
-    What the drill is about stays as it is: tokenizer, format, engine, precision, optimizer. Raises ConfigError.
+    What the drill is about stays as it is: tokenizer, format, engine, precision, optimizer; of stages one is left.
+    Raises ConfigError.
     """
     model, data, train = tree.get("model"), tree.get("data"), tree.get("train")
     if not (isinstance(model, dict) and isinstance(data, dict) and isinstance(train, dict)):
         raise ConfigError(f"{tree.get('name')}: a drill needs a recipe with model, data and train")
-    small = {key: value for key, value in tree.items() if key not in ("fork", "watchdog")}
+    small = {key: value for key, value in tree.items() if key not in ("fork", "stages", "watchdog")}
     small["model"] = small_model(model)
     if isinstance(tree.get("lora"), dict):  # new weights lie in no folder, from which alone they could be quantized
         small["lora"] = {**tree["lora"], "quantize": None}
@@ -107,8 +108,13 @@ def small_config(values: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def first_rows(files: list[str], folder: Path, split: str) -> list[str]:
-    """Copies of the files' first rows. Raises ConfigError."""
+def first_rows(files: Any, folder: Path, split: str) -> Any:
+    """Copies of the files' first rows; of each source, where there are several. Raises ConfigError."""
+    if isinstance(files, dict):
+        named = enumerate(files.items())
+        return {
+            name: {**one, "files": first_rows(one["files"], folder, f"{split}-{place}")} for place, (name, one) in named
+        }
     out = []
     for number, file in enumerate(files):
         target = folder / f"{split}-{number}.jsonl"

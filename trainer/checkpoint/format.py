@@ -82,6 +82,8 @@ class Manifest(msgspec.Struct, frozen=True):
     files: list[File]
     evaluation_loss: float | None = None
     """Held-out, of the evaluation after this very step; None: there was none, or it is not finite."""
+    first_losses: dict[str, float] = {}
+    """Of each held-out set at its first evaluation, where the recipe limits the rise."""
 
 
 # --- writing --------------------------------------------------------------------------------------------

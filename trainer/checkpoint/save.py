@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any
 
@@ -30,6 +30,7 @@ class Content:
     data: str
     state: dict[str, int]
     evaluation_loss: float | None = None
+    first_losses: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Saver:
             parameters={s.name: Parameter(list(s.shape), int(s.step.item()), _in_bf16(s)) for s in known},
             files=[],
             evaluation_loss=content.evaluation_loss,
+            first_losses=content.first_losses,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,11 @@ from torch import Tensor
 
 from trainer.attention import Documents
 from trainer.data.order import batch_indices
-from trainer.data.prepared import Prepared, sequence_hash
+from trainer.data.prepared import Place, Pool, Prepared, sequence_hash
 from trainer.layout import BatchLayout
+
+Ids = Callable[[int], npt.NDArray[np.int64]]
+"""The sequences of a global batch by its step."""
 
 IGNORED = -100
 """Label of a token that is no target: torch's cross_entropy skips it."""
@@ -63,23 +66,26 @@ class RankBatch:
 class Batches:
     """The training batches of data-parallel rank `dp_rank`."""
 
-    def __init__(self, prepared: Prepared, layout: BatchLayout, seed: int, dp_rank: int) -> None:
-        self._prepared = prepared
+    def __init__(
+        self, data: Prepared | Pool, layout: BatchLayout, seed: int, dp_rank: int, ids: Ids | None = None
+    ) -> None:
+        """`ids`: of the run's stages; None: all sequences are shuffled as one, epoch by epoch."""
+        self._pool = data if isinstance(data, Pool) else Pool({"": data})
         self._layout = layout
         self._seed = seed
         self._dp_rank = dp_rank
+        self._ids = ids or self._shuffled
 
     def get(self, step: int) -> RankBatch:
         """The share of global batch `step`, counted from 0: pass the number of finished steps."""
-        indices = self._indices(step)
-        return _rank_batch(self._prepared, indices, self._layout, self._dp_rank)
+        return _rank_batch(self._pool, self._ids(step), self._layout, self._dp_rank)
 
-    def samples(self, step: int) -> list[int]:
-        """The sequences of the whole global batch `step`."""
-        return [int(index) for index in self._indices(step)]
+    def samples(self, step: int) -> list[int | str]:
+        """The sequences of the whole global batch `step`, by number; with its name where a source has one."""
+        return [str(place) if place.name else place.number for place in self._pool.places(self._ids(step))]
 
-    def _indices(self, step: int) -> npt.NDArray[np.int64]:
-        return batch_indices(step, self._layout.global_batch_size, self._prepared.sequences, self._seed)
+    def _shuffled(self, step: int) -> npt.NDArray[np.int64]:
+        return batch_indices(step, self._layout.global_batch_size, self._pool.sequences, self._seed)
 
 
 def evaluation_batches(prepared: Prepared, layout: BatchLayout, dp_rank: int, count: int) -> Iterator[RankBatch]:
@@ -90,12 +96,12 @@ def evaluation_batches(prepared: Prepared, layout: BatchLayout, dp_rank: int, co
     total = layout.global_batch_size
     for batch in range(min(count, max(1, prepared.sequences // total))):
         indices = np.arange(batch * total, (batch + 1) * total) % prepared.sequences
-        yield _rank_batch(prepared, indices, layout, dp_rank)
+        yield _rank_batch(Pool({"": prepared}), indices, layout, dp_rank)
 
 
-def _rank_batch(prepared: Prepared, indices: npt.NDArray[np.int64], layout: BatchLayout, dp_rank: int) -> RankBatch:
+def _rank_batch(pool: Pool, ids: npt.NDArray[np.int64], layout: BatchLayout, dp_rank: int) -> RankBatch:
     shape = (layout.gradient_accumulation_steps, layout.data_parallel_size, layout.micro_batch_size)
-    read = [_read(prepared, micro) for micro in indices.reshape(shape)[:, dp_rank]]
+    read = [_read(pool.places(micro)) for micro in ids.reshape(shape)[:, dp_rank]]
     micro_batches = [micro_batch for micro_batch, _ in read]
     return RankBatch(
         micro_batches,
@@ -105,24 +111,28 @@ def _rank_batch(prepared: Prepared, indices: npt.NDArray[np.int64], layout: Batc
     )
 
 
-def _read(prepared: Prepared, indices: npt.NDArray[np.int64]) -> tuple[MicroBatch, npt.NDArray[np.int64]]:
-    """Sequences `indices` (B,), and the hash of each: of the documents read here, along with the tokens."""
-    length = prepared.seq_len
-    firsts = indices * length
-    tokens = np.stack([prepared.read("tokens", i, length + 1) for i in firsts]).astype(np.int64)
-    counts = np.stack([prepared.read("loss", i + 1, length) for i in firsts])
-    documents = np.stack([prepared.read("documents", i, length) for i in firsts])
-    offsets = firsts - np.concatenate([prepared.read("starts", document, 1) for document in documents[:, 0]])
-    labels = np.where(counts == 1, tokens[:, 1:], IGNORED)
-    hashes = [sequence_hash(row, offset) for row, offset in zip(documents, offsets, strict=True)]
-    arrays = (tokens[:, :-1], labels, positions(documents))
-    input_ids, targets, places = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-    return MicroBatch.of(input_ids, targets, places), np.array(hashes, np.int64)
+def _read(places: list[Place]) -> tuple[MicroBatch, npt.NDArray[np.int64]]:
+    """The sequences at `places` (B,), and the hash of each: of the documents read here, along with the tokens."""
+    length = places[0].prepared.seq_len
+    shape = (len(places), length)
+    input_ids, labels, documents = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32)
+    hashes = np.empty(len(places), np.int64)
+    for row, (name, prepared, number) in enumerate(places):
+        first = number * length
+        tokens = prepared.read("tokens", first, length + 1)
+        input_ids[row], labels[row] = tokens[:-1], tokens[1:]
+        np.copyto(labels[row], IGNORED, where=prepared.read("loss", first + 1, length) != 1)
+        documents[row] = prepared.read("documents", first, length)
+        start = int(prepared.read("starts", documents[row, 0], 1)[0])
+        hashes[row] = sequence_hash(documents[row], first - start, name)
+    arrays = (torch.from_numpy(array) for array in (input_ids, labels, positions(documents)))
+    return MicroBatch.of(*arrays), hashes
 
 
 def positions(documents: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """documents (B, T) -> the place of each token in its document's part of the sequence, (B, T)."""
-    place = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
-    first = np.zeros_like(place)
-    first[:, 1:] = np.where(documents[:, 1:] != documents[:, :-1], place[:, 1:], 0)
-    return place - np.maximum.accumulate(first, axis=1)
+    begins = np.ones(documents.shape, np.bool_)
+    np.not_equal(documents[:, 1:], documents[:, :-1], out=begins[:, 1:])
+    first = np.flatnonzero(begins)
+    lengths = np.diff(first, append=documents.size)
+    return (np.arange(documents.size) - np.repeat(first, lengths)).reshape(documents.shape)

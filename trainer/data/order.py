@@ -12,7 +12,7 @@ import xxhash
 _ROUNDS = 8  # 4 make a Feistel network pseudorandom; small halves mix badly and need more
 
 
-def permutation(index: npt.NDArray[np.int64], n: int, seed: int, stage: int, epoch: int) -> npt.NDArray[np.int64]:
+def permutation(index: npt.NDArray[np.int64], n: int, seed: int, stage: int | str, epoch: int) -> npt.NDArray[np.int64]:
     """Where a keyed bijection of [0, n) sends each `index`: O(1) memory, any order, any subset.
 
     A Feistel network permutes the next power of four; what falls outside [0, n) is sent through again until
@@ -47,7 +47,7 @@ def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-def stream(first: int, count: int, sequences: int, seed: int, stage: int = 0) -> npt.NDArray[np.int64]:
+def stream(first: int, count: int, sequences: int, seed: int, stage: int | str = 0) -> npt.NDArray[np.int64]:
     """Items first .. first + count - 1 of the endless stream of sequence numbers.
 
     Item k is the permutation of epoch k // sequences at k % sequences: an epoch holds each sequence once.

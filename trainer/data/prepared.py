@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -115,11 +116,57 @@ class Prepared:
         return np.asarray(np.memmap(self.folder / f"{name}.bin", self._types[name], "r"))  # plain arrays slice faster
 
 
-def sequence_hash(documents_row: npt.NDArray[np.int32], start_offset: int) -> int:
+class Place(NamedTuple):
+    """Where a sequence lies."""
+
+    name: str
+    """Of its source."""
+    prepared: Prepared
+    number: int
+    """Its own there."""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.number}" if self.name else str(self.number)
+
+
+class Pool:
+    """Sources one behind the other, in the order of their names; their sequences are numbered through."""
+
+    def __init__(self, sources: Mapping[str, Prepared]) -> None:
+        """By name; "" is that of files that a recipe gives none. Raises ConfigError when their lengths differ."""
+        self.sources = dict(sorted(sources.items()))
+        self.sizes = {name: prepared.sequences for name, prepared in self.sources.items()}
+        """Sequences of each."""
+        lengths = {name: prepared.seq_len for name, prepared in self.sources.items()}
+        if len(set(lengths.values())) > 1:
+            raise ConfigError(f"data.train: sources of several lengths ({lengths}): a run has one, data.seq_len")
+        self.sequences, self.seq_len = sum(self.sizes.values()), next(iter(lengths.values()))
+        self._names, self._ends = list(self.sources), np.cumsum(list(self.sizes.values()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what all hold."""
+        if list(self.sources) == [""]:
+            return self.sources[""].fingerprint
+        parts = {name: prepared.fingerprint for name, prepared in self.sources.items()}
+        return xxhash.xxh3_128_hexdigest(msgspec.json.encode(parts))
+
+    def places(self, ids: npt.NDArray[np.int64]) -> list[Place]:
+        """ids: (n,)."""
+        sources = np.searchsorted(self._ends, ids, "right")
+        firsts = self._ends[sources] - np.array(list(self.sizes.values()))[sources]
+        found = zip((self._names[source] for source in sources), (ids - firsts).tolist(), strict=True)
+        return [Place(name, self.sources[name], number) for name, number in found]
+
+
+def sequence_hash(documents_row: npt.NDArray[np.int32], start_offset: int, source: str = "") -> int:
     """A signed 64-bit name of what a sequence holds.
 
     documents_row: (T,), the documents of its inputs; start_offset: the place of its first token within its
-    document (tokens), which tells apart the sequences inside one long document.
+    document (tokens), which tells apart the sequences inside one long document; source: its name, since every
+    source numbers its documents from 0.
     """
-    digest = xxhash.xxh3_64_intdigest(documents_row.tobytes() + int(start_offset).to_bytes(8, "little"))
+    digest = xxhash.xxh3_64_intdigest(
+        documents_row.tobytes() + int(start_offset).to_bytes(8, "little") + source.encode()
+    )
     return digest - (1 << 64) if digest >> 63 else digest

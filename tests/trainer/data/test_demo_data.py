@@ -24,7 +24,8 @@ def test_it_is_written_once_and_touches_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "demo_data.stamp").write_text("another Python")
     assert demo_data.make(tmp_path)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
-    wanted = ["demo_data.stamp", "evaluation.jsonl", "mine", "tokenizer", "train.jsonl"]
+    data = ["chats.jsonl", "chats_evaluation.jsonl", "evaluation.jsonl", "train.jsonl"]
+    wanted = sorted([*data, "demo_data.stamp", "mine", "tokenizer"])
     assert sorted(entry.name for entry in tmp_path.iterdir()) == wanted
 
 
@@ -44,3 +45,10 @@ def test_transformers_loads_the_tokenizer(tmp_path: Path) -> None:
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer.decode(tokenizer.encode(str(text))) == "<|user|>\nthe run<|end|>\n<|assistant|>\n"
     assert tokenizer.eos_token == "<|endoftext|>"
+
+
+def test_the_chats_go_on_with_a_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_data, "_documents", lambda: iter(["one line", "def f():\n    first part\n\n    second"]))
+    demo_data.make(tmp_path)
+    [chat] = map(json.loads, (tmp_path / "chats.jsonl").read_text().splitlines())
+    assert [message["content"] for message in chat["messages"]] == ["Go on: def f():", "first part"]

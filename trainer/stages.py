@@ -1,0 +1,171 @@
+"""The course of a run: its stages in steps. Which sequences a step takes, and its rate, are functions of the step."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import replace
+
+from settings import ConfigError, to_plain
+from trainer.data.mixture import Mixture
+from trainer.data.order import batch_indices, stream
+from trainer.plan import total_steps
+from trainer.schedule import learning_rate
+from trainer.schema import Optim, Ramp, Stage, TrainConfig
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stage where it lies in the run."""
+
+    name: str
+    """Empty in a run without stages."""
+    number: int
+    first: int
+    """The step, from 0, that it begins with."""
+    steps: int
+    optim: Optim
+    mixture: Mixture | None
+    """None: all sources are shuffled as one."""
+    weights: Mapping[str, tuple[float, float]]
+    """Of the mixture: at its begin and at its end."""
+
+    @property
+    def end(self) -> int:
+        return self.first + self.steps
+
+
+class Course:
+    """All stages of a run; a run without any is one stretch."""
+
+    def __init__(self, settings: TrainConfig, sizes: Mapping[str, int]) -> None:
+        """sizes: sequences of each source. Raises ConfigError when they are not enough."""
+        self._batch, self._seed, self._sizes = settings.train.global_batch_size, settings.train.seed, sizes
+        self._seq_len = settings.data.seq_len
+        self._sequences = sum(sizes.values())
+        self.stretches: list[Stretch] = []
+        if settings.stages is None:
+            steps = total_steps(settings.train, self._sequences)
+            self.stretches.append(Stretch("", 0, 0, steps, settings.optim, None, {}))
+        for stage in settings.stages or []:
+            self._append(stage, settings.optim)
+        self.steps = self.stretches[-1].end
+
+    def _append(self, stage: Stage, optim: Optim) -> None:
+        number, first = len(self.stretches), self.stretches[-1].end if self.stretches else 0
+        weights = _weights(stage)
+        steps = self._length(stage, weights)
+        mixture = None
+        if weights:
+            mixture = Mixture(self._sizes, weights, steps * self._batch, self._seed, number)
+            seen = mixture.seen(steps * self._batch)
+            for name in (name for name in weights if not seen[name]):
+                raise ConfigError(
+                    f"stages.{stage.name}.mixture.{name}: so small a weight gives it none of the stage's "
+                    f"{steps * self._batch:,} sequences: raise it, or leave the source out"
+                )
+        own = replace(optim, **to_plain(stage.optim))
+        self.stretches.append(Stretch(stage.name, number, first, steps, own, mixture, weights))
+
+    def _length(self, stage: Stage, weights: Mapping[str, tuple[float, float]]) -> int:
+        """Steps."""
+        if stage.steps is not None:
+            return stage.steps
+        if stage.tokens is not None:
+            steps = int(stage.tokens) // (self._batch * self._seq_len)
+        else:
+            assert stage.epochs is not None  # resolve() asks for one of the three
+            sequences = float(self._sequences)
+            if weights:
+                largest = max(sorted(weights), key=lambda name: weights[name][0])
+                sequences = self._sizes[largest] * sum(weight for weight, _ in weights.values()) / weights[largest][0]
+            steps = int(sequences * stage.epochs) // self._batch
+        if steps < 1:
+            raise ConfigError(
+                f"stages.{stage.name} is less than one batch of train.global_batch_size={self._batch} sequences of "
+                f"data.seq_len={self._seq_len}: make it longer, or the batch smaller"
+            )
+        return steps
+
+    def at(self, step: int) -> Stretch:
+        """The stretch that a step, from 0, belongs to."""
+        return self.stretches[bisect_right([stretch.first for stretch in self.stretches], step) - 1]
+
+    def begins(self, step: int) -> Stretch | None:
+        """The stage that begins with this step."""
+        return next((stretch for stretch in self.stretches if stretch.name and stretch.first == step), None)
+
+    def learning_rate(self, step: int) -> float:
+        stretch = self.at(step)
+        return learning_rate(step - stretch.first, stretch.steps, stretch.optim)
+
+    def ids(self, step: int) -> npt.NDArray[np.int64]:
+        """The sequences of a global batch, (global_batch_size,): numbers in the row of all sources."""
+        stretch = self.at(step)
+        if stretch.mixture is None:
+            return batch_indices(step - stretch.first, self._batch, self._sequences, self._seed, stretch.number)
+        return stretch.mixture.ids((step - stretch.first) * self._batch, self._batch)
+
+    def seen(self, step: int) -> dict[str, int]:
+        """Sequences of each source in all batches up to where so many steps are done."""
+        total = dict.fromkeys(self._sizes, 0)
+        for stretch in self.stretches:
+            for name, count in self._seen(stretch, min(step, stretch.end) - stretch.first).items():
+                total[name] += count
+        return total
+
+    def _seen(self, stretch: Stretch, steps: int) -> dict[str, int]:
+        slots = max(0, steps) * self._batch
+        if stretch.mixture is not None:
+            return stretch.mixture.seen(slots)
+        if len(self._sizes) == 1:
+            return dict.fromkeys(self._sizes, slots)
+        passes, rest = divmod(slots, self._sequences)
+        ends = np.cumsum(list(self._sizes.values()))
+        begun = stream(passes * self._sequences, rest, self._sequences, self._seed, stretch.number)
+        counts = np.bincount(np.searchsorted(ends, begun, "right"), minlength=len(ends)).tolist()
+        return {name: passes * size + count for (name, size), count in zip(self._sizes.items(), counts, strict=True)}
+
+    def tokens(self, step: int) -> dict[str, int]:
+        """Of each source with a name: the tokens of its sequences in the batches up to there."""
+        return {name: count * self._seq_len for name, count in self.seen(step).items() if name}
+
+    def told(self, step: int) -> str:
+        """The same for a person; "" where no source has a name."""
+        seen = [
+            f"{name} {count * self._seq_len:,} tokens, {count / self._sizes[name]:.2f} epochs"
+            for name, count in self.seen(step).items()
+            if name
+        ]
+        return f"seen: {'; '.join(seen)}" * bool(seen)
+
+    def table(self) -> Iterator[str]:
+        """Each stage, and below it each of its sources: its share, tokens and passes."""
+        for stretch in self.stretches:
+            slots = stretch.steps * self._batch
+            yield (
+                f"stage {stretch.name}: steps {stretch.first + 1:,} to {stretch.end:,}, "
+                f"{slots * self._seq_len:,} tokens, lr {stretch.optim.peak:g} {stretch.optim.schedule}"
+            )
+            for name, count in self._seen(stretch, stretch.steps).items():
+                if count:
+                    share, tokens = _share(stretch, name, count / slots), count * self._seq_len
+                    yield f"    {name or 'data'}: {share}, {tokens:,} tokens, {count / self._sizes[name]:.2f} epochs"
+
+
+def _weights(stage: Stage) -> dict[str, tuple[float, float]]:
+    given = (stage.mixture or {}).items()
+    return {name: (one.begin, one.end) if isinstance(one, Ramp) else (one, one) for name, one in given}
+
+
+def _share(stretch: Stretch, name: str, seen: float) -> str:
+    """Of a stage's sequences; from its begin to its end where it changes."""
+    sums = [sum(column) for column in zip(*stretch.weights.values(), strict=True)] or [0.0, 0.0]
+    ends = [weight / total for weight, total in zip(stretch.weights.get(name, ()), sums, strict=False)]
+    if ends and ends[0] != ends[1]:
+        return f"{ends[0]:.1%} -> {ends[1]:.1%}"
+    return f"{seen:.1%}"

@@ -1,34 +1,55 @@
-"""`python -m trainer.prepare RUN_DIR/config.yaml`: tokenize the run's data before it is queued."""
+"""`python -m trainer.prepare RUN_DIR/config.yaml [--check] [--show N]`: tokenize the run's data before it is queued."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from settings import ConfigError
+from trainer import offline
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.format import read_manifest
 from trainer.config import differences, read
-from trainer.data.prepare import cache_folder, prepare
+from trainer.data.display import Display, samples
+from trainer.data.encode import load_tokenizer
+from trainer.data.prepare import Prepared, cache_folder, prepare
 from trainer.exits import CONFIG
 from trainer.model_config import check_vocabulary, new_config
 from trainer.plan import total_steps
 from trainer.schema import TrainConfig
 
 
-def main(config_path: Path) -> None:
-    """Prepare every split that the run will read, and see that it is enough. Raises ConfigError."""
+def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
+    """Prepare every source that the run will read, and see that it is enough. Raises ConfigError."""
     config = read(config_path)
     if config.model.path is None:  # a mistake in it would cost three starts of all ranks
         check_vocabulary(new_config(config.model).vocab_size, config.model.tokenizer_folder)
     cache = cache_folder(config.data, config_path.parent)
-    prepared = prepare(config.data, config.model.tokenizer_folder, cache, "train")
-    steps = total_steps(config.train, prepared.sequences)
-    print(f"data: {prepared.sequences:,} sequences of {config.data.seq_len} tokens; {steps:,} steps")
+    keys = ["train", *(key for key in config.data.sources if key != "train" and config.evaluation.every)]
+    if only_check:
+        offline.forbid()
+        print(*offline.check(config, cache, keys), sep="\n")
+    prepared = {key: _prepared(config, cache, key, show) for key in keys}
+    steps = total_steps(config.train, prepared["train"].sequences)
+    print(f"data: {prepared['train'].sequences:,} sequences of {config.data.seq_len} tokens; {steps:,} steps")
     if config.fork is not None:
         check_fork(config, Path(config.fork), steps)
-    if config.evaluation.every:
-        prepare(config.data, config.model.tokenizer_folder, cache, "evaluation")
+
+
+def _prepared(config: TrainConfig, cache: Path, key: str, show: int) -> Prepared:
+    """One source, with its progress, its numbers and some of its samples on standard output."""
+    console, tokenizer = Console(), config.model.tokenizer_folder
+    with Display(key, console) as display:
+        prepared = prepare(config.data, tokenizer, cache, key, display.say, watch=display.watch)
+    display.say(f"{key}: {prepared.manifest.summary}")
+    if prepared.manifest.rejects:
+        display.say(f"{key}: the rows that cannot be used are listed in {prepared.folder / 'rejects.jsonl'}")
+    if show:
+        console.print(*samples(prepared, load_tokenizer(Path(tokenizer)), show, not console.is_terminal), sep="\n\n")
+    return prepared
 
 
 def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
@@ -46,8 +67,13 @@ def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m trainer.prepare")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--show", type=int, default=0)
+    given = parser.parse_args()
     try:
-        main(Path(sys.argv[1]))
+        main(given.config, given.check, given.show)
     except ConfigError as error:
         print(f"outlast: {error}", file=sys.stderr)
         sys.exit(CONFIG)

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from settings import ConfigError, dump_yaml, merge, override, read_json, read_yaml, to_plain
 from trainer import claims, config, fsdp_block, schedule, zero
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
 from trainer.config import cache_folder
+from trainer.data.files import find
 from trainer.model_config import check_unquantized
 from trainer.plan import batch_layout
 from trainer.schema import Deepspeed, TrainConfig
@@ -49,6 +52,7 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
     tree, notes = _engine(tree)
     settings = config.resolve(zero.with_batch(tree, world_size) if new else tree, source)
     config.check_files(settings, source)
+    settings = replace(settings, data=settings.data.with_files(find))
     if settings.lora and settings.lora.quantize:
         check_unquantized(settings.model)
     layout = batch_layout(settings.train, world_size)

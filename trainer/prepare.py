@@ -48,7 +48,8 @@ def _prepared(config: TrainConfig, cache: Path, key: str, show: int) -> Prepared
     if prepared.manifest.rejects:
         display.say(f"{key}: the rows that cannot be used are listed in {prepared.folder / 'rejects.jsonl'}")
     if show:
-        console.print(*samples(prepared, load_tokenizer(Path(tokenizer)), show, not console.is_terminal), sep="\n\n")
+        shown = samples(prepared, load_tokenizer(Path(tokenizer)), show, marks=not console.is_terminal)
+        console.print(*shown, sep="\n\n", soft_wrap=True)
     return prepared
 
 

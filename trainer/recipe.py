@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,14 @@ class Ready:
 def read(path: Path) -> dict[str, Any]:
     """A recipe's tree; file names in it count from its own folder."""
     return inlined(config.absolute_paths({"name": path.stem, **read_yaml(path)}, path.parent.resolve()))
+
+
+def default() -> Path:
+    """./recipe.yaml, else the one that is shipped; and says so."""
+    here, shipped = Path("recipe.yaml"), Path(__file__).parent.parent / "recipes" / "demo.yaml"
+    chosen = Path(os.path.relpath(here if here.exists() else shipped))
+    print(f"no recipe given: taking {chosen}", file=sys.stderr)
+    return chosen
 
 
 def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from tokenizers import Tokenizer
 from trainer.data.prepared import Prepared
 
 _LINE_SECONDS = 30.0
+_SHOWN = 150
+"""Tokens at each end of a text that is too long to be shown."""
 
 
 class Display:
@@ -68,10 +71,21 @@ def samples(prepared: Prepared, tokenizer: Tokenizer, count: int, marks: bool) -
         begin = int(prepared.starts[number])
         end = int(prepared.starts[number + 1]) if number + 1 < documents else prepared.manifest.tokens
         ids, loss = prepared.tokens[begin:end], prepared.loss[begin:end]
-        title = f"document {number:,} of {documents:,}: {end - begin:,} tokens, {int(loss.sum()):,} trained on\n"
-        text = Text(title, style="bold")
-        edges = np.flatnonzero(np.diff(loss)) + 1
-        for part, counts in zip(np.split(ids, edges), loss[[0, *edges]], strict=True):
-            words = tokenizer.decode(part.tolist(), skip_special_tokens=False)
-            text.append(f"«{words}»" if counts and marks else words, style="green" if counts else "not bold dim")
+        text = Text()
+        text.append(
+            f"document {number:,} of {documents:,}: {end - begin:,} tokens, {int(loss.sum()):,} trained on\n",
+            "bold cyan",
+        )
+        edges = [0, *(np.flatnonzero(np.diff(loss)) + 1).tolist(), end - begin]
+        for first, last in itertools.pairwise(edges):
+            words = _words(tokenizer, ids[first:last].tolist())
+            text.append(f"«{words}»" if loss[first] and marks else words, "green" if loss[first] else "dim")
         yield text
+
+
+def _words(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """A long text without its middle."""
+    left_out = len(ids) - 2 * _SHOWN
+    if left_out <= 0:
+        return str(tokenizer.decode(ids, skip_special_tokens=False))
+    return f"{_words(tokenizer, ids[:_SHOWN])} [... {left_out:,} tokens ...] {_words(tokenizer, ids[-_SHOWN:])}"

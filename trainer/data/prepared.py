@@ -55,7 +55,8 @@ class Manifest(msgspec.Struct, frozen=True):
         reasons = "".join(f"; {reason}: {count:,}" for reason, count in self.rejects.items())
         return (
             f"{self.rows:,} rows = {self.documents:,} documents + {sum(self.rejects.values()):,} that cannot be used"
-            f"{reasons}; {self.tokens:,} tokens; {self.too_long:,} documents longer than the limit"
+            f"{reasons}; {self.tokens:,} tokens"
+            + (f"; {self.too_long:,} documents are longer than the limit" if self.too_long else "")
         )
 
 

@@ -159,23 +159,23 @@ def _blank_lines(text: bytes) -> int:
 def _csv(stream: BinaryIO, delimiter: str) -> Iterator[Record]:
     """The first row names the columns. A byte that is no UTF-8 becomes a surrogate, which its row is refused for."""
     csv.field_size_limit(_FIELD)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    header: list[str] = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield Record(line, _BLOCK, Unusable("not valid CSV"))
-            continue
-        if not header:
-            header = fields
-        elif fields:  # a blank line is no row
-            row = dict(zip(header, fields, strict=False))
-            yield Record(line, sum(map(len, fields)), row if len(fields) == len(header) else Unusable(_RAGGED))
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        header: list[str] = []
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:
+                yield Record(line, _BLOCK, Unusable("not valid CSV"))
+                continue
+            if not header:
+                header = fields
+            elif fields:  # a blank line is no row
+                row = dict(zip(header, fields, strict=False))
+                yield Record(line, sum(map(len, fields)), row if len(fields) == len(header) else Unusable(_RAGGED))
 
 
 _RAGGED = "more or fewer fields than the header"

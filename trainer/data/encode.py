@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -128,14 +129,32 @@ def _chat(tokenizer: Tokenizer, folder: Path) -> Encode:
     if not template.chat_template:
         raise ConfigError(f"{folder}: the tokenizer has no chat template: data.format=chat needs one")
 
+    drawing = Lock()
+
     def encode(chats: list[Chat]) -> list[Encoded | str]:
-        drawn = [_drawn(template, chat) for chat in chats]
+        # A chat without marks stands here once for each of its turns: so many at a time as fit a bounded memory.
+        out: list[Encoded | str] = []
+        few: list[_Drawn | str] = []
+        size = 0
+        for chat in chats:
+            with drawing:  # a compiled template keeps its marks in one place: two threads would mix theirs
+                few.append(_drawn(template, chat))
+            size += 0 if isinstance(few[-1], str) else few[-1].size
+            if size >= _PIECE:
+                out += masked(few)
+                few, size = [], 0
+        return out + masked(few)
+
+    def masked(drawn: list[_Drawn | str]) -> list[Encoded | str]:
         texts = [text for one in drawn if isinstance(one, _Drawn) for text in one.texts]
         # The template wrote the special tokens.
         encodings = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
         return [one if isinstance(one, str) else _masked(one, list(islice(encodings, len(one.texts)))) for one in drawn]
 
     return encode
+
+
+_PIECE = 1 << 22  # characters
 
 
 class _Drawn(NamedTuple):
@@ -145,6 +164,10 @@ class _Drawn(NamedTuple):
     """The whole; without marks, besides, of each turn of the assistant what stands before it, and all up to its end."""
     marks: list[tuple[int, int]] | None
     """Characters that the template marks as the assistant's ({% generation %})."""
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.texts))
 
 
 def _drawn(template: Any, chat: Chat) -> _Drawn | str:

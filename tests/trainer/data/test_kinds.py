@@ -177,6 +177,22 @@ def test_a_marked_template_may_rewrite_earlier_turns(tmp_path: Path, tokenizer: 
     assert counts == f"{LINES[3]}|end|(last) {LINES[0]}|end|"
 
 
+@pytest.mark.parametrize("marks", [True, False])
+def test_many_chats_come_out_as_one_by_one(
+    tmp_path: Path, tokenizer: str, marks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are encoded by two threads, and in pieces."""
+    monkeypatch.setattr("trainer.data.encode._PIECE", 5000)
+    if marks:
+        Path(tokenizer, "chat_template.jinja").write_text(HEADERS)
+    chats = [[*CHATS[i % 3], {"role": "assistant", "content": f"word {i}"}] for i in range(5000)]
+    prepared = run(tmp_path, tokenizer, [{"messages": chat} for chat in chats], format="chat", max_rejects=0.0)
+    encode, dtype = encoder(Path(tokenizer), "chat")
+    alone = [encode([Chat(chat, None)])[0] for chat in chats]
+    assert prepared.tokens.tolist() == [i for one in alone if isinstance(one, Encoded) for i in one.ids]
+    assert prepared.loss.tolist() == [i for one in alone if isinstance(one, Encoded) for i in one.loss.tolist()]
+
+
 def test_tools_go_to_the_template(tmp_path: Path, tokenizer: str) -> None:
     Path(tokenizer, "chat_template.jinja").write_text(
         TOOLS.replace("{% generation %}", "").replace("{% endgeneration %}", "")

@@ -87,5 +87,6 @@ def _words(tokenizer: Tokenizer, ids: list[int]) -> str:
     """A long text without its middle."""
     left_out = len(ids) - 2 * _SHOWN
     if left_out <= 0:
-        return str(tokenizer.decode(ids, skip_special_tokens=False))
+        words = str(tokenizer.decode(ids, skip_special_tokens=False))
+        return words.replace("\x1b", "\u241b")  # a terminal would obey it
     return f"{_words(tokenizer, ids[:_SHOWN])} [... {left_out:,} tokens ...] {_words(tokenizer, ids[-_SHOWN:])}"

@@ -42,8 +42,8 @@ def read_records(kind: str, stream: BinaryIO, path: str, columns: list[str], by_
         for record in _records(kind, stream, columns, by_line):
             yield record
             line = record.line
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-        # pyarrow's errors are ValueErrors and OSErrors.
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, KeyError, NotImplementedError) as error:
+        # pyarrow's errors are among them: a column that stands twice, a codec that is not built in.
         words = str(error).partition("\n")[0][:120]
         raise ConfigError(f"{path}: damaged after {line:,} (line, or row): no {kind}: {words}") from None
 

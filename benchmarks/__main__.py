@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agreement, command_line, machine, nodelist
+from benchmarks import agreement, command_line, data, machine, nodelist
 from benchmarks.backlog import measure as backlog
 from benchmarks.checkpoint import measure as checkpoint
 from benchmarks.goodput import measure as goodput
@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "nodelist": nodelist.measure,
     "agreement": agreement.measure,
     "memory": memory.measure,
+    "data": data.measure,
     "step": step.measure,
     "backlog": backlog.measure,
     "stops": stops.measure,

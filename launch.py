@@ -13,11 +13,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from slurm.submission import Submission
 
 THE_DAY = """\
@@ -49,6 +48,7 @@ VERBS = {
         "a new job for a run that ended, on another layout if wished",
         "launch.py resume sft --nodes 4 engine.kind=fsdp",
     ),
+    "prepare": Verb("[RECIPE] [key=value ...]", "tokenize as submit does", "launch.py prepare sft.yaml --show 3"),
     "export": Verb("[RUN]", "a Hugging Face folder of a run's checkpoint", "launch.py export sft --step 1200"),
     "drill": Verb(
         "[RECIPE] [key=value ...]",
@@ -116,6 +116,8 @@ CALL_FLAGS = [
     Flag("--attempt", "attempt", int, "of this attempt", ("logs",)),
     Flag("--step", "step", int, "of the checkpoint after this step; default: the newest", ("export",)),
     Flag("--dtype", "dtype", str, "float32 or bf16; default: what the run computed in", ("export",)),
+    Flag("--check", "check", None, "prove that all is there, and nothing would be fetched", ("prepare",)),
+    Flag("--show", "show", int, "print so many samples, and what of them is trained on", ("prepare",)),
     Flag("--all", "all", None, "the whole matrix of faults, in half an hour", ("drill",)),
     Flag("--random", "random", int, "so many random faults in one run", ("drill",)),
     Flag("--seed", "seed", int, "of what is random", ("drill",)),
@@ -223,7 +225,8 @@ def resume(args: argparse.Namespace, job: dict[str, Any]) -> int:
     run = verbs.the_run(args)
     control.check_can_go_on(run)
     spoken, training = submission.job_words(assignments)
-    ready = control.reopen(run, {**in_allocation(job, args), **spoken}, args.cluster, args.dry_run)
+    job = control.fit_allocation(job) if args.here else job
+    ready = control.reopen(run, {**job, **spoken}, args.cluster, args.dry_run)
     if ready.job.command is None:
         config = recipes.changed(run.path, training, ready.job.world_size)
         ready = submission.with_config(ready, config.text, config.batch, config.folders)
@@ -239,12 +242,19 @@ def resume(args: argparse.Namespace, job: dict[str, Any]) -> int:
 
 def drill(args: argparse.Namespace, job: dict[str, Any]) -> int:
     from envs.drill.drill import rehearse
-    from slurm import submission
+
+    tree, spoken, _ = spoken_tree(args)
+    return rehearse(tree, {**job, **spoken}, args)
+
+
+def prepare(args: argparse.Namespace, job: dict[str, Any]) -> int:
+    from slurm import verbs
     from trainer import recipe as recipes
 
-    tree, _ = the_recipe(args, None, None)
-    spoken, training = submission.job_words([word for word in args.words if "=" in word])
-    return rehearse(recipes.overridden(tree, training), {**job, **spoken}, args)
+    tree, spoken, source = spoken_tree(args)
+    layout = {"nodes": 1, "gpus_per_node": 1, **tree.pop("job"), **spoken}
+    run_dir = (Path(args.runs_dir) / tree["name"]).resolve()
+    return verbs.prepare(recipes.checked(tree, run_dir, layout["nodes"] * layout["gpus_per_node"], source).text, args)
 
 
 # --- from words to a checked submission -----------------------------------------------------------------
@@ -252,10 +262,8 @@ def drill(args: argparse.Namespace, job: dict[str, Any]) -> int:
 
 def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | None) -> Submission:
     """Everything checked before anything is written. Raises ConfigError with one line."""
-    from pathlib import Path
-
     from slurm import cluster as clusters
-    from slurm import submission
+    from slurm import control, submission
     from slurm.rundir import RunDir
     from trainer import recipe as recipes
 
@@ -263,7 +271,8 @@ def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | 
     tree, source = the_recipe(args, command, checkpoint)
     spoken, training = submission.job_words([word for word in args.words if "=" in word])
     where = clusters.find(args.cluster, dry_run=args.dry_run)
-    layers = [({"name": tree["name"]}, source), (tree.pop("job"), source), (in_allocation(job, args), TYPED)]
+    job = control.fit_allocation(job) if args.here else job
+    layers = [({"name": tree["name"]}, source), (tree.pop("job"), source), (job, TYPED)]
     layers += [(spoken, TYPED), ({"command": command} if command else {}, TYPED)]
     settings = submission.resolve_job(layers, where)
     settings = submission.name_run(settings, Path(args.runs_dir), named="name" in job)
@@ -281,8 +290,6 @@ def the_recipe(
     args: argparse.Namespace, command: list[str] | None, checkpoint: Path | None
 ) -> tuple[dict[str, Any], str]:
     """The recipe's tree with its `name` and `job`, and what to call it in errors."""
-    from pathlib import Path
-
     from settings import ConfigError, nearest
     from trainer import recipe as recipes
 
@@ -298,26 +305,25 @@ def the_recipe(
         return {"name": command_name(command), "job": {}}, TYPED
     if not named and checkpoint:
         return recipes.forked(checkpoint), str(checkpoint.parent.parent / "config.yaml")
-    path = named[0] if named else default_recipe()
+    path = named[0] if named else recipes.default()
     tree = {"job": {}, **recipes.read(path)}
     if command and (others := tree.keys() - {"name", "job"}):
         raise ConfigError(f"{path}: with -- COMMAND only its job section counts: take out {', '.join(sorted(others))}")
     return tree, str(path)
 
 
-def default_recipe() -> Path:
-    from pathlib import Path
+def spoken_tree(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The recipe's tree with the words laid on it, those of the job, and what to call it in errors."""
+    from slurm import submission
+    from trainer import recipe as recipes
 
-    here, shipped = Path("recipe.yaml"), Path(__file__).parent / "recipes" / "demo.yaml"
-    chosen = Path(os.path.relpath(here if here.exists() else shipped))
-    print(f"no recipe given: taking {chosen}", file=sys.stderr)
-    return chosen
+    tree, source = the_recipe(args, None, None)
+    spoken, training = submission.job_words([word for word in args.words if "=" in word])
+    return recipes.overridden(tree, training), spoken, source
 
 
 def forked(args: argparse.Namespace) -> Path | None:
     """The checkpoint that `--fork RUN[@STEP]` names."""
-    from pathlib import Path
-
     from settings import ConfigError
     from slurm import runs
     from trainer import recipe as recipes
@@ -328,15 +334,6 @@ def forked(args: argparse.Namespace) -> Path | None:
     if at and not step.isdigit():
         raise ConfigError(f"--fork {args.fork}: a step is a number: --fork {name}@1200")
     return recipes.checkpoint_to_fork(runs.find_run(name, Path(args.runs_dir)).path, int(step) if at else None)
-
-
-def in_allocation(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """The job's fields; with --here on the nodes and GPUs of this shell's allocation."""
-    if not args.here:
-        return job
-    from slurm import control
-
-    return control.fit_allocation(job)
 
 
 def main(argv: list[str]) -> int:
@@ -376,8 +373,8 @@ def dispatch(words: list[str], command: list[str] | None) -> int:
     use_pocket()
     if verb == "submit":
         return submit(args, job, command)
-    if verb in ("resume", "drill"):
-        return (resume if verb == "resume" else drill)(args, job)
+    if verb in ("resume", "drill", "prepare"):
+        return {"resume": resume, "drill": drill, "prepare": prepare}[verb](args, job)
     from slurm import verbs
 
     return verbs.READING[verb](args)

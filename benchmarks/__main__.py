@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agreement, command_line, loader, machine, nodelist
+from benchmarks import agreement, command_line, data, loader, machine, nodelist
 from benchmarks.backlog import measure as backlog
 from benchmarks.checkpoint import measure as checkpoint
 from benchmarks.goodput import measure as goodput
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "agreement": agreement.measure,
     "loader": loader.measure,
     "memory": memory.measure,
+    "data": data.measure,
     "step": step.measure,
     "backlog": backlog.measure,
     "stops": stops.measure,

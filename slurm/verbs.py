@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,18 @@ def export(args: Namespace) -> int:
     if code < 0:  # as a login node does where a process takes more memory than it grants
         print(f"outlast: signal {-code} has ended the export: run it in a job: {shlex.join(argv)}", file=sys.stderr)
     return code if code >= 0 else 128 - code
+
+
+def prepare(config: str, args: Namespace) -> int:
+    """A recipe's data, by the trainer, where the runs of this folder look for it. `config`: the text of config.yaml."""
+    runs_dir = Path(args.runs_dir)
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=runs_dir) as folder:
+        path = Path(folder).resolve() / "config.yaml"
+        path.write_text(config, encoding="utf-8")
+        argv = [sys.executable, "-P", "-m", "trainer.prepare", str(path), *(["--check"] if args.check else [])]
+        argv += [f"--show={args.show}"] if args.show else []
+        return subprocess.run(argv, env=code_environment(Path(__file__).parent.parent)).returncode
 
 
 READING: dict[str, Callable[[Namespace], int]] = {

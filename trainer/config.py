@@ -10,6 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from settings import ConfigError, Struct, convert, nearest, read_yaml, to_plain
+from trainer.data.files import find
 from trainer.schema import LAYOUT, Data, Ramp, Rate, Stage, TrainConfig, default_rate
 
 
@@ -152,11 +153,12 @@ def cache_folder(data: Data, run_dir: Path) -> Path:
 
 
 def check_files(config: TrainConfig, source: str) -> None:
-    """Every file and folder that the config names exists. Raises ConfigError."""
+    """Every file and folder that the config names exists, and can be read by its name. Raises ConfigError."""
     for key, documents in config.data.sources.items():
-        for path in documents.files:
-            if not Path(path).is_file():
-                raise ConfigError(f"{source}: data.{key}: there is no file {path}")
+        try:
+            _ = find(documents.files), documents.columns  # for their errors
+        except ConfigError as error:
+            raise ConfigError(f"{source}: data.{key}: {error}") from None
     for key, folder in (("model.path", config.model.path), ("model.tokenizer", config.model.tokenizer_folder)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"{source}: {key}: there is no folder {folder}")

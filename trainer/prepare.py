@@ -1,15 +1,21 @@
-"""`python -m trainer.prepare RUN_DIR/config.yaml`: tokenize the run's data before it is queued."""
+"""`python -m trainer.prepare RUN_DIR/config.yaml [--check] [--show N]`: tokenize the run's data before it is queued."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from settings import ConfigError
+from trainer import offline
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.format import read_manifest
 from trainer.config import differences, read
-from trainer.data.prepare import cache_folder, prepare
+from trainer.data.display import Display, samples
+from trainer.data.encode import load_tokenizer
+from trainer.data.prepare import Prepared, cache_folder, prepare
 from trainer.data.prepared import Pool
 from trainer.exits import CONFIG
 from trainer.model_config import check_vocabulary, new_config
@@ -17,17 +23,20 @@ from trainer.schema import TrainConfig
 from trainer.stages import Course
 
 
-def main(config_path: Path) -> None:
-    """Prepare every split that the run will read, and see that it is enough. Raises ConfigError."""
+def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
+    """Prepare every source that the run will read, and see that it is enough. Raises ConfigError."""
     config = read(config_path)
     if config.model.path is None:  # a mistake in it would cost three starts of all ranks
         check_vocabulary(new_config(config.model).vocab_size, config.model.tokenizer_folder)
     cache = cache_folder(config.data, config_path.parent)
-    sources = {
-        name: prepare(config.data, config.model.tokenizer_folder, cache, key)
-        for name, key in config.data.keys("train").items()
-    }
-    pool = Pool(sources)
+    train = config.data.keys("train")
+    held_out = config.data.keys("evaluation").values() if config.evaluation.every else ()
+    keys = [*train.values(), *held_out]
+    if only_check:
+        offline.forbid()
+        print(*offline.check(config, cache, keys), sep="\n")
+    prepared = {key: _prepared(config, cache, key, show) for key in keys}
+    pool = Pool({name: prepared[key] for name, key in train.items()})
     course = Course(config, pool.sizes)
     for name, source in pool.sources.items():
         if name:
@@ -37,9 +46,20 @@ def main(config_path: Path) -> None:
         print("\n".join(course.table()))
     if config.fork is not None:
         check_fork(config, Path(config.fork), course.steps)
-    if config.evaluation.every:
-        for key in config.data.keys("evaluation").values():
-            prepare(config.data, config.model.tokenizer_folder, cache, key)
+
+
+def _prepared(config: TrainConfig, cache: Path, key: str, show: int) -> Prepared:
+    """One source, with its progress, its numbers and some of its samples on standard output."""
+    console, tokenizer = Console(), config.model.tokenizer_folder
+    with Display(key, console) as display:
+        prepared = prepare(config.data, tokenizer, cache, key, display.say, watch=display.watch)
+    display.say(f"{key}: {prepared.manifest.summary}")
+    if prepared.manifest.rejects:
+        display.say(f"{key}: the rows that cannot be used are listed in {prepared.folder / 'rejects.jsonl'}")
+    if show:
+        shown = samples(prepared, load_tokenizer(Path(tokenizer)), show, marks=not console.is_terminal)
+        console.print(*shown, sep="\n\n", soft_wrap=True)
+    return prepared
 
 
 def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
@@ -57,8 +77,13 @@ def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m trainer.prepare")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--show", type=int, default=0)
+    given = parser.parse_args()
     try:
-        main(Path(sys.argv[1]))
+        main(given.config, given.check, given.show)
     except ConfigError as error:
         print(f"outlast: {error}", file=sys.stderr)
         sys.exit(CONFIG)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from settings import ConfigError, dump_yaml, merge, override, read_json, read_yaml, to_plain
 from trainer import claims, config, fsdp_block, schedule, zero
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
 from trainer.config import cache_folder
+from trainer.data.files import find
 from trainer.model_config import check_unquantized
 from trainer.plan import batch_layout
 from trainer.schema import Deepspeed, TrainConfig
@@ -36,6 +40,14 @@ def read(path: Path) -> dict[str, Any]:
     return inlined(config.absolute_paths({"name": path.stem, **read_yaml(path)}, path.parent.resolve()))
 
 
+def default() -> Path:
+    """./recipe.yaml, else the one that is shipped; and says so."""
+    here, shipped = Path("recipe.yaml"), Path(__file__).parent.parent / "recipes" / "demo.yaml"
+    chosen = Path(os.path.relpath(here if here.exists() else shipped))
+    print(f"no recipe given: taking {chosen}", file=sys.stderr)
+    return chosen
+
+
 def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """The tree with `key=value` words laid on it; file names in them count from where they were typed."""
     spoken: dict[str, Any] = {}
@@ -49,6 +61,7 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
     tree, notes = _engine(tree)
     settings = config.resolve(zero.with_batch(tree, world_size) if new else tree, source)
     config.check_files(settings, source)
+    settings = replace(settings, data=settings.data.with_files(find))
     if settings.lora and settings.lora.quantize:
         check_unquantized(settings.model)
     layout = batch_layout(settings.train, world_size)

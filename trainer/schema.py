@@ -7,9 +7,11 @@ Fields marked LAYOUT may change between attempts.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
+from msgspec.structs import replace
 
 from settings import ConfigError, Struct
 
@@ -39,8 +41,15 @@ class Model(Struct, frozen=True):
         return folder
 
 
-Format = Literal["text", "chat"]
+Format = Literal["text", "chat", "completion"]
 Split = Literal["train", "evaluation"]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+COLUMNS = {
+    "text": {"text": "text"},
+    "completion": {"prompt": "prompt", "completion": "completion"},
+    "chat": {name: name for name in ("messages", "tools", "role", "content", *ROLES)},
+}
+"""By data.format: what data.column may map, and what it is called in the files where it does not."""
 
 
 class Source(Struct, frozen=True):
@@ -50,30 +59,59 @@ class Source(Struct, frozen=True):
     """In this order; where they lie may change, a resume compares what they hold."""
     format: Format | None = None
     """Default: data.format."""
-    column: str | None = None
+    column: str | dict[str, str] | None = None
     """Default: data.column."""
+    sample_by: Literal["document", "line"] | None = None
+    """Default: data.sample_by."""
 
     @property
     def kind(self) -> Format:
         assert self.format is not None  # data.sources has written the default in
         return self.format
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """What the files call what: our name -> theirs. Raises ConfigError."""
+        known, given = COLUMNS[self.kind], self.column or {}
+        if isinstance(given, str) and self.kind == "completion":
+            raise ConfigError(f"data.column={given}: completion needs two: data.column={{prompt: X, completion: Y}}")
+        if isinstance(given, str):
+            given = {next(iter(known)): given}
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"data.column: {self.kind} has no {name}: what can be mapped: {', '.join(known)}")
+        return {**known, **given}
+
 
 class Data(Struct, frozen=True):
     train: Annotated[list[str] | dict[str, Source], LAYOUT]
-    """JSONL files to train on; or several sources of such files, each with a name."""
+    """Files to train on, folders or globs of them; or several sources of such files, each with a name."""
     seq_len: Count
     """Tokens in a packed sequence."""
     evaluation: Annotated[list[str] | dict[str, Source], LAYOUT] = []
-    """JSONL files held out for the evaluation loss; or several such sets, each with a name."""
+    """The same held out for the evaluation loss; or several such sets, each with a name."""
     format: Format = "text"
-    """text: one document a row. chat: a list of messages a row; the loss counts the assistant's tokens."""
-    column: str | None = None
-    """The row's field; default: `text`, or `messages` for chat."""
+    """text: one document a row. chat: a list of messages a row; the loss counts the assistant's tokens. completion: a
+    prompt and its completion a row; the loss counts the completion."""
+    column: str | dict[str, str] | None = None
+    """The row's field; default: `text`, or `messages` for chat. Or a mapping, where the files call things otherwise:
+    {prompt: question, completion: answer}; {messages: conversations, role: from, content: value, user: human}."""
+    sample_by: Literal["document", "line"] = "document"
+    """A plain text file (.txt) is one document; or each of its lines is."""
+    too_long: Literal["split", "truncate", "reject"] = "split"
+    """What becomes of a document of more than max_tokens. split: it goes on in the next sequence; truncate: it ends
+    there; reject: it is a row that cannot be used."""
+    max_tokens: Count | None = None
+    """Of one document; default: data.seq_len."""
     max_rejects: Annotated[Share, LAYOUT] = 0.01
     """Share of rows that may be unusable (counted and kept in rejects.jsonl) before the run refuses to start."""
     cache: Annotated[str | None, LAYOUT] = None
     """Folder of prepared data; default: `.prepared` beside the run folders."""
+
+    @property
+    def document_limit(self) -> int:
+        """Tokens."""
+        return self.max_tokens or self.seq_len
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -82,7 +120,20 @@ class Data(Struct, frozen=True):
         for key, given in (("train", self.train), ("evaluation", self.evaluation)):
             found |= {f"{key}.{name}": one for name, one in given.items()} if isinstance(given, dict) else {}
             found |= {key: Source(given)} if isinstance(given, list) and given else {}
-        return {k: Source(s.files, s.format or self.format, s.column or self.column) for k, s in found.items()}
+        return {
+            key: Source(s.files, s.format or self.format, s.column or self.column, s.sample_by or self.sample_by)
+            for key, s in found.items()
+        }
+
+    def with_files(self, find: Callable[[list[str]], list[str]]) -> Data:
+        """The same, with what `find` makes of the names of each source's files."""
+
+        def found(given: list[str] | dict[str, Source]) -> list[str] | dict[str, Source]:
+            if isinstance(given, list):
+                return find(given)
+            return {name: replace(source, files=find(source.files)) for name, source in given.items()}
+
+        return replace(self, train=found(self.train), evaluation=found(self.evaluation))
 
     def keys(self, split: Split) -> dict[str, str]:
         """The keys in `sources` of one of both, by the name that the recipe gives; files in a list have none: ""."""
@@ -135,7 +186,7 @@ Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
 class Optim(Struct, frozen=True):
     lr: Annotated[float, Meta(gt=0)] | None = None
-    """Peak learning rate of AdamW; default, for existing weights alone: 2e-5 for chat, 1e-5 for text; 1e-4 for LoRA."""
+    """Peak learning rate of AdamW; default, for existing weights alone: 1e-5 for text, else 2e-5; 1e-4 for LoRA."""
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: moments in eight bits with a scale for each 256 (2 bytes a parameter in place of 8)."""
     schedule: Schedule = "cosine"
@@ -158,7 +209,7 @@ class Optim(Struct, frozen=True):
         return self.lr
 
 
-DEFAULT_RATES = {"chat": 2e-5, "text": 1e-5}
+DEFAULT_RATES = {"chat": 2e-5, "completion": 2e-5, "text": 1e-5}
 """Peak learning rate by data.format, for existing weights: full instruction tuning, continual pre-training."""
 LORA_RATE = 1e-4
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from settings import ConfigError
+from trainer.data.values import Chat, Completion
 
 
 class Encoded(NamedTuple):
@@ -22,15 +26,16 @@ class Encoded(NamedTuple):
     """Of each token: 1 when it is a target that counts."""
 
 
+Kind = Literal["text", "chat", "completion"]
 Encode = Callable[[list[Any]], list[Encoded | str]]
 """Each value as a document, or the reason why it cannot be one."""
 
 
-def encoder(folder: Path, kind: Literal["text", "chat"]) -> tuple[Encode, str]:
+def encoder(folder: Path, kind: Kind) -> tuple[Encode, str]:
     """How rows of this kind become tokens, and the smallest dtype that holds them. Raises ConfigError."""
     tokenizer = load_tokenizer(folder)
     dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
-    return (_text if kind == "text" else _chat)(tokenizer, folder), dtype
+    return {"text": _text, "completion": _completion, "chat": _chat}[kind](tokenizer, folder), dtype
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -64,6 +69,25 @@ def _text(tokenizer: Tokenizer, folder: Path) -> Encode:
     return encode
 
 
+def _completion(tokenizer: Tokenizer, folder: Path) -> Encode:
+    end = _end_of_text(tokenizer, folder)
+
+    def encode(pairs: list[Completion]) -> list[Encoded | str]:
+        # Each prompt with its completion as one text: what the model reads has no seam between tokens.
+        texts = [text for prompt, completion in pairs for text in (prompt, prompt + completion)]
+        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+        return [document(before, whole) for before, whole in zip(ids[::2], ids[1::2], strict=True)]
+
+    def document(before: list[int], whole: list[int]) -> Encoded:
+        ids = whole if whole[-1:] == [end] else [*whole, end]
+        loss = np.zeros(len(ids), np.uint8)
+        loss[_common(before, ids) :] = 1
+        loss[0] = 0
+        return Encoded(ids, loss)
+
+    return encode
+
+
 def _end_of_text(tokenizer: Tokenizer, folder: Path) -> int:
     file = folder / "tokenizer_config.json"
     try:
@@ -77,11 +101,11 @@ def _end_of_text(tokenizer: Tokenizer, folder: Path) -> int:
     return end
 
 
-def end_tokens(folder: Path, kind: Literal["text", "chat"]) -> list[int]:
+def end_tokens(folder: Path, kind: Kind) -> list[int]:
     """What the model writes when it has nothing more to say: the end of a text; in a chat what the template puts behind
     the assistant's words, where that is a special token. Raises ConfigError."""
     tokenizer = load_tokenizer(folder)
-    if kind == "text":
+    if kind != "chat":
         return [_end_of_text(tokenizer, folder)]
     from transformers import AutoTokenizer
 
@@ -105,36 +129,93 @@ def _chat(tokenizer: Tokenizer, folder: Path) -> Encode:
     if not template.chat_template:
         raise ConfigError(f"{folder}: the tokenizer has no chat template: data.format=chat needs one")
 
-    def render(messages: list[Any], ask: bool = False) -> str:
-        return str(template.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
+    drawing = Lock()
 
-    def tokens(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids  # the template wrote the special tokens
+    def encode(chats: list[Chat]) -> list[Encoded | str]:
+        # A chat without marks stands here once for each of its turns: so many at a time as fit a bounded memory.
+        out: list[Encoded | str] = []
+        few: list[_Drawn | str] = []
+        size = 0
+        for chat in chats:
+            with drawing:  # a compiled template keeps its marks in one place: two threads would mix theirs
+                few.append(_drawn(template, chat))
+            size += 0 if isinstance(few[-1], str) else few[-1].size
+            if size >= _PIECE:
+                out += masked(few)
+                few, size = [], 0
+        return out + masked(few)
 
-    def document(messages: list[Any]) -> Encoded | str:
-        try:
-            text, spans = _completions(messages, render)
-        except Exception as error:  # a template is a program: jinja2 raises whatever it raises
-            return f"the chat template refused it: {str(error)[:80]}"
-        if any(not text.startswith(part) for span in spans for part in span):
-            return "the chat template rewrites earlier turns"
-        ids = tokens(text)
-        loss = np.zeros(len(ids), np.uint8)
-        for before, after in spans:
-            loss[_common(tokens(before), ids) : _common(tokens(after), ids)] = 1
-        loss[:1] = 0
-        return Encoded(ids, loss) if loss.any() else "no completion tokens"
+    def masked(drawn: list[_Drawn | str]) -> list[Encoded | str]:
+        texts = [text for one in drawn if isinstance(one, _Drawn) for text in one.texts]
+        # The template wrote the special tokens.
+        encodings = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
+        return [one if isinstance(one, str) else _masked(one, list(islice(encodings, len(one.texts)))) for one in drawn]
 
-    return lambda chats: [document(messages) for messages in chats]
+    return encode
 
 
-def _completions(messages: list[Any], render: Callable[..., str]) -> tuple[str, list[tuple[str, str]]]:
-    """The chat as text; and for each turn of the assistant the text before it and the text up to its end.
+_PIECE = 1 << 22  # characters
 
-    What lies between is what the model has to write, whatever the template puts around it.
-    """
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    return render(messages), [(render(messages[:i], ask=True), render(messages[: i + 1])) for i in turns]
+
+class _Drawn(NamedTuple):
+    """A chat as its template writes it."""
+
+    texts: list[str]
+    """The whole; without marks, besides, of each turn of the assistant what stands before it, and all up to its end."""
+    marks: list[tuple[int, int]] | None
+    """Characters that the template marks as the assistant's ({% generation %})."""
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.texts))
+
+
+def _drawn(template: Any, chat: Chat) -> _Drawn | str:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def render(messages: list[Any], ask: bool = False, marks: bool = False) -> tuple[str, list[tuple[int, int]]]:
+        drawn: Any = render_jinja_template(  # texts and marks, whatever its annotation says
+            [messages],
+            tools=chat.tools,
+            chat_template=program,
+            return_assistant_tokens_mask=marks,
+            add_generation_prompt=ask,
+            **template.special_tokens_map,
+        )
+        return drawn[0][0], drawn[1][0] if marks else []
+
+    try:
+        program = template.get_chat_template(None, chat.tools)
+        if _MARK.search(program):
+            text, marks = render(chat.messages, marks=True)
+            return _Drawn([text], marks)
+        text = render(chat.messages)[0]
+        turns = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        ends = [render(chat.messages[: i + after], ask=not after)[0] for i in turns for after in (0, 1)]
+    except Exception as error:  # a template is a program: jinja2 raises whatever it raises
+        return f"the chat template refused it: {str(error)[:80]}"
+    if any(not text.startswith(part) for part in ends):
+        return "the chat template rewrites earlier turns"
+    return _Drawn([text, *ends], None)
+
+
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def _masked(drawn: _Drawn, encodings: list[Encoding]) -> Encoded | str:
+    """What the assistant has to write counts: by the marks, or what lies between the ends of two texts, whatever the
+    template puts around it."""
+    whole, *parts = encodings
+    ids = whole.ids
+    loss = np.zeros(len(ids), np.uint8)
+    for begin, end in drawn.marks or ():
+        first, last = whole.char_to_token(begin), whole.char_to_token(end - 1)
+        if end > begin and first is not None:
+            loss[first : len(ids) if last is None else last + 1] = 1
+    for before, after in zip(parts[::2], parts[1::2], strict=True):
+        loss[_common(before.ids, ids) : _common(after.ids, ids)] = 1
+    loss[:1] = 0
+    return Encoded(ids, loss) if loss.any() else "no completion tokens"
 
 
 def _common(left: list[int], right: list[int]) -> int:

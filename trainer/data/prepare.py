@@ -1,13 +1,15 @@
-"""JSONL files -> prepared data, once: tokenized into a folder named by the hash of all that went in."""
+"""Files -> prepared data, once: tokenized into a folder named by the hash of all that went in."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,21 +17,24 @@ import msgspec
 import numpy as np
 import xxhash
 
-from durable import fsync_path
+from durable import fsync_path, write_atomic
 from settings import ConfigError
 from trainer.config import cache_folder
-from trainer.data.encode import Encode, encoder
+from trainer.data.encode import Encode, Encoded, encoder
+from trainer.data.files import format_of
 from trainer.data.prepared import Manifest, Prepared
-from trainer.data.rows import COLUMNS, Row, batched, read_rows
+from trainer.data.rows import Row, Rows, batched
 from trainer.schema import Data, Source
 
 __all__ = ["Prepared", "cache_folder", "prepare"]
 
-FORMAT = 1
+FORMAT = 2
 """Rises when the same sources give other files."""
 
 _FILES = ("tokens.bin", "documents.bin", "loss.bin", "starts.bin", "rejects.jsonl")
 _DONE = "done.json"
+COMMIT_SECONDS = 30.0
+"""Of work that a kill may cost."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -40,19 +45,17 @@ def prepare(
     key: str,
     say: Callable[[str], Any] = print,
     between: Callable[[], Any] = lambda: None,
+    watch: Callable[[int, int], Any] = lambda done, size: None,
 ) -> Prepared:
     """One of data.sources, prepared: found in `cache`, or made there. Many processes may call it at once.
 
-    `between` is called every few seconds of work; what it raises breaks off, and the next call goes on there.
-    Raises ConfigError when a file is missing, too many rows cannot be used, or no sequence comes out.
+    `between` is called every few seconds of work; what it raises breaks off, and the next call goes on there. `watch`
+    is told how many bytes of how many are read. Raises ConfigError when a file is missing, too many rows cannot be
+    used, or no sequence comes out.
     """
-    source = data.sources.get(key)
-    if source is None or not source.files:
-        raise ConfigError(f"data.{key}: no file is given")
-    fingerprint = _fingerprint(source, data.seq_len, tokenizer_folder, between)
-    folder = cache / fingerprint
-    if not folder.is_dir():
-        _build(source, data.seq_len, tokenizer_folder, folder, say, between)
+    folder = cache / fingerprint(data, tokenizer_folder, key, between)
+    while not folder.is_dir():
+        _build(data, tokenizer_folder, key, folder, say, between, watch)
     prepared = Prepared.open(folder)
     # After the rename: the rejects stay for the user to read, and another max_rejects tokenizes nothing.
     _check(prepared, data.max_rejects, key)
@@ -62,19 +65,24 @@ def prepare(
 # --- fingerprint ----------------------------------------------------------------------------------------
 
 
-def _fingerprint(source: Source, seq_len: int, tokenizer_folder: str, between: Callable[[], Any]) -> str:
+def fingerprint(data: Data, tokenizer_folder: str, key: str, between: Callable[[], Any] = lambda: None) -> str:
+    """The name of a source's prepared data: the hash of all that goes in. Raises ConfigError."""
+    source = _source(data, key)
     files = (Path(tokenizer_folder, name) for name in _TOKENIZER_FILES)
     parts = {
         "format": FORMAT,
-        "sources": [_content_hash(Path(path), between) for path in source.files],
+        "sources": [[format_of(path), _content_hash(Path(path), between)] for path in source.files],
         "tokenizer": {file.name: _content_hash(file, between) for file in files if file.is_file()},
-        "settings": [source.kind, _column(source), seq_len],
+        "settings": [source.kind, source.columns, source.sample_by, data.seq_len, data.too_long, data.document_limit],
     }
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(parts))
 
 
-def _column(source: Source) -> str:
-    return source.column or COLUMNS[source.kind]
+def _source(data: Data, key: str) -> Source:
+    source = data.sources.get(key)
+    if source is None or not source.files:
+        raise ConfigError(f"data.{key}: no file is given")
+    return source
 
 
 def _content_hash(path: Path, between: Callable[[], Any]) -> str:
@@ -93,111 +101,168 @@ def _content_hash(path: Path, between: Callable[[], Any]) -> str:
 
 
 class _Done(msgspec.Struct):
-    """What is written so far; stands in a file of its own when the writing was broken off."""
+    """What is written so far."""
 
     rows: int = 0
     documents: int = 0
     tokens: int = 0
+    too_long: int = 0
     rejects: dict[str, int] = {}
+    rejects_size: int = 0
+    """Bytes of rejects.jsonl."""
 
 
 def _build(
-    source: Source,
-    seq_len: int,
+    data: Data,
     tokenizer_folder: str,
+    key: str,
     folder: Path,
     say: Callable[[str], Any],
     between: Callable[[], Any],
+    watch: Callable[[int, int], Any],
 ) -> None:
-    """Writes beside and renames once: a folder of prepared data is whole or is not there."""
+    """Writes beside and renames once: a folder of prepared data is whole or is not there.
+
+    All who prepare the same data write into one folder, at once or one after the other's death: each byte has one
+    place and one value, whoever writes it. So nobody has to know who is still alive.
+    """
     began = time.monotonic()
-    temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}")
+    part = folder.with_name(f".part-{folder.name}")
+    part.mkdir(mode=0o755, parents=True, exist_ok=True)
+    source = _source(data, key)
     try:
-        done = _begin(folder, temporary)
+        done = _done(part)
         if done.rows:
             say(f"the preparation goes on after row {done.rows:,}")
-
-        def kept_between() -> None:
-            try:
-                between()
-            except BaseException:
-                (temporary / _DONE).write_bytes(msgspec.json.encode(done))
-                raise
-
-        dtype = _write(source, tokenizer_folder, temporary, done, kept_between)
+        dtype = _write(source, data, tokenizer_folder, part, done, between, watch)
         # Files that grow while they are read would stand under a wrong name for every later run.
-        if _fingerprint(source, seq_len, tokenizer_folder, kept_between) != folder.name:
+        if fingerprint(data, tokenizer_folder, key, between) != folder.name:
             raise ConfigError(f"{', '.join(source.files)}: changed while being read: start again when complete")
-        manifest = _write_manifest(seq_len, temporary, folder.name, dtype, done)
-        _publish(temporary, folder)
-    finally:
-        _put_aside(temporary, folder)
+        manifest = _write_manifest(data.seq_len, part, folder.name, dtype, done)
+        _publish(part, folder)
+    except ConfigError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    except FileNotFoundError:
+        if part.is_dir():
+            raise
+        return  # another process was first, or has found a mistake that the next round finds too
     say(
         f"prepared {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
         f"{manifest.sequences:,} sequences of {manifest.seq_len}: {time.monotonic() - began:.1f} s, {folder}"
     )
 
 
-def _begin(folder: Path, temporary: Path) -> _Done:
-    """What an earlier call left when it was broken off, which one process alone takes over; or a new folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _done(part: Path) -> _Done:
     try:
-        _part(folder).rename(temporary)
+        return msgspec.json.decode((part / _DONE).read_bytes(), type=_Done)
     except FileNotFoundError:
-        temporary.mkdir(mode=0o755)
         return _Done()
-    done = msgspec.json.decode((temporary / _DONE).read_bytes(), type=_Done)
-    (temporary / _DONE).unlink()
-    return done
-
-
-def _put_aside(temporary: Path, folder: Path) -> None:
-    """What was broken off is kept, unless another process has kept its own; everything else unfinished goes."""
-    if (temporary / _DONE).is_file():
-        with suppress(OSError):
-            temporary.rename(_part(folder))
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _part(folder: Path) -> Path:
-    return folder.with_name(f".part-{folder.name}")
 
 
 def _write(
     source: Source,
+    data: Data,
     tokenizer_folder: str,
-    folder: Path,
+    part: Path,
     done: _Done,
     between: Callable[[], Any],
+    watch: Callable[[int, int], Any],
 ) -> str:
     """Every row that is not done yet. Returns the dtype of the tokens."""
     encode, dtype = encoder(Path(tokenizer_folder), source.kind)
-    seen = 0
+    sizes = (np.dtype(dtype).itemsize * done.tokens, 4 * done.tokens, done.tokens, 8 * done.documents)
+    rows = Rows(source)
     with ExitStack() as stack:
-        files = {name: stack.enter_context(_open(folder / name)) for name in _FILES}
-        for batch in batched(read_rows(source.files, source.kind, _column(source))):
-            between()
-            _write_rows(batch[done.rows - seen :], encode, dtype, files, done)  # empty for what was done before
-            seen += len(batch)
+        begins = zip(_FILES, (*sizes, done.rejects_size), strict=True)
+        files = {name: stack.enter_context(_open(part / name, begin)) for name, begin in begins}
+        due = time.monotonic() + COMMIT_SECONDS
+        for batch, results in _encoded(rows, encode, done.rows):
+            try:
+                between()
+            except BaseException:
+                _commit(part, files, done)
+                raise
+            _write_rows(batch, results, data, dtype, files, done)
+            watch(rows.position, rows.size)
+            if time.monotonic() >= due:
+                _commit(part, files, done)
+                due = time.monotonic() + COMMIT_SECONDS
+        _commit(part, files, done)
     return dtype
 
 
-def _write_rows(batch: list[Row], encode: Encode, dtype: str, files: dict[str, BinaryIO], done: _Done) -> None:
-    encoded = iter(encode([row.value for row in batch if row.reason is None]))
+def _encoded(rows: Rows, encode: Encode, done: int) -> Iterator[tuple[list[Row], Iterator[Encoded | str]]]:
+    """Batches of rows from the first one on that is not done, with what the usable ones become.
+
+    Two are on their way: while what one has become is turned into Python's objects, the next one is tokenized, by
+    threads of the library's own.
+    """
+    seen = 0
+    waiting: deque[tuple[list[Row], Future[list[Encoded | str]]]] = deque()
+    with ThreadPoolExecutor(2) as pool:
+        for batch in batched(rows):
+            left = batch[max(0, done - seen) :]  # empty for what was done before
+            seen += len(batch)
+            waiting.append((left, pool.submit(encode, [row.value for row in left if row.reason is None])))
+            if len(waiting) > 2:
+                left, future = waiting.popleft()
+                yield left, iter(future.result())
+        for left, future in waiting:
+            yield left, iter(future.result())
+
+
+def _write_rows(
+    batch: list[Row],
+    results: Iterator[Encoded | str],
+    data: Data,
+    dtype: str,
+    files: dict[str, BinaryIO],
+    done: _Done,
+) -> None:
+    documents = []
     for row in batch:
-        result = row.reason or next(encoded)
-        if isinstance(result, str):
-            done.rejects[result] = done.rejects.get(result, 0) + 1
-            line = {"file": row.file, "line": row.line, "reason": result}
-            files["rejects.jsonl"].write(msgspec.json.encode(line) + b"\n")
+        result = row.reason or _fitted(next(results), data, done)
+        if isinstance(result, Encoded):
+            documents.append(result)
             continue
-        files["tokens.bin"].write(np.array(result.ids, dtype).tobytes())
-        files["documents.bin"].write(np.full(len(result.ids), done.documents, np.int32).tobytes())
-        files["loss.bin"].write(result.loss.tobytes())
-        files["starts.bin"].write(np.int64(done.tokens).tobytes())
-        done.documents += 1
-        done.tokens += len(result.ids)
+        done.rejects[result] = done.rejects.get(result, 0) + 1
+        line = {"file": row.file, "line": row.line, "reason": result}
+        done.rejects_size += files["rejects.jsonl"].write(msgspec.json.encode(line) + b"\n")
     done.rows += len(batch)
+    if documents:
+        lengths = np.array([len(document.ids) for document in documents], np.int64)
+        ends = done.tokens + np.cumsum(lengths)
+        ids = chain.from_iterable(document.ids for document in documents)
+        numbers = np.arange(done.documents, done.documents + len(documents), dtype=np.int32)
+        files["tokens.bin"].write(np.fromiter(ids, dtype, int(lengths.sum())).data)
+        files["documents.bin"].write(np.repeat(numbers, lengths).data)
+        files["loss.bin"].write(np.concatenate([document.loss for document in documents]).data)
+        files["starts.bin"].write((ends - lengths).data)
+        done.documents += len(documents)
+        done.tokens = int(ends[-1])
+
+
+def _fitted(result: Encoded | str, data: Data, done: _Done) -> Encoded | str:
+    """A document as data.too_long has it."""
+    if isinstance(result, str) or len(result.ids) <= data.document_limit:
+        return result
+    if data.too_long == "reject":
+        return f"too long: more than {data.document_limit:,} tokens"
+    if data.too_long == "truncate":  # without an end: the text did not end there
+        result = Encoded(result.ids[: data.document_limit], result.loss[: data.document_limit])
+        if not result.loss.any():
+            return "no completion tokens"
+    done.too_long += 1
+    return result
+
+
+def _commit(part: Path, files: dict[str, BinaryIO], done: _Done) -> None:
+    """From here on the next call goes on, also after a crash of this host."""
+    for file in files.values():
+        file.flush()
+        os.fsync(file.fileno())
+    write_atomic(part / _DONE, msgspec.json.encode(done).decode())
 
 
 def _write_manifest(seq_len: int, folder: Path, fingerprint: str, dtype: str, done: _Done) -> Manifest:
@@ -212,6 +277,7 @@ def _write_manifest(seq_len: int, folder: Path, fingerprint: str, dtype: str, do
         tokens=done.tokens,
         sequences=sequences,
         left_out=done.tokens - sequences * seq_len - 1 if sequences else done.tokens,
+        too_long=done.too_long,
         rejects=dict(sorted(done.rejects.items(), key=lambda item: -item[1])),
     )
     with _open(folder / "manifest.json") as handle:
@@ -220,22 +286,27 @@ def _write_manifest(seq_len: int, folder: Path, fingerprint: str, dtype: str, do
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    """A file to append to, on the disk when the block ends; never writable by others, whatever the umask."""
-    with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o644)) as handle:
+def _open(path: Path, begin: int = 0) -> Iterator[BinaryIO]:
+    """A file that is written from byte `begin` on; whole on the disk when the block ends; never writable by others,
+    whatever the umask."""
+    with open(path, "wb", opener=lambda name, _: os.open(name, os.O_WRONLY | os.O_CREAT, 0o644)) as handle:
+        handle.seek(begin)
         yield handle
+        handle.truncate()
         handle.flush()
         os.fsync(handle.fileno())
 
 
-def _publish(temporary: Path, folder: Path) -> None:
-    fsync_path(temporary)
+def _publish(part: Path, folder: Path) -> None:
+    for progress in part.glob(f"*{_DONE}*"):
+        progress.unlink(missing_ok=True)
+    fsync_path(part)
     try:
-        temporary.rename(folder)
+        part.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
-        return  # another process was first: same name, same content
+        shutil.rmtree(part, ignore_errors=True)  # another process was first: same name, same content
     fsync_path(folder.parent)
 
 

@@ -5,7 +5,7 @@
     loss.bin       uint8, one a token: 1 when it is a target that counts; a document's first token never is:
                    nothing in its document predicts it
     starts.bin     int64, one a document: where it begins in tokens.bin
-    rejects.jsonl  the rows that could not be used: file, line, reason
+    rejects.jsonl  the rows that could not be used: file, line (row number in columnar files), reason
     manifest.json  written last
 
 Packing is concatenate-and-cut: sequence i of T = seq_len takes tokens i*T to i*T + T, the first T as inputs,
@@ -48,6 +48,17 @@ class Manifest(msgspec.Struct, frozen=True):
     """Tokens at the end that fill no sequence."""
     rejects: dict[str, int]
     """Rows that could not be used, by reason."""
+    too_long: int = 0
+    """Documents of more than data.max_tokens among those that are there, split or cut."""
+
+    @property
+    def summary(self) -> str:
+        reasons = "".join(f"; {reason}: {count:,}" for reason, count in self.rejects.items())
+        return (
+            f"{self.rows:,} rows = {self.documents:,} documents + {sum(self.rejects.values()):,} that cannot be used"
+            f"{reasons}; {self.tokens:,} tokens"
+            + (f"; {self.too_long:,} documents are longer than the limit" if self.too_long else "")
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""How fast data is prepared, beside the tokenizer alone and datasets.map, and how much memory that takes.
+
+One process takes them in turn on the same file; the tokenizer alone gets the same batches and nobody reads what it
+makes of them. The peak is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.processes import Unable, peak_memory
+from benchmarks.rows import Row
+from recipes import demo_data
+from trainer.data.encode import load_tokenizer
+from trainer.data.prepare import prepare
+from trainer.data.rows import Rows, batched
+from trainer.schema import Data, Source
+
+ROOT = Path(__file__).parent.parent
+GOAL = 0.95
+PEAK_GOAL = 1000.0  # MB
+
+PREPARE = """
+import sys
+from pathlib import Path
+root, rows, tokenizer, cache = sys.argv[1:]
+sys.path.insert(0, root)
+from trainer.data.prepare import prepare
+from trainer.schema import Data
+prepare(Data([rows], seq_len=2048), tokenizer, Path(cache), "train", say=lambda _: None)
+"""
+
+
+def measure(quick: bool) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        demo_data.make(Path(folder))
+        return [*rates(Path(folder), 3 if quick else 7), peak(Path(folder), 30 if quick else 100)]
+
+
+def rates(folder: Path, rounds: int) -> list[Row]:
+    file, tokenizer = sample(folder, 12), folder / "tokenizer"
+    runs: dict[str, Callable[[int], Any]] = {
+        "ours": lambda number: prepare(
+            Data([str(file)], seq_len=2048), str(tokenizer), folder / f"ours-{number}", "train", lambda _: None
+        ),
+        "datasets.map": lambda number: mapped(file, tokenizer, folder / f"theirs-{number}"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in (*runs, "alone")}
+    for number in range(rounds):
+        for name, run in runs.items():
+            began = time.monotonic()
+            run(number)
+            seconds[name].append(time.monotonic() - began)
+        seconds["alone"].append(alone(file, tokenizer))
+    ours, theirs, least = (12 / median(seconds[name]) for name in ("ours", "datasets.map", "alone"))
+    share = ours / least
+    return [
+        Row("preparation", "MB/s", ours, "datasets.map", theirs, "encode_batch_fast", least, ours / theirs),
+        Row("of the tokenizer alone", "", share, goal=f"at least {GOAL:g}", met=share >= GOAL),
+    ]
+
+
+def alone(file: Path, tokenizer: Path) -> float:
+    """Seconds that the tokenizer's own threads take for all batches."""
+    library, spent = load_tokenizer(tokenizer), 0.0
+    for batch in batched(Rows(Source([str(file)], "text"))):
+        texts = [row.value for row in batch]
+        began = time.monotonic()
+        library.encode_batch_fast(texts)
+        spent += time.monotonic() - began
+    return spent
+
+
+def mapped(file: Path, tokenizer: Path, cache: Path) -> None:
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    encode = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    rows = load_dataset("json", data_files=str(file), split="train", cache_dir=str(cache))
+    rows.map(lambda batch: {"ids": encode(batch["text"])["input_ids"]}, batched=True, remove_columns=["text"])
+
+
+def peak(folder: Path, size: int) -> Row:
+    made = folder / "peak"
+    words = [ROOT, sample(folder, size), folder / "tokenizer", made]
+    memory = peak_memory([sys.executable, "-c", PREPARE, *map(str, words)])
+    if not made.is_dir():
+        raise Unable("data: the preparation failed")
+    return Row(f"peak for {size} MB", "MB", memory, goal=f"below {PEAK_GOAL:g} MB", met=memory < PEAK_GOAL)
+
+
+def sample(folder: Path, size: int) -> Path:
+    """So many MB of rows, no two alike."""
+    texts = [json.loads(line)["text"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    file, written, number = folder / f"{size}.jsonl", 0, 0
+    with file.open("w") as out:
+        while written < size * 1e6:
+            written += out.write(json.dumps({"text": f"{texts[number % len(texts)]} {number}"}) + "\n")
+            number += 1
+    return file

@@ -1,0 +1,65 @@
+"""Proof that a run needs no network: everything is there, and nothing asks for more."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from settings import ConfigError, read_json
+from trainer.data.encode import encoder
+from trainer.data.prepare import fingerprint, prepare
+from trainer.schema import TrainConfig
+
+_ASKED: list[str] = []
+
+
+def forbid() -> None:
+    """From here on this process reaches nothing but itself; what asks is refused, and remembered."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
+        connection = arguments[0]
+        if isinstance(connection, socket.socket) and connection.family == socket.AF_UNIX:
+            return
+        wanted = arguments[0] if event == "socket.getaddrinfo" else arguments[1]
+        _ASKED.append(str(wanted))
+        raise ConfigError(f"something asks the network for {wanted}")
+
+
+def check(config: TrainConfig, cache: Path, keys: Iterable[str]) -> list[str]:
+    """What is there, a line each. Raises ConfigError for what is missing, or would be fetched."""
+    data, folder = config.data, config.model.tokenizer_folder
+    found = [_model(Path(config.model.path))] if config.model.path else []
+    for key in keys:
+        encoder(Path(folder), data.sources[key].kind)
+        if not (cache / fingerprint(data, folder, key)).is_dir():
+            raise ConfigError(f"data.{key} is not prepared in {cache}: launch.py prepare RECIPE does it")
+        manifest = prepare(data, folder, cache, key).manifest
+        found.append(f"{key}: {manifest.documents:,} documents, {manifest.tokens:,} tokens in {cache}")
+    if _ASKED:
+        raise ConfigError(f"something asked the network for {', '.join(dict.fromkeys(_ASKED))}")
+    return [*found, f"tokenizer: {folder}", "nothing was fetched"]
+
+
+def _model(folder: Path) -> str:
+    """A Hugging Face model's folder is whole. Raises ConfigError."""
+    from transformers import AutoConfig
+
+    index = folder / "model.safetensors.index.json"
+    names = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    for name in sorted({"config.json", *names}):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder}: there is no {name}: the model's folder is not whole")
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: {str(error).partition(chr(10))[0]}") from None
+    size = sum((folder / name).stat().st_size for name in names)
+    return f"model: {folder}, {len(names):,} files of weights, {size / 1e9:.1f} GB"

@@ -11,7 +11,7 @@ from trainer.checkpoint.format import read_manifest
 from trainer.config import differences, read
 from trainer.data.prepare import cache_folder, prepare
 from trainer.exits import CONFIG
-from trainer.model_config import check_vocabulary, new_config
+from trainer.model_config import check_vocabulary, config_of
 from trainer.plan import total_steps
 from trainer.schema import TrainConfig
 
@@ -19,16 +19,18 @@ from trainer.schema import TrainConfig
 def main(config_path: Path) -> None:
     """Prepare every split that the run will read, and see that it is enough. Raises ConfigError."""
     config = read(config_path)
-    if config.model.path is None:  # a mistake in it would cost three starts of all ranks
-        check_vocabulary(new_config(config.model).vocab_size, config.model.tokenizer_folder)
+    tokenizer = config.model.tokenizer_folder
+    if config.model.path is None or config.model.rope:
+        shape = config_of(config.model)  # a mistake in it would cost three starts of all ranks
+        check_vocabulary(shape.get_text_config().vocab_size, tokenizer)
     cache = cache_folder(config.data, config_path.parent)
-    prepared = prepare(config.data, config.model.tokenizer_folder, cache, "train")
+    prepared = prepare(config.data, tokenizer, cache, "train")
     steps = total_steps(config.train, prepared.sequences)
     print(f"data: {prepared.sequences:,} sequences of {config.data.seq_len} tokens; {steps:,} steps")
     if config.fork is not None:
         check_fork(config, Path(config.fork), steps)
     if config.evaluation.every:
-        prepare(config.data, config.model.tokenizer_folder, cache, "evaluation")
+        prepare(config.data, tokenizer, cache, "evaluation")
 
 
 def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:

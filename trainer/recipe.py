@@ -13,7 +13,7 @@ from trainer import claims, config, fsdp_block, schedule, zero
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
 from trainer.config import cache_folder
-from trainer.model_config import check_unquantized
+from trainer.model_config import check_unquantized, context_notes
 from trainer.plan import batch_layout
 from trainer.schema import Deepspeed, TrainConfig
 
@@ -52,7 +52,7 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
     if settings.lora and settings.lora.quantize:
         check_unquantized(settings.model)
     layout = batch_layout(settings.train, world_size)
-    notes += schedule.notes(settings)
+    notes += schedule.notes(settings) + context_notes(settings)
     if isinstance(settings.engine, Deepspeed):
         zero.complete(settings, layout, hidden_size=1)  # for its errors
         notes += zero.notes(settings.engine, layout)
@@ -60,10 +60,10 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
 
 
 def inlined(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with another tool's JSON itself where it names its file."""
+    """The tree with what another file holds where it names that: another tool's JSON."""
     engine = tree.get("engine")
     if isinstance(engine, dict) and isinstance(engine.get("config"), str):
-        return {**tree, "engine": {**engine, "config": read_json(Path(engine["config"]))}}
+        tree = {**tree, "engine": {**engine, "config": read_json(Path(engine["config"]))}}
     return tree
 
 

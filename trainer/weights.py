@@ -15,7 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from trainer.engines.shard import Shard
-from trainer.model import materialize, of_folder, pretrained, skeleton
+from trainer.model import materialize, pretrained, skeleton
+from trainer.model_config import of_folder
 from trainer.schema import Model
 
 Read = Callable[[int, int], Tensor]

@@ -22,6 +22,7 @@ from trainer import config
 from trainer.data.order import stream
 from trainer.data.prepare import cache_folder, prepare
 from trainer.data.prepared import Prepared, sequence_hash
+from trainer.new_tokens import tokenizer_folder
 
 Hashes = npt.NDArray[np.int64]
 
@@ -47,7 +48,7 @@ def audit(run_dir: Path) -> Audit:
     """Checks RUN_DIR/events.jsonl against the plan and the data. Raises ConfigError when that cannot be."""
     settings = config.read(run_dir / "config.yaml")
     cache = cache_folder(settings.data, run_dir)
-    prepared = prepare(settings.data, settings.model.tokenizer_folder, cache, "train", say=lambda _: None)
+    prepared = prepare(settings.data, tokenizer_folder(settings.model, run_dir), cache, "train", say=lambda _: None)
     out = Audit()
     every = _read_events(run_dir / "events.jsonl", out)
     begin = min((event.step for event in every if event.event == "resume"), default=0) if settings.fork else 0

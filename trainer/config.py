@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from settings import ConfigError, Struct, convert, read_yaml, to_plain
+from trainer.new_tokens import check_texts
 from trainer.schema import LAYOUT, Data, TrainConfig, default_rate
 
 
@@ -38,6 +39,7 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
             f"{source}: evaluation.every={config.evaluation.every} needs data.evaluation: a held-out file"
         )
     _check_checkpoint(config, source)
+    _check_new_tokens(config, source)
     _check_quantize(config, source)
     if config.optim.lr is not None:
         return config
@@ -55,6 +57,22 @@ def _check_checkpoint(config: TrainConfig, source: str) -> None:
         raise ConfigError(f"{source}: checkpoint.every={every}: a number of steps, a time such as 30m or 2h, or auto")
     if best and not config.evaluation.every:
         raise ConfigError(f"{source}: checkpoint.keep_best={best} needs evaluation.every: losses to choose by")
+
+
+def _check_new_tokens(config: TrainConfig, source: str) -> None:
+    lora, texts = config.lora, config.model.new_tokens
+    if texts is not None:
+        try:
+            check_texts(texts)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        if lora is not None and not lora.tokens:
+            raise ConfigError(
+                f"{source}: model.new_tokens under lora: the rows of the new tokens would stay as they start: "
+                f"lora.tokens=new trains them"
+            )
+    elif lora is not None and lora.tokens == "new":
+        raise ConfigError(f"{source}: lora.tokens=new needs model.new_tokens")
 
 
 def _check_quantize(config: TrainConfig, source: str) -> None:
@@ -126,7 +144,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> lis
 
 _PATHS = (
     *(("model", "path"), ("model", "tokenizer"), ("data", "cache"), ("data", "train"), ("data", "evaluation")),
-    ("engine", "config"),
+    *(("engine", "config"), ("model", "new_tokens")),
 )
 
 
@@ -135,6 +153,8 @@ def absolute_paths(recipe: dict[str, Any], base: Path) -> dict[str, Any]:
     out = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.items()}
     for section, key in _PATHS:
         table = out.get(section)
+        if (section, key) == ("model", "new_tokens") and isinstance(table, dict) and isinstance(table.get(key), list):
+            continue  # the tokens themselves, not their file
         if isinstance(table, dict) and key in table:  # what is of another type is refused later, by name
             table[key] = _absolute(table[key], base)
     return out

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from settings import ConfigError
-from trainer import attention
+from trainer import attention, new_rows, new_tokens
 from trainer.model_config import config_of, of_folder
 from trainer.schema import Model
 
@@ -19,6 +19,7 @@ def skeleton(settings: Model, dtype: torch.dtype = torch.float32) -> torch.nn.Mo
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     config = config_of(settings)
+    new_tokens.make_room(config, settings)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(settings))
@@ -40,6 +41,9 @@ def pretrained(settings: Model, dtype: torch.dtype = torch.float32, **more: Any)
     if settings.rope is not None:
         options["config"] = config_of(settings)
     model = of_folder(settings, lambda path: AutoModelForCausalLM.from_pretrained(path, **options, **more))
+    if settings.new_tokens:
+        rows = new_tokens.rows(settings, model.get_input_embeddings().num_embeddings)
+        new_rows.append(model, rows, new_tokens.grown(settings).pieces)
     return _ready(model, settings)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from settings import ConfigError
+from trainer import new_tokens
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.format import read_manifest
 from trainer.config import differences, read
@@ -19,9 +20,12 @@ from trainer.schema import TrainConfig
 def main(config_path: Path) -> None:
     """Prepare every split that the run will read, and see that it is enough. Raises ConfigError."""
     config = read(config_path)
-    tokenizer = config.model.tokenizer_folder
-    if config.model.path is None or config.model.rope:
+    tokenizer = new_tokens.tokenizer_folder(config.model, config_path.parent)
+    if config.model.path is None or config.model.new_tokens or config.model.rope:
         shape = config_of(config.model)  # a mistake in it would cost three starts of all ranks
+        new_tokens.make_room(shape, config.model)
+        if config.model.new_tokens:
+            new_tokens.write(config.model, Path(tokenizer))
         check_vocabulary(shape.get_text_config().vocab_size, tokenizer)
     cache = cache_folder(config.data, config_path.parent)
     prepared = prepare(config.data, tokenizer, cache, "train")
@@ -41,6 +45,10 @@ def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
         raise ConfigError(f"--fork: {checkpoint}: {error}: take another: --fork RUN@STEP") from None
     if manifest.step >= steps:
         raise ConfigError(f"--fork: the checkpoint is of step {manifest.step}, this run has {steps}: raise train.steps")
+    if manifest.config["model"].get("new_tokens") != config.model.new_tokens:
+        raise ConfigError(
+            "--fork: the checkpoint has other model.new_tokens: export its run, and start from that folder (model.path)"
+        )
     was, now = manifest.config["model"].get("config"), config.model.config
     if config.model.path is None and was != now:
         changed = ", ".join(f"{key} {old} -> {new}" for key, old, new in differences(was or {}, now or {}))

@@ -85,6 +85,9 @@ class Model(Struct, frozen=True):
     attention: Literal["auto", "documents", "sdpa", "eager", "flash_attention_2"] = "auto"
     """documents: each packed document by itself, what a mask would hide is not computed; the others: implementations
     of transformers; auto: documents where the model's code can."""
+    new_tokens: list[str] | None = None
+    """Texts that become one token each; or a file of them, one a line (`python -m trainer.vocabulary` finds some). The
+    row of each starts from the mean of the rows of the pieces that its text had."""
     rope: Rope | None = None
     """A longer context, by scaled rotary positions."""
 
@@ -258,8 +261,8 @@ class Lora(Struct, frozen=True):
     dropout: Share = 0.0
     targets: str | list[str] = "all-linear"
     """Names of the layers that get them; all-linear: every linear layer but the head."""
-    tokens: list[int] = []
-    """Tokens whose own rows of the embedding are trained too: new ones."""
+    tokens: list[int] | Literal["new"] = []
+    """Tokens whose own rows of the embedding are trained too; new: those of model.new_tokens."""
     quantize: Literal["nf4"] | None = None
     """Called by what is done to the other weights while they load: linear layers are kept in 4 bits (QLoRA), NF4 with
     scales in 8 bits; what else stays is kept in bf16. By bitsandbytes, under engine.kind=ddp."""

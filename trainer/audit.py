@@ -22,6 +22,7 @@ from trainer import config
 from trainer.data.order import stream
 from trainer.data.prepare import cache_folder, prepare
 from trainer.data.prepared import Pool, Prepared, sequence_hash
+from trainer.new_tokens import tokenizer_folder
 from trainer.schema import TrainConfig
 from trainer.stages import Course, Stretch
 
@@ -49,7 +50,7 @@ def audit(run_dir: Path) -> Audit:
     """Checks RUN_DIR/events.jsonl against the plan and the data. Raises ConfigError when that cannot be."""
     settings = config.read(run_dir / "config.yaml")
     cache = cache_folder(settings.data, run_dir)
-    tokenizer = settings.model.tokenizer_folder
+    tokenizer = tokenizer_folder(settings.model, run_dir)
     pool = Pool(
         {
             name: prepare(settings.data, tokenizer, cache, key, say=lambda _: None)

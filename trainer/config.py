@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from settings import ConfigError, Struct, convert, nearest, read_yaml, to_plain
 from trainer.data.files import find
+from trainer.new_tokens import check_texts
 from trainer.schema import LAYOUT, Data, Ramp, Rate, Stage, TrainConfig, default_rate
 
 
@@ -38,6 +39,7 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
         )
     _check_evaluation(config, source)
     _check_checkpoint(config, source)
+    _check_new_tokens(config, source)
     _check_quantize(config, source)
     return _with_rates(config, source)
 
@@ -129,6 +131,22 @@ def _check_checkpoint(config: TrainConfig, source: str) -> None:
         raise ConfigError(f"{source}: checkpoint.keep_best={best} needs evaluation.every: losses to choose by")
 
 
+def _check_new_tokens(config: TrainConfig, source: str) -> None:
+    lora, texts = config.lora, config.model.new_tokens
+    if texts is not None:
+        try:
+            check_texts(texts)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        if lora is not None and not lora.tokens:
+            raise ConfigError(
+                f"{source}: model.new_tokens under lora: the rows of the new tokens would stay as they start: "
+                f"lora.tokens=new trains them"
+            )
+    elif lora is not None and lora.tokens == "new":
+        raise ConfigError(f"{source}: lora.tokens=new needs model.new_tokens")
+
+
 def _check_quantize(config: TrainConfig, source: str) -> None:
     if config.lora is None or config.lora.quantize is None:
         return
@@ -201,7 +219,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> lis
 
 _PATHS = (
     *(("model", "path"), ("model", "tokenizer"), ("data", "cache"), ("data", "train"), ("data", "evaluation")),
-    ("engine", "config"),
+    *(("engine", "config"), ("model", "new_tokens")),
 )
 
 
@@ -210,6 +228,8 @@ def absolute_paths(recipe: dict[str, Any], base: Path) -> dict[str, Any]:
     out = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.items()}
     for section, key in _PATHS:
         table = out.get(section)
+        if (section, key) == ("model", "new_tokens") and isinstance(table, dict) and isinstance(table.get(key), list):
+            continue  # the tokens themselves, not their file
         if isinstance(table, dict) and key in table:  # what is of another type is refused later, by name
             table[key] = _absolute(table[key], base)
     return out

@@ -21,15 +21,15 @@ import transformers
 
 from durable import fsync_path
 from settings import ConfigError, read_json
-from trainer import config, exits
+from trainer import config, exits, new_tokens
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.lineage import checkpoint_after
 from trainer.checkpoint.load import Reader
 from trainer.data.encode import end_tokens
 from trainer.exported import fingerprint, tensors, write
-from trainer.lora import inject
+from trainer.lora import inject, with_tokens
 from trainer.model_card import card, provenance
-from trainer.schema import TrainConfig
+from trainer.schema import Model, TrainConfig
 from trainer.weights import build
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -73,16 +73,15 @@ def export(
         _write_json(folder / "provenance.json", about)
         (folder / "README.md").write_text(card(settings, about), encoding="utf-8")
         _write_configs(model, settings, dtype, folder)
-        for pattern in _TOKENIZER_FILES:
-            for file in filter(Path.is_file, Path(settings.model.tokenizer_folder).glob(pattern)):
-                shutil.copyfile(file, folder / file.name)
+        _write_tokenizer(settings.model, folder)
     return sha256
 
 
 def _whole(settings: TrainConfig, reader: Reader, dtype: torch.dtype) -> Any:
     """The trained model, in memory."""
     model: Any = build(settings.model, settings.train.seed, torch.float32 if settings.lora else dtype)
-    adapters = inject(model, settings.lora, settings.train.seed) if settings.lora else None
+    lora = settings.lora and with_tokens(settings.lora, settings.model)
+    adapters = inject(model, lora, settings.train.seed) if lora else None
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -110,6 +109,15 @@ def _write_configs(model: Any, settings: TrainConfig, dtype: torch.dtype, folder
     ends = known if isinstance(known, list) else [known] * (known is not None)
     ends += end_tokens(Path(settings.model.tokenizer_folder), settings.result)
     _write_json(folder / "generation_config.json", {**values, "eos_token_id": list(dict.fromkeys(ends))})
+
+
+def _write_tokenizer(model: Model, folder: Path) -> None:
+    if model.new_tokens:
+        new_tokens.write(model, folder)
+        return
+    for pattern in _TOKENIZER_FILES:
+        for file in filter(Path.is_file, Path(model.tokenizer_folder).glob(pattern)):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -19,8 +19,9 @@ from trainer import lora
 from trainer.checkpoint.format import header, memory_of
 from trainer.checkpoint.load import Reader
 from trainer.model import skeleton
+from trainer.new_rows import Read
 from trainer.schema import TrainConfig
-from trainer.weights import Read, held, in_folder, saved_as_named
+from trainer.weights import held, in_folder, saved_as_named
 
 PIECE = 1 << 20
 """Elements that are read, rounded and written at a time."""
@@ -78,7 +79,7 @@ def _with_adapters(settings: TrainConfig) -> tuple[Any, dict[str, str]]:
     if settings.lora is None:
         return None, {}
     model: Any = skeleton(settings.model)
-    lora.inject(model, settings.lora, settings.train.seed)
+    lora.inject(model, lora.with_tokens(settings.lora, settings.model), settings.train.seed)
     return model, lora.layers(model)
 
 

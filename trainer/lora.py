@@ -10,10 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from settings import ConfigError
-from trainer.schema import Lora
+from trainer import new_tokens
+from trainer.schema import Lora, Model
+
+
+def with_tokens(settings: Lora, model: Model) -> Lora:
+    """The settings with the ids of model.new_tokens where they say `new`. Raises ConfigError."""
+    return replace(settings, tokens=list(new_tokens.grown(model).pieces)) if settings.tokens == "new" else settings
 
 
 def inject(model: Any, settings: Lora, seed: int, dtype: torch.dtype = torch.float32) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -10,20 +9,17 @@ import torch
 from torch import Tensor
 
 from settings import ConfigError
-from trainer import attention
-from trainer.model_config import new_config
+from trainer import attention, new_rows, new_tokens
+from trainer.model_config import config_of, of_folder
 from trainer.schema import Model
 
 
 def skeleton(settings: Model, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """The model with its buffers, and its parameters on the meta device. Raises ConfigError."""
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-    if settings.path is None:
-        config = new_config(settings)
-    else:
-        config = of_folder(settings, lambda path: AutoConfig.from_pretrained(path, local_files_only=True))
+    config = config_of(settings)
+    new_tokens.make_room(config, settings)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(settings))
@@ -33,7 +29,7 @@ def skeleton(settings: Model, dtype: torch.dtype = torch.float32) -> torch.nn.Mo
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty_like(buffer, device="cpu"))
     model.initialize_weights()  # on the meta device nothing is drawn
-    return with_attention(model, settings)
+    return _ready(model, settings)
 
 
 def pretrained(settings: Model, dtype: torch.dtype = torch.float32, **more: Any) -> torch.nn.Module:
@@ -42,19 +38,31 @@ def pretrained(settings: Model, dtype: torch.dtype = torch.float32, **more: Any)
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention(settings), "local_files_only": True}
+    if settings.rope is not None:
+        options["config"] = config_of(settings)
     model = of_folder(settings, lambda path: AutoModelForCausalLM.from_pretrained(path, **options, **more))
+    if settings.new_tokens:
+        rows = new_tokens.rows(settings, model.get_input_embeddings().num_embeddings)
+        new_rows.append(model, rows, new_tokens.grown(settings).pieces)
+    return _ready(model, settings)
+
+
+def _ready(model: Any, settings: Model) -> torch.nn.Module:
+    _forget_lengths(model)
     return with_attention(model, settings)
 
 
-def of_folder(settings: Model, read: Callable[[str], Any]) -> Any:
-    """What is read of the model's folder. Raises ConfigError."""
-    assert settings.path is not None
-    try:
-        return read(settings.path)
-    except (OSError, ValueError, ImportError) as error:
-        if getattr(error, "errno", None) not in (None, errno.ENOENT):
-            raise  # a file system that fails now may work again; that is no mistake of the user's
-        raise ConfigError(f"model.path={settings.path}: {' '.join(str(error).split())}") from None
+def _forget_lengths(model: Any) -> None:
+    """Make dynamic frequencies a function of the batch. transformers keeps those of the longest batch so far, which a
+    resumed run has not seen."""
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            module.register_forward_pre_hook(_forget)
+
+
+def _forget(module: Any, _: Any) -> None:
+    module.max_seq_len_cached = module.original_max_seq_len
+    module.inv_freq = module.original_inv_freq
 
 
 def _attention(settings: Model) -> str | None:

@@ -33,9 +33,10 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise ConfigError(f"something asks the network for {wanted}")
 
 
-def check(config: TrainConfig, cache: Path, keys: Iterable[str]) -> list[str]:
-    """What is there, a line each. Raises ConfigError for what is missing, or would be fetched."""
-    data, folder = config.data, config.model.tokenizer_folder
+def check(config: TrainConfig, folder: str, cache: Path, keys: Iterable[str]) -> list[str]:
+    """What is there, a line each; `folder`: of the tokenizer. Raises ConfigError for what is missing, or would be
+    fetched."""
+    data = config.data
     found = [_model(Path(config.model.path))] if config.model.path else []
     for key in keys:
         encoder(Path(folder), data.sources[key].kind)

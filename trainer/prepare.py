@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from settings import ConfigError
-from trainer import offline
+from trainer import new_tokens, offline
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.format import read_manifest
 from trainer.config import differences, read
@@ -18,7 +18,7 @@ from trainer.data.encode import load_tokenizer
 from trainer.data.prepare import Prepared, cache_folder, prepare
 from trainer.data.prepared import Pool
 from trainer.exits import CONFIG
-from trainer.model_config import check_vocabulary, new_config
+from trainer.model_config import check_vocabulary, config_of
 from trainer.schema import TrainConfig
 from trainer.stages import Course
 
@@ -26,16 +26,21 @@ from trainer.stages import Course
 def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
     """Prepare every source that the run will read, and see that it is enough. Raises ConfigError."""
     config = read(config_path)
-    if config.model.path is None:  # a mistake in it would cost three starts of all ranks
-        check_vocabulary(new_config(config.model).vocab_size, config.model.tokenizer_folder)
+    tokenizer = new_tokens.tokenizer_folder(config.model, config_path.parent)
+    if config.model.path is None or config.model.new_tokens or config.model.rope:
+        shape = config_of(config.model)  # a mistake in it would cost three starts of all ranks
+        new_tokens.make_room(shape, config.model)
+        if config.model.new_tokens:
+            new_tokens.write(config.model, Path(tokenizer))
+        check_vocabulary(shape.get_text_config().vocab_size, tokenizer)
     cache = cache_folder(config.data, config_path.parent)
     train = config.data.keys("train")
     held_out = config.data.keys("evaluation").values() if config.evaluation.every else ()
     keys = [*train.values(), *held_out]
     if only_check:
         offline.forbid()
-        print(*offline.check(config, cache, keys), sep="\n")
-    prepared = {key: _prepared(config, cache, key, show) for key in keys}
+        print(*offline.check(config, tokenizer, cache, keys), sep="\n")
+    prepared = {key: _prepared(config, tokenizer, cache, key, show) for key in keys}
     pool = Pool({name: prepared[key] for name, key in train.items()})
     course = Course(config, pool.sizes)
     for name, source in pool.sources.items():
@@ -48,9 +53,9 @@ def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
         check_fork(config, Path(config.fork), course.steps)
 
 
-def _prepared(config: TrainConfig, cache: Path, key: str, show: int) -> Prepared:
+def _prepared(config: TrainConfig, tokenizer: str, cache: Path, key: str, show: int) -> Prepared:
     """One source, with its progress, its numbers and some of its samples on standard output."""
-    console, tokenizer = Console(), config.model.tokenizer_folder
+    console = Console()
     with Display(key, console) as display:
         prepared = prepare(config.data, tokenizer, cache, key, display.say, watch=display.watch)
     display.say(f"{key}: {prepared.manifest.summary}")
@@ -70,6 +75,10 @@ def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
         raise ConfigError(f"--fork: {checkpoint}: {error}: take another: --fork RUN@STEP") from None
     if manifest.step >= steps:
         raise ConfigError(f"--fork: the checkpoint is of step {manifest.step}, this run has {steps}: make it longer")
+    if manifest.config["model"].get("new_tokens") != config.model.new_tokens:
+        raise ConfigError(
+            "--fork: the checkpoint has other model.new_tokens: export its run, and start from that folder (model.path)"
+        )
     was, now = manifest.config["model"].get("config"), config.model.config
     if config.model.path is None and was != now:
         changed = ", ".join(f"{key} {old} -> {new}" for key, old, new in differences(was or {}, now or {}))

@@ -17,7 +17,8 @@ from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
 from trainer.config import cache_folder
 from trainer.data.files import find
-from trainer.model_config import check_unquantized
+from trainer.model_config import check_unquantized, context_notes
+from trainer.new_tokens import read_texts
 from trainer.plan import batch_layout
 from trainer.schema import Deepspeed, TrainConfig
 
@@ -65,7 +66,7 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
     if settings.lora and settings.lora.quantize:
         check_unquantized(settings.model)
     layout = batch_layout(settings.train, world_size)
-    notes += schedule.notes(settings)
+    notes += schedule.notes(settings) + context_notes(settings)
     if isinstance(settings.engine, Deepspeed):
         zero.complete(settings, layout, hidden_size=1)  # for its errors
         notes += zero.notes(settings.engine, layout)
@@ -73,10 +74,12 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
 
 
 def inlined(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with another tool's JSON itself where it names its file."""
-    engine = tree.get("engine")
+    """The tree with what another file holds where it names that: another tool's JSON, new tokens."""
+    engine, model = tree.get("engine"), tree.get("model")
     if isinstance(engine, dict) and isinstance(engine.get("config"), str):
-        return {**tree, "engine": {**engine, "config": read_json(Path(engine["config"]))}}
+        tree = {**tree, "engine": {**engine, "config": read_json(Path(engine["config"]))}}
+    if isinstance(model, dict) and isinstance(model.get("new_tokens"), str):
+        tree = {**tree, "model": {**model, "new_tokens": read_texts(Path(model["new_tokens"]))}}
     return tree
 
 

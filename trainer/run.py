@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from durable import write_atomic
-from trainer import claims, config, exits, four_bit, lora, recompute, self_test
+from trainer import claims, config, exits, four_bit, lora, new_tokens, recompute, self_test
 from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import Point, folder_name
@@ -106,6 +106,9 @@ class Training:
         self.watchdog.enter("preparation")
         self.exact = together(lambda: exact_part(settings))
         self.layout = batch_layout(settings.train, runtime.world_size)
+        self.tokenizer = new_tokens.tokenizer_folder(settings.model, runtime.run_dir)
+        if settings.model.new_tokens:
+            together(lambda: new_tokens.write(settings.model, Path(self.tokenizer)) if runtime.leads else None)
         self.data = Pool(self.prepared("train"))
         held_out = self.prepared("evaluation") if settings.evaluation.every else {}
         self.held_out = HeldOut(settings.evaluation, held_out)
@@ -133,7 +136,7 @@ class Training:
 
     def prepared_source(self, key: str) -> Prepared:
         settings, leads = self.settings, self.runtime.leads
-        cache, tokenizer = cache_folder(settings.data, self.runtime.run_dir), settings.model.tokenizer_folder
+        cache, tokenizer = cache_folder(settings.data, self.runtime.run_dir), self.tokenizer
         still_working, together = self.stop.still_working, self.attempt.together
 
         def make() -> Path | None:
@@ -149,10 +152,10 @@ class Training:
             model = four_bit.build(self.settings.model, train.seed, self.runtime.device)
         else:
             model = (build if adapters else hollow)(self.settings.model, train.seed, dtype)
-        check_vocabulary(model.get_input_embeddings().num_embeddings, self.settings.model.tokenizer_folder)  # type: ignore[operator]
+        check_vocabulary(model.get_input_embeddings().num_embeddings, self.tokenizer)  # type: ignore[operator]
         recompute.enable(model, train)
         if adapters:
-            lora.inject(model, adapters, train.seed, dtype)
+            lora.inject(model, lora.with_tokens(adapters, self.settings.model), train.seed, dtype)
         if train.compile:
             compile_layers(model, self.runtime.device, self.runtime.run_dir)
         return model

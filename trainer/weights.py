@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from trainer import new_rows, new_tokens
 from trainer.engines.shard import Shard
-from trainer.model import materialize, of_folder, pretrained, skeleton
+from trainer.model import materialize, pretrained, skeleton
+from trainer.model_config import of_folder
+from trainer.new_rows import Read
 from trainer.schema import Model
-
-Read = Callable[[int, int], Tensor]
-"""Elements [start, stop) of a flattened parameter."""
 
 
 def build(settings: Model, seed: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -133,10 +133,20 @@ def in_folder(settings: Model, files: ExitStack) -> dict[str, Read] | None:
     model = skeleton(settings)
     slices = of_folder(settings, lambda path: _slices(Path(path), files))
     named = held(model)
-    there = all(name in slices and slices[name].get_shape() == list(named[name].shape) != [] for name in named)
+    shapes = {name: list(tensor.shape) for name, tensor in named.items()}
+    growing = new_rows.names(model) if settings.new_tokens else set()
+    for name in growing & slices.keys():
+        shapes[name][0] = min(shapes[name][0], slices[name].get_shape()[0])
+    there = all(name in slices and slices[name].get_shape() == shape != [] for name, shape in shapes.items())
     if not there or _converted(model, slices):
         return None
-    return {name: partial(_range, slices[name], math.prod(tensor.shape[1:])) for name, tensor in named.items()}
+    reads: dict[str, Read] = {
+        name: partial(_range, slices[name], math.prod(shape[1:])) for name, shape in shapes.items()
+    }
+    if growing:
+        pieces = new_tokens.grown(settings).pieces
+        reads |= {name: new_rows.reader(reads[name], shapes[name], pieces) for name in growing}
+    return reads
 
 
 def held(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def shrink(tree: dict[str, Any], folder: Path, world_size: int, steps: int) -> d
 
 def small_model(model: dict[str, Any]) -> dict[str, Any]:
     """A new model of the same architecture; its tokenizer stays the user's. Raises ConfigError."""
-    kept = {key: value for key, value in model.items() if key not in ("path", "config")}
+    kept = {key: value for key, value in model.items() if key not in ("path", "config", "rope")}
     if model.get("config"):
         return {**kept, "config": small_config(model["config"])}
     folder = str(model.get("path"))

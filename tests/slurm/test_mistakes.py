@@ -67,6 +67,15 @@ WORDS = [
     ("save's interval", ["checkpoint.every=30min"], "sft.yaml: checkpoint.every=30min: a number of steps, a time such as 30m or 2h, or auto"),
     ("save's steps", ["checkpoint.every=0"], "sft.yaml: checkpoint.every=0: expected int >= 1"),
     ("best of nothing", ["checkpoint.keep_best=2"], "sft.yaml: checkpoint.keep_best=2 needs evaluation.every: losses to choose by"),
+    # --- vocabulary and context
+    ("no new token", ["model.new_tokens=[]"], "sft.yaml: model.new_tokens is empty: leave it out"),
+    ("a token twice", ["model.new_tokens=[10-K, 10-K]"], "sft.yaml: model.new_tokens: '10-K' stands there twice: keep one"),
+    ("a token that is one", ["model.new_tokens=[10-K, ' goes']"], "model.new_tokens: ' goes' is one token already ("),
+    ("tokens' file", ["model.new_tokens=gone.txt"], "model.new_tokens: {here}/gone.txt: No such file or directory"),
+    ("new rows and LoRA", ["model.new_tokens=[10-K]", "lora.r=4"], "sft.yaml: model.new_tokens under lora: the rows of the new tokens"),
+    ("rope's type", ["model.rope.rope_type=yarm"], "sft.yaml: model.rope.rope_type=yarm: did you mean yarn?"),
+    ("rope's factor", ["model.rope.rope_type=yarn"], "sft.yaml: model.rope.factor is missing"),
+    ("rope's lists", ["model.rope={rope_type: longrope, factor: 2, short_factor: [1], long_factor: [1]}"], "model.rope.short_factor has 1 numbers"),
     # --- files
     ("data file", ["data.train=[gone.jsonl]"], "sft.yaml: data.train: there is no file {here}/gone.jsonl"),
     ("tokenizer", ["model.tokenizer=gone"], "sft.yaml: model.tokenizer: there is no folder {here}/gone"),

@@ -143,6 +143,7 @@ def absolute_paths(recipe: dict[str, Any], base: Path) -> dict[str, Any]:
 def _absolute(value: Any, base: Path) -> Any:
     if isinstance(value, list):
         return [_absolute(item, base) for item in value]
-    if isinstance(value, dict) and "files" in value:
-        return {**value, "files": _absolute(value["files"], base)}
+    if isinstance(value, dict):  # a source, or several with names; or the JSON of an engine, which names no files
+        of = [key for key, one in value.items() if key == "files" or isinstance(one, dict) and "files" in one]
+        return {**value, **{key: _absolute(value[key], base) for key in of}}
     return str(base / Path(value).expanduser()) if isinstance(value, str) else value

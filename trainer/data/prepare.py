@@ -41,21 +41,34 @@ def prepare(
     say: Callable[[str], Any] = print,
     between: Callable[[], Any] = lambda: None,
 ) -> Prepared:
-    """One of data.sources, prepared: found in `cache`, or made there. Many processes may call it at once.
+    """One of data.sources, as `prepare_source` does it."""
+    source = data.sources.get(key)
+    if source is None or not source.files:
+        raise ConfigError(f"data.{key}: no file is given")
+    return prepare_source(f"data.{key}", source, data, tokenizer_folder, cache, say, between)
+
+
+def prepare_source(
+    name: str,
+    source: Source,
+    data: Data,
+    tokenizer_folder: str,
+    cache: Path,
+    say: Callable[[str], Any] = print,
+    between: Callable[[], Any] = lambda: None,
+) -> Prepared:
+    """Prepared data: found in `cache`, or made there. Many processes may call it at once. `name`: as the user calls it.
 
     `between` is called every few seconds of work; what it raises breaks off, and the next call goes on there.
     Raises ConfigError when a file is missing, too many rows cannot be used, or no sequence comes out.
     """
-    source = data.sources.get(key)
-    if source is None or not source.files:
-        raise ConfigError(f"data.{key}: no file is given")
     fingerprint = _fingerprint(source, data.seq_len, tokenizer_folder, between)
     folder = cache / fingerprint
     if not folder.is_dir():
         _build(source, data.seq_len, tokenizer_folder, folder, say, between)
     prepared = Prepared.open(folder)
     # After the rename: the rejects stay for the user to read, and another max_rejects tokenizes nothing.
-    _check(prepared, data.max_rejects, key)
+    _check(prepared, data.max_rejects, name)
     return prepared
 
 
@@ -242,7 +255,7 @@ def _publish(temporary: Path, folder: Path) -> None:
 # --- rejects --------------------------------------------------------------------------------------------
 
 
-def _check(prepared: Prepared, max_rejects: float, key: str) -> None:
+def _check(prepared: Prepared, max_rejects: float, name: str) -> None:
     """Raises ConfigError when too many rows were rejected, or no sequence is there."""
     manifest, file = prepared.manifest, prepared.folder / "rejects.jsonl"
     count = sum(manifest.rejects.values())
@@ -251,12 +264,12 @@ def _check(prepared: Prepared, max_rejects: float, key: str) -> None:
             first = msgspec.json.decode(lines.readline())
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in manifest.rejects.items())
         raise ConfigError(
-            f"data.{key}: {count:,} of {manifest.rows:,} rows cannot be used ({reasons}), more than "
+            f"{name}: {count:,} of {manifest.rows:,} rows cannot be used ({reasons}), more than "
             f"data.max_rejects={max_rejects:g} allows; the first is {first['file']}:{first['line']}: "
             f"mend the rows that {file} lists, or raise data.max_rejects"
         )
     if not prepared.sequences:
         raise ConfigError(
-            f"data.{key}: {manifest.tokens:,} tokens in {manifest.rows:,} rows fill no sequence of "
+            f"{name}: {manifest.tokens:,} tokens in {manifest.rows:,} rows fill no sequence of "
             f"data.seq_len={prepared.seq_len} and its last target: give more data or a smaller data.seq_len"
         )

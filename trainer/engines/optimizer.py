@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -91,6 +92,36 @@ class Optimizer:
             lean.step(name, weights, gradient, self._states[name], self._offsets[name], decay, clip)
         return norm
 
+    @contextmanager
+    def shown(self, see: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+        """Meanwhile an engine's step changes nothing: `see` is given each tensor that would step, and its gradient, as
+        this rank holds them, flat and not clipped."""
+        clip, self.clip = self.clip, math.inf
+
+        def stay(adamw: torch.optim.Optimizer, *_: Any) -> None:
+            for parameter in stepping(adamw):
+                if parameter.grad is not None:
+                    see(parameter, local(parameter.grad).view(-1))
+                adamw.found_inf = torch.ones((), device=parameter.device)  # type: ignore[attr-defined]
+
+        hook = self.adamw.register_step_pre_hook(stay)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self.clip = clip
+
+    def after_step(self, change: Callable[[Tensor, Tensor], None]) -> None:
+        """From here on `change` is called with each tensor when AdamW has stepped on it, before anything follows from
+        its weights, and with the rate, a scalar: 0 where nothing stepped."""
+
+        def then(adamw: torch.optim.Optimizer, *_: Any) -> None:
+            rate = (1 - adamw.found_inf) * adamw.param_groups[0]["lr"]  # type: ignore[attr-defined]
+            for parameter in stepping(adamw):
+                change(parameter, rate)
+
+        self.adamw.register_step_post_hook(then)
+
     def state(self, name: str) -> dict[str, Any]:
         if self._lean is not None:
             return vars(self._states[name])
@@ -106,6 +137,11 @@ class Optimizer:
                 flat[kind] = local(state[kind]).view(-1) if isinstance(state[kind], Tensor) else state[kind]
             start = flat_offset(parameter)
             yield Shard(name, tuple(parameter.shape), start, start + weights.numel(), flat, state["step"])
+
+
+def stepping(adamw: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """What AdamW steps on now: under ZeRO one flat tensor after the other."""
+    return (parameter for group in adamw.param_groups for parameter in group["params"])
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from settings import ConfigError
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.format import read_manifest
 from trainer.config import differences, read
-from trainer.data.prepare import cache_folder, prepare
+from trainer.data.prepare import cache_folder, prepare, prepare_source
 from trainer.exits import CONFIG
 from trainer.model_config import check_vocabulary, new_config
 from trainer.plan import total_steps
@@ -29,6 +29,8 @@ def main(config_path: Path) -> None:
         check_fork(config, Path(config.fork), steps)
     if config.evaluation.every:
         prepare(config.data, config.model.tokenizer_folder, cache, "evaluation")
+    for name, source in config.to_keep.items():
+        prepare_source(name, source, config.data, config.model.tokenizer_folder, cache)
 
 
 def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:

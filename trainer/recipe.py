@@ -108,7 +108,8 @@ def checkpoint_to_fork(run_dir: Path, step: int | None) -> Path:
 
 def _folders(settings: TrainConfig, run_dir: Path) -> list[str]:
     models = [Path(folder) for folder in (settings.model.path, settings.model.tokenizer) if folder]
-    files = [Path(file) for source in settings.data.sources.values() for file in source.files]
+    sources = [*settings.data.sources.values(), *settings.to_keep.values()]
+    files = [Path(file) for source in sources for file in source.files]
     files += [file for folder in models for file in folder.iterdir()]  # in a Hugging Face cache these are links
     found = {parent for file in files for parent in (file.parent, file.resolve().parent)}
     found |= {*models, cache_folder(settings.data, run_dir), *([Path(settings.fork)] if settings.fork else [])}

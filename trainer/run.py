@@ -34,6 +34,7 @@ from trainer.engines.shard import KINDS
 from trainer.engines.stopwatch import Launched
 from trainer.evaluation import evaluate
 from trainer.export import export
+from trainer.forgetting import Forgetting
 from trainer.guard import Diverged
 from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.loss import logits_stand_whole
@@ -96,6 +97,7 @@ class Training:
         self.settings, self.attempt, self.runtime = settings, attempt, attempt.runtime
         self.stop, self.watchdog, self.say = attempt.stop, attempt.watchdog, attempt.say
         self.progress = Progress()
+        self.forgetting: Forgetting | None = None
 
     # --- before the first step ---
 
@@ -163,6 +165,8 @@ class Training:
             self.attempt.together(lambda: fill(self.engine.shards(), self.settings.model, seed))
         if self.hollow or resumed:
             self.engine.refresh()
+        if self.settings.forgetting:
+            self.hold(own, resumed)
         if resumed:
             self.progress = Progress(resumed.point.step, **resumed.manifest.state)
             for broken in resumed.passed_over:
@@ -190,6 +194,14 @@ class Training:
         how = f"resumed from {source}" if source else "starts"
         text = f"{how} at step {self.progress.step} of {self.total}; {self.layout}"
         self.attempt.tell("resume", self.progress.step, text, **{"from": source}, world_size=runtime.world_size)
+
+    def hold(self, own: Resumed | None, resumed: Resumed | None) -> None:
+        """Near the weights that the run starts from, or that it once started from."""
+        self.forgetting = Forgetting(self.settings, self.attempt, self.engine, self.exact["model"])
+        if own:
+            self.forgetting.resume()
+        else:
+            self.forgetting.begin(forked=resumed is not None)
 
     def forked(self) -> Resumed | None:
         """Another run's checkpoint that this one starts from, as long as it has none of its own."""
@@ -297,6 +309,10 @@ class Training:
         self.saves.evaluated(result)
         self.attempt.tell("evaluation", step, f"held-out loss {result:.4f} after step {step}", loss=result)
         self.board.add(step, evaluation_loss=result)
+        if self.forgetting:
+            penalty = self.forgetting.penalty()
+            self.attempt.tell("penalty", step, f"held near the start: penalty {penalty:.4g}", penalty=penalty)
+            self.board.add(step, penalty=penalty)
         return None
 
     # --- leaving ---

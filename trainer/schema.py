@@ -208,6 +208,34 @@ class Lora(Struct, frozen=True):
     scales in 8 bits; what else stays is kept in bf16. By bitsandbytes, under engine.kind=ddp."""
 
 
+class Forgetting(Struct, frozen=True):
+    """Full training against forgetting: after each step of AdamW every weight goes a part of its way back to the one
+    that the run started from, c / (1 + c) of it with c = learning rate x strength x the weight's importance."""
+
+    strength: Annotated[float, Meta(gt=0)]
+    """In the units of optim.weight_decay; 1 / strength is the sum of learning rates over which a distance that nothing
+    widens falls to 37 %. A first try: 1 / (optim.lr x steps)."""
+    method: Literal["ewc", "l2sp"] = "ewc"
+    """ewc: a weight is as important as the general data says (Fisher information; 1 on the average); l2sp: all alike,
+    which takes no data."""
+    data: Annotated[list[str] | dict[str, Source], LAYOUT] = []
+    """JSONL files of what is to be kept, or several such sources, each with a name, which count alike: general text of
+    the kind that the model was trained on. Read once, before the first step."""
+    sequences: Count = 256
+    """Of that data, drawn at random: each is a forward and a backward pass on every rank."""
+    device: Annotated[Literal["auto", "cpu"], LAYOUT] = "auto"
+    """Where the starting weights and the importance lie (4 bytes a parameter each, shared out as the optimizer is):
+    auto: beside what AdamW steps on; cpu: in host memory, and pieces of them travel at each step."""
+
+    def sources(self, data: Data) -> dict[str, Source]:
+        """What is to be prepared, by key: forgetting.data, or forgetting.data.NAME of each source."""
+        if self.method != "ewc":
+            return {}
+        given = self.data if isinstance(self.data, dict) else {"": Source(self.data)}
+        named = {f"forgetting.data.{name}".rstrip("."): source for name, source in given.items()}
+        return {k: Source(s.files, s.format or data.format, s.column or data.column) for k, s in named.items()}
+
+
 class Evaluation(Struct, frozen=True):
     every: Annotated[int, Meta(ge=0)] = 0
     """Steps between two evaluations; 0: none."""
@@ -265,6 +293,8 @@ class TrainConfig(Struct, frozen=True):
     optim: Optim = Optim()
     lora: Lora | None = None
     """Instead of all weights."""
+    forgetting: Forgetting | None = None
+    """Hold the weights near those that the run starts from."""
     engine: Annotated[Ddp | Fsdp | Deepspeed, LAYOUT] = Ddp()
     evaluation: Annotated[Evaluation, LAYOUT] = Evaluation()
     checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
@@ -274,6 +304,11 @@ class TrainConfig(Struct, frozen=True):
     """Write a Hugging Face folder `export/` when the last step is saved."""
     fork: Annotated[str | None, LAYOUT] = None
     """Checkpoint folder of another run: this one starts from its weights, moments and step (launch.py --fork)."""
+
+    @property
+    def to_keep(self) -> dict[str, Source]:
+        """Data of what is not to be forgotten, by key."""
+        return self.forgetting.sources(self.data) if self.forgetting else {}
 
     @property
     def lean_optimizer(self) -> bool:

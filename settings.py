@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import msgspec
 import yaml
@@ -30,6 +30,14 @@ class ConfigError(Exception):
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every typed setting. A field's meaning stands under the field, with its unit."""
+
+
+LAYOUT = msgspec.Meta(extra={"change": "layout"})
+"""Mark of a field that may change between the attempts of a run; the others make it what it is."""
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = Positive
 
 
 # --- YAML 1.2 -------------------------------------------------------------------------------------------

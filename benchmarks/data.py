@@ -21,7 +21,7 @@ from recipes import demo_data
 from trainer.data.encode import load_tokenizer
 from trainer.data.prepare import prepare
 from trainer.data.rows import Rows, batched
-from trainer.schema import Data, Source
+from trainer.sources import Data, Source
 
 ROOT = Path(__file__).parent.parent
 GOAL = 0.95
@@ -33,7 +33,7 @@ from pathlib import Path
 root, rows, tokenizer, cache = sys.argv[1:]
 sys.path.insert(0, root)
 from trainer.data.prepare import prepare
-from trainer.schema import Data
+from trainer.sources import Data
 prepare(Data([rows], seq_len=2048), tokenizer, Path(cache), "train", say=lambda _: None)
 """
 

@@ -21,7 +21,8 @@ from slurm.rundir import RunDir
 from trainer import config
 from trainer.model_config import new_config
 from trainer.plan import batch_layout
-from trainer.schema import Fsdp, Lora, Model
+from trainer.schema import Fsdp, Lora
+from trainer.shape import Model
 
 LARGE = {
     "llama": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import typing
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from msgspec.structs import replace
 
-from settings import ConfigError, Struct, convert, nearest, read_yaml, to_plain
+from settings import LAYOUT, ConfigError, Struct, convert, nearest, read_yaml, to_plain
 from trainer.data.files import find
 from trainer.new_tokens import check_texts
-from trainer.schema import LAYOUT, Data, Ramp, Rate, Stage, TrainConfig, default_rate
+from trainer.schema import Deepspeed, Ramp, Rate, Stage, TrainConfig, default_rate
+from trainer.scratch import on_disk
+from trainer.sources import Data
 
 
 def resolve(data: dict[str, Any], source: str) -> TrainConfig:
@@ -41,6 +44,7 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
     _check_checkpoint(config, source)
     _check_new_tokens(config, source)
     _check_quantize(config, source)
+    _check_forgetting(config, source)
     return _with_rates(config, source)
 
 
@@ -165,6 +169,28 @@ def _check_quantize(config: TrainConfig, source: str) -> None:
         )
 
 
+def _check_forgetting(config: TrainConfig, source: str) -> None:
+    forgetting = config.forgetting
+    if forgetting is None:
+        return
+    setting = f"{source}: forgetting.method={forgetting.method}"
+    if config.lora is not None:
+        raise ConfigError(f"{setting} is for full training: lora leaves the weights as they are: leave one of them out")
+    if config.lean_optimizer:
+        raise ConfigError(
+            f"{setting} moves fp32 weights beside torch's AdamW, not with train.precision={config.train.precision} and "
+            f"optim.name={config.optim.name}: take train.precision=master32 and optim.name=adamw"
+        )
+    if forgetting.method == "ewc" and not (forgetting.data and all(one.files for one in config.to_keep.values())):
+        raise ConfigError(f"{setting} needs forgetting.data: files of what is to be kept, or forgetting.method=l2sp")
+    theirs = config.engine.json if isinstance(config.engine, Deepspeed) else {}
+    if "offload_optimizer" in on_disk(theirs.get("zero_optimization") or {}):
+        raise ConfigError(
+            f"{setting} cannot reach weights on a disk: take offload_optimizer.device=cpu, or more ranks, in "
+            f"engine.config"
+        )
+
+
 def cache_folder(data: Data, run_dir: Path) -> Path:
     """Where a run's prepared data lies: runs share it, since its folders are named by content."""
     return Path(data.cache) if data.cache else run_dir.parent / ".prepared"
@@ -172,11 +198,12 @@ def cache_folder(data: Data, run_dir: Path) -> Path:
 
 def check_files(config: TrainConfig, source: str) -> None:
     """Every file and folder that the config names exists, and can be read by its name. Raises ConfigError."""
-    for key, documents in config.data.sources.items():
+    named = {**{f"data.{key}": documents for key, documents in config.data.sources.items()}, **config.to_keep}
+    for key, documents in named.items():
         try:
             _ = find(documents.files), documents.columns  # for their errors
         except ConfigError as error:
-            raise ConfigError(f"{source}: data.{key}: {error}") from None
+            raise ConfigError(f"{source}: {key}: {error}") from None
     for key, folder in (("model.path", config.model.path), ("model.tokenizer", config.model.tokenizer_folder)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"{source}: {key}: there is no folder {folder}")
@@ -200,9 +227,16 @@ def _exact(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if LAYOUT in getattr(hint, "__metadata__", ()):
             continue
-        is_struct = isinstance(hint, type) and issubclass(hint, Struct)
-        out[name] = _exact(hint, data[name]) if is_struct else data[name]
+        section = _section(hint)
+        out[name] = _exact(section, data[name]) if section and data[name] is not None else data[name]
     return out
+
+
+def _section(hint: Any) -> Any:
+    """The Struct of a section that must be there, or may be (`Section | None`)."""
+    optional = [kind for kind in typing.get_args(hint) if kind is not type(None)] if isinstance(hint, UnionType) else []
+    kind = optional[0] if len(optional) == 1 else hint
+    return kind if isinstance(kind, type) and issubclass(kind, Struct) else None
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
@@ -219,7 +253,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> lis
 
 _PATHS = (
     *(("model", "path"), ("model", "tokenizer"), ("data", "cache"), ("data", "train"), ("data", "evaluation")),
-    *(("engine", "config"), ("model", "new_tokens")),
+    *(("engine", "config"), ("model", "new_tokens"), ("forgetting", "data")),
 )
 
 

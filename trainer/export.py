@@ -29,7 +29,8 @@ from trainer.data.encode import end_tokens
 from trainer.exported import fingerprint, tensors, write
 from trainer.lora import inject, with_tokens
 from trainer.model_card import card, provenance
-from trainer.schema import Model, TrainConfig
+from trainer.schema import TrainConfig
+from trainer.shape import Model
 from trainer.weights import build
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

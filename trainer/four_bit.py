@@ -14,7 +14,7 @@ from torch import Tensor
 from settings import ConfigError
 from trainer.model import pretrained
 from trainer.model_config import check_unquantized
-from trainer.schema import Model
+from trainer.shape import Model
 
 
 def build(settings: Model, seed: int, device: torch.device) -> torch.nn.Module:

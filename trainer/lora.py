@@ -15,7 +15,8 @@ from torch import Tensor
 
 from settings import ConfigError
 from trainer import new_tokens
-from trainer.schema import Lora, Model
+from trainer.schema import Lora
+from trainer.shape import Model
 
 
 def with_tokens(settings: Lora, model: Model) -> Lora:

@@ -11,7 +11,7 @@ from torch import Tensor
 from settings import ConfigError
 from trainer import attention, new_rows, new_tokens
 from trainer.model_config import config_of, of_folder
-from trainer.schema import Model
+from trainer.shape import Model
 
 
 def skeleton(settings: Model, dtype: torch.dtype = torch.float32) -> torch.nn.Module:

@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from trainer.checkpoint.format import Manifest
-from trainer.schema import Model, TrainConfig
+from trainer.schema import TrainConfig
+from trainer.shape import Model
 
 _CARD = """\
 ---

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, nearest, to_plain
-from trainer.schema import Dynamic, Linear, Llama3, Longrope, Model, Rope, TrainConfig, Yarn
+from trainer.shape import Dynamic, Linear, Llama3, Longrope, Model, Rope, Yarn
 
 _ROPE = {"type", "rope_type", *(name for one in (Yarn, Llama3, Longrope) for name in one.__struct_fields__)}
 """What scaling says in rope_parameters."""
@@ -121,9 +121,8 @@ def _check_factors(config: Any, now: dict[str, Any], rope: Rope) -> None:
             raise ConfigError(f"model.rope.{name} has {len(values)} numbers, the model has {pairs} frequencies")
 
 
-def context_notes(settings: TrainConfig) -> list[str]:
-    """A line when a sequence is longer than what the model has positions for."""
-    model, length = settings.model, settings.data.seq_len
+def context_notes(model: Model, length: int) -> list[str]:
+    """A line when a sequence, of `length` tokens, is longer than what the model has positions for."""
     values = model.config or folder_config(str(model.path))
     values = values.get("text_config") or values
     context = values.get("max_position_embeddings")

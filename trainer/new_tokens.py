@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from durable import write_atomic
 from settings import ConfigError, read_json
-from trainer.schema import Model
+from trainer.shape import Model
 
 MULTIPLE = 64
 """An embedding that has to grow gets a multiple of so many rows, for the matrix units of GPUs."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, read_json
 from trainer.data.encode import encoder
-from trainer.data.prepare import fingerprint, prepare
+from trainer.data.prepare import fingerprint, prepare_source
 from trainer.schema import TrainConfig
+from trainer.sources import Source
 
 _ASKED: list[str] = []
 
@@ -33,20 +34,19 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise ConfigError(f"something asks the network for {wanted}")
 
 
-def check(config: TrainConfig, folder: str, cache: Path, keys: Iterable[str]) -> list[str]:
-    """What is there, a line each; `folder`: of the tokenizer. Raises ConfigError for what is missing, or would be
-    fetched."""
-    data = config.data
+def check(config: TrainConfig, tokenizer: str, cache: Path, sources: Mapping[str, Source]) -> list[str]:
+    """What is there, a line each; `sources` by what the user calls them. Raises ConfigError for what is missing, or
+    would be fetched."""
     found = [_model(Path(config.model.path))] if config.model.path else []
-    for key in keys:
-        encoder(Path(folder), data.sources[key].kind)
-        if not (cache / fingerprint(data, folder, key)).is_dir():
-            raise ConfigError(f"data.{key} is not prepared in {cache}: launch.py prepare RECIPE does it")
-        manifest = prepare(data, folder, cache, key).manifest
-        found.append(f"{key}: {manifest.documents:,} documents, {manifest.tokens:,} tokens in {cache}")
+    for name, source in sources.items():
+        encoder(Path(tokenizer), source.kind)
+        if not (cache / fingerprint(source, config.data, tokenizer)).is_dir():
+            raise ConfigError(f"{name} is not prepared in {cache}: launch.py prepare RECIPE does it")
+        manifest = prepare_source(name, source, config.data, tokenizer, cache).manifest
+        found.append(f"{name}: {manifest.documents:,} documents, {manifest.tokens:,} tokens in {cache}")
     if _ASKED:
         raise ConfigError(f"something asked the network for {', '.join(dict.fromkeys(_ASKED))}")
-    return [*found, f"tokenizer: {folder}", "nothing was fetched"]
+    return [*found, f"tokenizer: {tokenizer}", "nothing was fetched"]
 
 
 def _model(folder: Path) -> str:

@@ -15,11 +15,12 @@ from trainer.checkpoint.format import read_manifest
 from trainer.config import differences, read
 from trainer.data.display import Display, samples
 from trainer.data.encode import load_tokenizer
-from trainer.data.prepare import Prepared, cache_folder, prepare
+from trainer.data.prepare import Prepared, cache_folder, prepare_source, source_of
 from trainer.data.prepared import Pool
 from trainer.exits import CONFIG
 from trainer.model_config import check_vocabulary, config_of
 from trainer.schema import TrainConfig
+from trainer.sources import Source
 from trainer.stages import Course
 
 
@@ -36,12 +37,12 @@ def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
     cache = cache_folder(config.data, config_path.parent)
     train = config.data.keys("train")
     held_out = config.data.keys("evaluation").values() if config.evaluation.every else ()
-    keys = [*train.values(), *held_out]
+    sources = {f"data.{key}": source_of(config.data, key) for key in (*train.values(), *held_out)} | config.to_keep
     if only_check:
         offline.forbid()
-        print(*offline.check(config, tokenizer, cache, keys), sep="\n")
-    prepared = {key: _prepared(config, tokenizer, cache, key, show) for key in keys}
-    pool = Pool({name: prepared[key] for name, key in train.items()})
+        print(*offline.check(config, tokenizer, cache, sources), sep="\n")
+    prepared = {name: _prepared(config, name, one, tokenizer, cache, show) for name, one in sources.items()}
+    pool = Pool({name: prepared[f"data.{key}"] for name, key in train.items()})
     course = Course(config, pool.sizes)
     for name, source in pool.sources.items():
         if name:
@@ -53,14 +54,14 @@ def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
         check_fork(config, Path(config.fork), course.steps)
 
 
-def _prepared(config: TrainConfig, tokenizer: str, cache: Path, key: str, show: int) -> Prepared:
+def _prepared(config: TrainConfig, name: str, source: Source, tokenizer: str, cache: Path, show: int) -> Prepared:
     """One source, with its progress, its numbers and some of its samples on standard output."""
     console = Console()
-    with Display(key, console) as display:
-        prepared = prepare(config.data, tokenizer, cache, key, display.say, watch=display.watch)
-    display.say(f"{key}: {prepared.manifest.summary}")
+    with Display(name, console) as display:
+        prepared = prepare_source(name, source, config.data, tokenizer, cache, display.say, watch=display.watch)
+    display.say(f"{name}: {prepared.manifest.summary}")
     if prepared.manifest.rejects:
-        display.say(f"{key}: the rows that cannot be used are listed in {prepared.folder / 'rejects.jsonl'}")
+        display.say(f"{name}: the rows that cannot be used are listed in {prepared.folder / 'rejects.jsonl'}")
     if show:
         shown = samples(prepared, load_tokenizer(Path(tokenizer)), show, marks=not console.is_terminal)
         console.print(*shown, sep="\n\n", soft_wrap=True)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from settings import ConfigError, dump_yaml, merge, override, read_json, read_yaml, to_plain
 from trainer import claims, config, fsdp_block, schedule, zero
 from trainer.checkpoint import committed, folder_name
@@ -62,11 +60,11 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
     tree, notes = _engine(tree)
     settings = config.resolve(zero.with_batch(tree, world_size) if new else tree, source)
     config.check_files(settings, source)
-    settings = replace(settings, data=settings.data.with_files(find))
+    settings = settings.with_files(find)
     if settings.lora and settings.lora.quantize:
         check_unquantized(settings.model)
     layout = batch_layout(settings.train, world_size)
-    notes += schedule.notes(settings) + context_notes(settings)
+    notes += schedule.notes(settings) + context_notes(settings.model, settings.data.seq_len)
     if isinstance(settings.engine, Deepspeed):
         zero.complete(settings, layout, hidden_size=1)  # for its errors
         notes += zero.notes(settings.engine, layout)
@@ -124,7 +122,8 @@ def checkpoint_to_fork(run_dir: Path, step: int | None) -> Path:
 
 def _folders(settings: TrainConfig, run_dir: Path) -> list[str]:
     models = [Path(folder) for folder in (settings.model.path, settings.model.tokenizer) if folder]
-    files = [Path(file) for source in settings.data.sources.values() for file in source.files]
+    sources = [*settings.data.sources.values(), *settings.to_keep.values()]
+    files = [Path(file) for source in sources for file in source.files]
     files += [file for folder in models for file in folder.iterdir()]  # in a Hugging Face cache these are links
     found = {parent for file in files for parent in (file.parent, file.resolve().parent)}
     found |= {*models, cache_folder(settings.data, run_dir), *([Path(settings.fork)] if settings.fork else [])}

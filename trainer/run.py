@@ -34,6 +34,7 @@ from trainer.engines.shard import KINDS
 from trainer.engines.stopwatch import Launched
 from trainer.evaluation import HeldOut
 from trainer.export import export
+from trainer.forgetting import Forgetting
 from trainer.guard import Diverged
 from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.loss import logits_stand_whole
@@ -42,8 +43,9 @@ from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout
 from trainer.runtime import start
 from trainer.saves import Progress, Saves
-from trainer.schema import Split, TrainConfig
+from trainer.schema import TrainConfig
 from trainer.self_test import Unfit
+from trainer.sources import Split
 from trainer.stages import Course
 from trainer.step_log import Step, StepLog
 from trainer.stop import Ballot, Stopped
@@ -96,6 +98,7 @@ class Training:
         self.settings, self.attempt, self.runtime = settings, attempt, attempt.runtime
         self.stop, self.watchdog, self.say = attempt.stop, attempt.watchdog, attempt.say
         self.progress = Progress()
+        self.forgetting: Forgetting | None = None
 
     # --- before the first step ---
 
@@ -172,6 +175,8 @@ class Training:
             self.attempt.together(lambda: fill(self.engine.shards(), self.settings.model, seed))
         if self.hollow or resumed:
             self.engine.refresh()
+        if self.settings.forgetting:
+            self.hold(own, resumed)
         if resumed:
             manifest = resumed.manifest
             self.progress = Progress(resumed.point.step, **manifest.state, first_losses=manifest.first_losses)
@@ -201,6 +206,14 @@ class Training:
         stage = self.course.at(self.progress.step).name
         text = f"{how} at step {self.progress.step} of {self.total}{f', stage {stage}' if stage else ''}; {self.layout}"
         self.attempt.tell("resume", self.progress.step, text, **{"from": source}, world_size=runtime.world_size)
+
+    def hold(self, own: Resumed | None, resumed: Resumed | None) -> None:
+        """Near the weights that the run starts from, or that it once started from."""
+        self.forgetting = Forgetting(self.settings, self.attempt, self.engine, self.exact["model"])
+        if own:
+            self.forgetting.resume()
+        else:
+            self.forgetting.begin(forked=resumed is not None)
 
     def forked(self) -> Resumed | None:
         """Another run's checkpoint that this one starts from, as long as it has none of its own."""
@@ -309,6 +322,11 @@ class Training:
         progress.first_losses = self.held_out.first(result, progress.first_losses)
         self.saves.evaluated(result[self.held_out.best])
         self.held_out.tell(progress.step, result, progress.first_losses, self.attempt.tell, self.board)
+        if self.forgetting:
+            penalty = self.forgetting.penalty()
+            text = f"held near the start: penalty {penalty:.4g}"
+            self.attempt.tell("penalty", progress.step, text, penalty=penalty)
+            self.board.add(progress.step, penalty=penalty)
         return None
 
     # --- leaving ---

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from trainer.schema import Format, Optim, TrainConfig
+from trainer.schema import Optim, TrainConfig
+from trainer.sources import Format
 
 
 def learning_rate(step: int, total: int, optim: Optim) -> float:

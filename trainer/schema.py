@@ -7,198 +7,14 @@ Fields marked LAYOUT may change between attempts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 from msgspec.structs import replace
 
-from settings import ConfigError, Struct
-
-LAYOUT = Meta(extra={"change": "layout"})
-
-Count = Annotated[int, Meta(ge=1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Seconds = Annotated[float, Meta(gt=0)]
-Positive = Annotated[float, Meta(gt=0)]
-
-
-class _Scaled(Struct, frozen=True, kw_only=True, tag_field="rope_type"):
-    """Rotary positions scaled to a longer context: the fields are those of transformers' rope_parameters."""
-
-    factor: Annotated[float, Meta(ge=1)]
-    """The context is so many times as long afterwards."""
-    original_max_position_embeddings: Count | None = None
-    """Positions that the model was trained with; default: its max_position_embeddings."""
-    rope_theta: Positive | None = None
-    """Default: the model's own."""
-
-
-class Linear(_Scaled, frozen=True, kw_only=True, tag="linear"):
-    """Positions divided by the factor."""
-
-
-class Dynamic(_Scaled, frozen=True, kw_only=True, tag="dynamic"):
-    """A larger base, by how far the longest document of a micro batch reaches beyond the trained context."""
-
-
-class Yarn(_Scaled, frozen=True, kw_only=True, tag="yarn"):
-    """Low frequencies divided, high ones kept, attention sharpened."""
-
-    attention_factor: Positive | None = None
-    """Default: 0.1 ln(factor) + 1."""
-    beta_fast: Positive | None = None
-    """Turns within the trained context from which on a frequency is kept; default: 32."""
-    beta_slow: Positive | None = None
-    """Turns up to which it is divided; default: 1."""
-    mscale: Positive | None = None
-    mscale_all_dim: Positive | None = None
-    truncate: bool | None = None
-    """Bounds between kept and divided at whole dimensions; default: true."""
-
-
-class Llama3(_Scaled, frozen=True, kw_only=True, tag="llama3"):
-    """As in Llama 3.1: low frequencies divided, high ones kept, smooth between."""
-
-    low_freq_factor: Positive = 1.0
-    high_freq_factor: Positive = 4.0
-
-
-class Longrope(_Scaled, frozen=True, kw_only=True, tag="longrope"):
-    """A divisor for each frequency: one list within the trained context, one beyond."""
-
-    short_factor: list[Positive]
-    """One for each pair of a head's dimensions."""
-    long_factor: list[Positive]
-    attention_factor: Positive | None = None
-    """Default: sqrt(1 + ln(factor) / ln(original_max_position_embeddings))."""
-
-
-Rope = Linear | Dynamic | Yarn | Llama3 | Longrope
-
-
-class Model(Struct, frozen=True):
-    path: Annotated[str | None, LAYOUT] = None
-    """Folder of a Hugging Face model whose weights training starts from."""
-    config: dict[str, Any] | None = None
-    """Or: a Hugging Face config with its `model_type`; the weights are initialized from the seed."""
-    tokenizer: Annotated[str | None, LAYOUT] = None
-    """Folder of the tokenizer; default: the model's folder."""
-    attention: Literal["auto", "documents", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """documents: each packed document by itself, what a mask would hide is not computed; the others: implementations
-    of transformers; auto: documents where the model's code can."""
-    new_tokens: list[str] | None = None
-    """Texts that become one token each; or a file of them, one a line (`python -m trainer.vocabulary` finds some). The
-    row of each starts from the mean of the rows of the pieces that its text had."""
-    rope: Rope | None = None
-    """A longer context, by scaled rotary positions."""
-
-    @property
-    def tokenizer_folder(self) -> str:
-        folder = self.tokenizer or self.path
-        if folder is None:
-            raise ConfigError("model.tokenizer is missing: a model built from model.config needs a tokenizer folder")
-        return folder
-
-
-Format = Literal["text", "chat", "completion"]
-Split = Literal["train", "evaluation"]
-ROLES = ("system", "developer", "user", "assistant", "tool")
-COLUMNS = {
-    "text": {"text": "text"},
-    "completion": {"prompt": "prompt", "completion": "completion"},
-    "chat": {name: name for name in ("messages", "tools", "role", "content", *ROLES)},
-}
-"""By data.format: what data.column may map, and what it is called in the files where it does not."""
-
-
-class Source(Struct, frozen=True):
-    """Documents of one kind."""
-
-    files: list[str]
-    """In this order; where they lie may change, a resume compares what they hold."""
-    format: Format | None = None
-    """Default: data.format."""
-    column: str | dict[str, str] | None = None
-    """Default: data.column."""
-    sample_by: Literal["document", "line"] | None = None
-    """Default: data.sample_by."""
-
-    @property
-    def kind(self) -> Format:
-        assert self.format is not None  # data.sources has written the default in
-        return self.format
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """What the files call what: our name -> theirs. Raises ConfigError."""
-        known, given = COLUMNS[self.kind], self.column or {}
-        if isinstance(given, str) and self.kind == "completion":
-            raise ConfigError(f"data.column={given}: completion needs two: data.column={{prompt: X, completion: Y}}")
-        if isinstance(given, str):
-            given = {next(iter(known)): given}
-        for name in given:
-            if name not in known:
-                raise ConfigError(f"data.column: {self.kind} has no {name}: what can be mapped: {', '.join(known)}")
-        return {**known, **given}
-
-
-class Data(Struct, frozen=True):
-    train: Annotated[list[str] | dict[str, Source], LAYOUT]
-    """Files to train on, folders or globs of them; or several sources of such files, each with a name."""
-    seq_len: Count
-    """Tokens in a packed sequence."""
-    evaluation: Annotated[list[str] | dict[str, Source], LAYOUT] = []
-    """The same held out for the evaluation loss; or several such sets, each with a name."""
-    format: Format = "text"
-    """text: one document a row. chat: a list of messages a row; the loss counts the assistant's tokens. completion: a
-    prompt and its completion a row; the loss counts the completion."""
-    column: str | dict[str, str] | None = None
-    """The row's field; default: `text`, or `messages` for chat. Or a mapping, where the files call things otherwise:
-    {prompt: question, completion: answer}; {messages: conversations, role: from, content: value, user: human}."""
-    sample_by: Literal["document", "line"] = "document"
-    """A plain text file (.txt) is one document; or each of its lines is."""
-    too_long: Literal["split", "truncate", "reject"] = "split"
-    """What becomes of a document of more than max_tokens. split: it goes on in the next sequence; truncate: it ends
-    there; reject: it is a row that cannot be used."""
-    max_tokens: Count | None = None
-    """Of one document; default: data.seq_len."""
-    max_rejects: Annotated[Share, LAYOUT] = 0.01
-    """Share of rows that may be unusable (counted and kept in rejects.jsonl) before the run refuses to start."""
-    cache: Annotated[str | None, LAYOUT] = None
-    """Folder of prepared data; default: `.prepared` beside the run folders."""
-
-    @property
-    def document_limit(self) -> int:
-        """Tokens."""
-        return self.max_tokens or self.seq_len
-
-    @property
-    def sources(self) -> dict[str, Source]:
-        """All that is to be prepared, by key: train, or train.NAME of each source; evaluation, or evaluation.NAME."""
-        found: dict[str, Source] = {}
-        for key, given in (("train", self.train), ("evaluation", self.evaluation)):
-            found |= {f"{key}.{name}": one for name, one in given.items()} if isinstance(given, dict) else {}
-            found |= {key: Source(given)} if isinstance(given, list) and given else {}
-        return {
-            key: Source(s.files, s.format or self.format, s.column or self.column, s.sample_by or self.sample_by)
-            for key, s in found.items()
-        }
-
-    def with_files(self, find: Callable[[list[str]], list[str]]) -> Data:
-        """The same, with what `find` makes of the names of each source's files."""
-
-        def found(given: list[str] | dict[str, Source]) -> list[str] | dict[str, Source]:
-            if isinstance(given, list):
-                return find(given)
-            return {name: replace(source, files=find(source.files)) for name, source in given.items()}
-
-        return replace(self, train=found(self.train), evaluation=found(self.evaluation))
-
-    def keys(self, split: Split) -> dict[str, str]:
-        """The keys in `sources` of one of both, by the name that the recipe gives; files in a list have none: ""."""
-        keys = [key for key in self.sources if key.partition(".")[0] == split]
-        return {key.partition(".")[2]: key for key in keys}
+from settings import LAYOUT, Count, Seconds, Share, Struct
+from trainer.shape import Model
+from trainer.sources import Data, Find, Forgetting, Format, Source
 
 
 class EveryK(Struct, frozen=True):
@@ -426,6 +242,8 @@ class TrainConfig(Struct, frozen=True):
     """One after the other, in place of train.steps and train.epochs."""
     lora: Lora | None = None
     """Instead of all weights."""
+    forgetting: Forgetting | None = None
+    """Hold the weights near those that the run starts from."""
     engine: Annotated[Ddp | Fsdp | Deepspeed, LAYOUT] = Ddp()
     evaluation: Annotated[Evaluation, LAYOUT] = Evaluation()
     checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
@@ -447,6 +265,16 @@ class TrainConfig(Struct, frozen=True):
     def result(self) -> Format:
         """What the model is for in the end."""
         return self.purpose(self.stages[-1] if self.stages else None)
+
+    @property
+    def to_keep(self) -> dict[str, Source]:
+        """Data of what is not to be forgotten, by key."""
+        return self.forgetting.sources(self.data) if self.forgetting else {}
+
+    def with_files(self, find: Find) -> TrainConfig:
+        """The same, with what `find` makes of the names of each source's files."""
+        forgetting = self.forgetting and self.forgetting.with_files(find)
+        return replace(self, data=self.data.with_files(find), forgetting=forgetting)
 
     @property
     def lean_optimizer(self) -> bool:

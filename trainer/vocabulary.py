@@ -23,7 +23,7 @@ from trainer.data.encode import load_tokenizer
 from trainer.data.rows import Rows
 from trainer.data.values import Chat, Completion
 from trainer.exits import CONFIG, DONE
-from trainer.schema import Data
+from trainer.sources import Data
 
 DOCUMENTS = 20_000
 """The first so many are looked at: frequent texts are frequent there."""

@@ -19,7 +19,7 @@ from trainer.engines.shard import Shard
 from trainer.model import materialize, pretrained, skeleton
 from trainer.model_config import of_folder
 from trainer.new_rows import Read
-from trainer.schema import Model
+from trainer.shape import Model
 
 
 def build(settings: Model, seed: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:

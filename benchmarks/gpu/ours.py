@@ -15,7 +15,9 @@ from trainer.engines import make_engine
 from trainer.engines.shard import Shard
 from trainer.model import skeleton
 from trainer.plan import batch_layout
-from trainer.schema import Data, Ddp, Deepspeed, Fsdp, Model, Optim, Train, TrainConfig
+from trainer.schema import Ddp, Deepspeed, Fsdp, Optim, Train, TrainConfig
+from trainer.shape import Model
+from trainer.sources import Data
 from trainer.throughput import Throughput
 from trainer.weights import hollow
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.ours import LR, Case, shape
 from benchmarks.gpu.place import Place
 from trainer.model_config import new_config
-from trainer.schema import Model
+from trainer.shape import Model
 
 
 def hf_model(case: Case, place: Place, dtype: torch.dtype = torch.float32) -> Any:

@@ -31,7 +31,7 @@ class Place:
     """Of all parts of one run: what one leaves there another may use."""
     tell: Callable[[Figure], None]
     attention: str = "auto"
-    """trainer.schema.Model.attention"""
+    """trainer.shape.Model.attention"""
     copy_rate: float | None = None
     """Bytes a second, read and written, that a copy on the device has reached."""
 

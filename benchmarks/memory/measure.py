@@ -25,7 +25,8 @@ from benchmarks.rows import Row
 from trainer import recompute
 from trainer.data.batches import MicroBatch
 from trainer.loss import LossModel, Tail, teach_the_head
-from trainer.schema import EveryK, Model, Train
+from trainer.schema import EveryK, Train
+from trainer.shape import Model
 from trainer.weights import build
 
 MIB = 2**20

@@ -138,7 +138,7 @@ def losses_apart() -> tuple[float, float]:
 
     from trainer.data.batches import MicroBatch
     from trainer.loss import LossModel
-    from trainer.schema import Model
+    from trainer.shape import Model
     from trainer.weights import build
 
     config = SHAPE.config | {"initializer_range": 0.1}

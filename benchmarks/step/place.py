@@ -52,7 +52,7 @@ class Shape:
 def write_weights(shape: Shape, folder: Path) -> Path:
     from transformers.utils.logging import disable_progress_bar
 
-    from trainer.schema import Model
+    from trainer.shape import Model
     from trainer.weights import build
 
     disable_progress_bar()

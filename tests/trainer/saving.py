@@ -32,7 +32,9 @@ from trainer.data.batches import MicroBatch
 from trainer.engines import make_engine
 from trainer.plan import batch_layout
 from trainer.runtime import start
-from trainer.schema import Checkpoint, Data, Model, Optim, Train, TrainConfig
+from trainer.schema import Checkpoint, Optim, Train, TrainConfig
+from trainer.shape import Model
+from trainer.sources import Data
 from trainer.weights import hollow
 
 TOKENS = 16

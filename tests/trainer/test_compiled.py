@@ -16,7 +16,8 @@ from trainer import attention, compiled, zero
 from trainer.config import resolve
 from trainer.layout import BatchLayout
 from trainer.loss import LossModel
-from trainer.schema import Deepspeed, Model, Train, TrainConfig
+from trainer.schema import Deepspeed, Train, TrainConfig
+from trainer.shape import Model
 from trainer.weights import build
 
 CPU = torch.device("cpu")

@@ -15,11 +15,13 @@ from tests.trainer.test_loss import SMALL, batch
 from trainer import zero
 from trainer.engines import eight_bit, lean
 from trainer.engines.eight_bit import BLOCK, EightBit
-from trainer.engines.lean import LeanAdamW, _Noise, rounded
-from trainer.engines.optimizer import Optimizer
+from trainer.engines.lean import _Noise, rounded
+from trainer.engines.optimizer import Optimizer, lean_adamw
 from trainer.layout import BatchLayout
 from trainer.loss import LossModel
-from trainer.schema import Data, Deepspeed, Model, Optim, Train, TrainConfig
+from trainer.schema import Deepspeed, Optim, Train, TrainConfig
+from trainer.shape import Model
+from trainer.sources import Data
 from trainer.weights import build
 
 CPU = torch.device("cpu")
@@ -73,7 +75,7 @@ def one_step(config: TrainConfig, parts: list[int], steps: int = 3) -> dict[str,
     gradients = [torch.randn(sum(parts), generator=generator).to(dtype) for _ in range(steps)]
     held, start = [], 0
     for size in parts:
-        optimizer = LeanAdamW(config, CPU)
+        optimizer = lean_adamw(config, CPU)
         state, mine = optimizer.new_state(size, CPU), weights[start : start + size].clone()
         for number, g in enumerate(gradients, 1):
             optimizer.begin(1e-3, number, torch.tensor(True))
@@ -113,7 +115,7 @@ def test_no_sharding_changes_a_bit(precision: str, monkeypatch: pytest.MonkeyPat
 def test_a_step_that_is_not_finite_changes_no_bit(precision: str, name: str) -> None:
     config = settings(precision, name)
     weights = torch.randn(1300, generator=torch.Generator().manual_seed(0)).bfloat16()
-    optimizer = LeanAdamW(config, CPU)
+    optimizer = lean_adamw(config, CPU)
     state, seen = optimizer.new_state(1300, CPU), []
     for number, finite in enumerate((True, False), 1):
         gradient = torch.full((1300,), 0.5 if finite else torch.nan, dtype=torch.bfloat16)

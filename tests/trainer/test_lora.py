@@ -20,7 +20,8 @@ from tests.trainer.test_engines import DDP, FSDP, zero
 from tests.trainer.test_loss import SMALL
 from trainer import config, four_bit, lora, memory, recipe
 from trainer.four_bit import elements, held_bytes
-from trainer.schema import LORA_RATE, Lora, Model
+from trainer.schema import LORA_RATE, Lora
+from trainer.shape import Model
 from trainer.throughput import Cost
 from trainer.weights import build
 

@@ -17,7 +17,7 @@ from trainer import attention, loss
 from trainer.attention import Documents
 from trainer.data.batches import IGNORED, MicroBatch
 from trainer.loss import LossModel, Tail
-from trainer.schema import Model
+from trainer.shape import Model
 from trainer.weights import build
 
 SMALL = {

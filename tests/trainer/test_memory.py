@@ -14,7 +14,8 @@ from tests.trainer.ranks import Run
 from trainer import config, memory
 from trainer.layout import BatchLayout
 from trainer.memory import Held
-from trainer.schema import Ddp, Deepspeed, Fsdp, Lora, Model, TrainConfig
+from trainer.schema import Ddp, Deepspeed, Fsdp, Lora, TrainConfig
+from trainer.shape import Model
 
 NewRun = Callable[..., Run]
 

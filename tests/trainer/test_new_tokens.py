@@ -24,7 +24,7 @@ from trainer.config import differences, exact_part, resolve
 from trainer.data.encode import load_tokenizer
 from trainer.prepare import check_fork
 from trainer.prepare import main as prepare
-from trainer.schema import Model
+from trainer.shape import Model
 
 NewRun = Callable[..., Run]
 NEW = ["10-K", "kg", " CO2", "limits and failures"]

@@ -11,7 +11,8 @@ from settings import ConfigError
 from tests.trainer.test_loss import SMALL, batch
 from trainer import recompute
 from trainer.loss import LossModel
-from trainer.schema import EveryK, Model, Train
+from trainer.schema import EveryK, Train
+from trainer.shape import Model
 from trainer.weights import build
 
 MODES: list[Any] = [False, "selective", EveryK(3), EveryK(2), True]

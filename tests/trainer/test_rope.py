@@ -15,7 +15,9 @@ from tests.trainer.ranks import Run
 from tests.trainer.test_weights import MODELS, SMALL, held
 from trainer import weights
 from trainer.model_config import config_of, context_notes
-from trainer.schema import Data, Model, Train, TrainConfig
+from trainer.schema import Train, TrainConfig
+from trainer.shape import Model
+from trainer.sources import Data
 
 NewRun = Callable[..., Run]
 TRAINED = 16
@@ -158,7 +160,7 @@ def test_scaled_again_from_the_length_that_is_given() -> None:
 def test_a_longer_sequence_is_said(words: dict[str, Any] | None, seq_len: int, line: str | None) -> None:
     model = convert({"config": SHAPE, "rope": words}, Model, "test")
     settings = TrainConfig("run", model, Data(["x"], seq_len), Train(global_batch_size=1, steps=1))
-    notes = context_notes(settings)
+    notes = context_notes(settings.model, settings.data.seq_len)
     assert notes[0].startswith(line) if line else not notes, notes
 
 

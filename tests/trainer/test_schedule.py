@@ -121,6 +121,7 @@ def test_an_unusual_rate_for_existing_weights_is_said(kind: str, rate: float, sa
 
 def test_a_submission_says_it_and_writes_the_rate_down(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     data: dict[str, Any] = {"train": [str(tmp_path / "rows.jsonl")], "seq_len": 8}
     tree = {"name": "x", "model": {"path": str(tmp_path)}, "data": data, "train": {"global_batch_size": 4, "steps": 1}}
     ready = recipe.checked(tree, tmp_path / "run", 2, "x.yaml")

@@ -29,7 +29,8 @@ from trainer.data.prepared import Pool, Prepared
 from trainer.evaluation import HeldOut
 from trainer.layout import BatchLayout
 from trainer.prepare import main as prepare_all
-from trainer.schema import Data, Evaluation, Optim, Source, TrainConfig
+from trainer.schema import Evaluation, Optim, TrainConfig
+from trainer.sources import Data, Source
 from trainer.stages import Course
 
 NewRun = Callable[..., Run]

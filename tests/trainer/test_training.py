@@ -19,7 +19,8 @@ from trainer.data.batches import MicroBatch
 from trainer.loss import LossModel
 from trainer.model_config import check_vocabulary
 from trainer.plan import batch_layout, total_steps
-from trainer.schema import Model, Train
+from trainer.schema import Train
+from trainer.shape import Model
 from trainer.weights import build
 
 NewRun = Callable[..., Run]

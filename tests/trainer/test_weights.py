@@ -16,7 +16,7 @@ from tests.trainer.ranks import Run
 from trainer import weights
 from trainer.engines.shard import Shard
 from trainer.model_config import new_config
-from trainer.schema import Model
+from trainer.shape import Model
 from trainer.weights import build, fill, hollow
 
 SMALL = {

@@ -24,7 +24,7 @@ from trainer.data.encode import Encode, Encoded, encoder
 from trainer.data.files import format_of
 from trainer.data.prepared import Manifest, Prepared
 from trainer.data.rows import Row, Rows, batched
-from trainer.schema import Data, Source
+from trainer.sources import Data, Source
 
 __all__ = ["Prepared", "cache_folder", "prepare"]
 
@@ -47,27 +47,41 @@ def prepare(
     between: Callable[[], Any] = lambda: None,
     watch: Callable[[int, int], Any] = lambda done, size: None,
 ) -> Prepared:
-    """One of data.sources, prepared: found in `cache`, or made there. Many processes may call it at once.
+    """One of data.sources, as `prepare_source` does it."""
+    source = source_of(data, key)
+    return prepare_source(f"data.{key}", source, data, tokenizer_folder, cache, say, between, watch)
+
+
+def prepare_source(
+    name: str,
+    source: Source,
+    data: Data,
+    tokenizer_folder: str,
+    cache: Path,
+    say: Callable[[str], Any] = print,
+    between: Callable[[], Any] = lambda: None,
+    watch: Callable[[int, int], Any] = lambda done, size: None,
+) -> Prepared:
+    """Prepared data: found in `cache`, or made there. Many processes may call it at once. `name`: as the user calls it.
 
     `between` is called every few seconds of work; what it raises breaks off, and the next call goes on there. `watch`
     is told how many bytes of how many are read. Raises ConfigError when a file is missing, too many rows cannot be
     used, or no sequence comes out.
     """
-    folder = cache / fingerprint(data, tokenizer_folder, key, between)
+    folder = cache / fingerprint(source, data, tokenizer_folder, between)
     while not folder.is_dir():
-        _build(data, tokenizer_folder, key, folder, say, between, watch)
+        _build(source, data, tokenizer_folder, folder, say, between, watch)
     prepared = Prepared.open(folder)
     # After the rename: the rejects stay for the user to read, and another max_rejects tokenizes nothing.
-    _check(prepared, data.max_rejects, key)
+    _check(prepared, data.max_rejects, name)
     return prepared
 
 
 # --- fingerprint ----------------------------------------------------------------------------------------
 
 
-def fingerprint(data: Data, tokenizer_folder: str, key: str, between: Callable[[], Any] = lambda: None) -> str:
+def fingerprint(source: Source, data: Data, tokenizer_folder: str, between: Callable[[], Any] = lambda: None) -> str:
     """The name of a source's prepared data: the hash of all that goes in. Raises ConfigError."""
-    source = _source(data, key)
     files = (Path(tokenizer_folder, name) for name in _TOKENIZER_FILES)
     parts = {
         "format": FORMAT,
@@ -78,7 +92,8 @@ def fingerprint(data: Data, tokenizer_folder: str, key: str, between: Callable[[
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(parts))
 
 
-def _source(data: Data, key: str) -> Source:
+def source_of(data: Data, key: str) -> Source:
+    """Raises ConfigError."""
     source = data.sources.get(key)
     if source is None or not source.files:
         raise ConfigError(f"data.{key}: no file is given")
@@ -113,9 +128,9 @@ class _Done(msgspec.Struct):
 
 
 def _build(
+    source: Source,
     data: Data,
     tokenizer_folder: str,
-    key: str,
     folder: Path,
     say: Callable[[str], Any],
     between: Callable[[], Any],
@@ -129,14 +144,13 @@ def _build(
     began = time.monotonic()
     part = folder.with_name(f".part-{folder.name}")
     part.mkdir(mode=0o755, parents=True, exist_ok=True)
-    source = _source(data, key)
     try:
         done = _done(part)
         if done.rows:
             say(f"the preparation goes on after row {done.rows:,}")
         dtype = _write(source, data, tokenizer_folder, part, done, between, watch)
         # Files that grow while they are read would stand under a wrong name for every later run.
-        if fingerprint(data, tokenizer_folder, key, between) != folder.name:
+        if fingerprint(source, data, tokenizer_folder, between) != folder.name:
             raise ConfigError(f"{', '.join(source.files)}: changed while being read: start again when complete")
         manifest = _write_manifest(data.seq_len, part, folder.name, dtype, done)
         _publish(part, folder)
@@ -313,7 +327,7 @@ def _publish(part: Path, folder: Path) -> None:
 # --- rejects --------------------------------------------------------------------------------------------
 
 
-def _check(prepared: Prepared, max_rejects: float, key: str) -> None:
+def _check(prepared: Prepared, max_rejects: float, name: str) -> None:
     """Raises ConfigError when too many rows were rejected, or no sequence is there."""
     manifest, file = prepared.manifest, prepared.folder / "rejects.jsonl"
     count = sum(manifest.rejects.values())
@@ -322,12 +336,12 @@ def _check(prepared: Prepared, max_rejects: float, key: str) -> None:
             first = msgspec.json.decode(lines.readline())
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in manifest.rejects.items())
         raise ConfigError(
-            f"data.{key}: {count:,} of {manifest.rows:,} rows cannot be used ({reasons}), more than "
+            f"{name}: {count:,} of {manifest.rows:,} rows cannot be used ({reasons}), more than "
             f"data.max_rejects={max_rejects:g} allows; the first is {first['file']}:{first['line']}: "
             f"mend the rows that {file} lists, or raise data.max_rejects"
         )
     if not prepared.sequences:
         raise ConfigError(
-            f"data.{key}: {manifest.tokens:,} tokens in {manifest.rows:,} rows fill no sequence of "
+            f"{name}: {manifest.tokens:,} tokens in {manifest.rows:,} rows fill no sequence of "
             f"data.seq_len={prepared.seq_len} and its last target: give more data or a smaller data.seq_len"
         )

@@ -12,7 +12,7 @@ from settings import ConfigError
 from trainer.data.files import format_of
 from trainer.data.readers import Record, Unusable, read_records, uncompressed
 from trainer.data.values import Chat, Completion
-from trainer.schema import ROLES, Source
+from trainer.sources import ROLES, Source
 
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 1 << 22

@@ -73,6 +73,7 @@ class DeepspeedEngine:
         if isinstance(self._layout, Whole):  # DeepSpeed's own step clips there, but keeps the norm to itself
             return self.optimizer.step(lr, number)
         self.optimizer.set_rate(lr)
+        self.module.optimizer.clip_grad = self.optimizer.clip
         self.module.step()
         return self._norm()
 

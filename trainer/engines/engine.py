@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.batches import MicroBatch
+from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
 
@@ -19,6 +20,7 @@ class Engine(Protocol):
     replicas: tuple[int, int]
     """This rank's index among the ranks that hold the same shards, and their number: they share the writing."""
 
+    optimizer: Optimizer
     stopwatch: Stopwatch
     """Of this rank's own computing."""
 
@@ -52,5 +54,17 @@ def forward_only(module: torch.nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             yield
+    finally:
+        module.train()
+
+
+@contextmanager
+def without_dropout(module: torch.nn.Module) -> Iterator[None]:
+    """Nothing is dropped out, and there is a backward pass: layers that are to be computed again for it still are."""
+    module.eval()
+    for part in module.modules():
+        part.training = bool(getattr(part, "gradient_checkpointing", False))
+    try:
+        yield
     finally:
         module.train()

@@ -15,7 +15,6 @@ import xxhash
 from torch import Tensor
 
 from trainer.engines.eight_bit import BLOCK, EightBit, Kept
-from trainer.schema import TrainConfig
 
 _STRETCH = 1 << 22  # elements; 16 MiB in fp32 for each tensor at hand, a whole number of blocks
 assert _STRETCH % BLOCK == 0
@@ -31,14 +30,15 @@ class State:
 
 
 class LeanAdamW:
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self._optim, self._seed = config.optim, config.train.seed
-        self._moments = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        self._eight_bit = config.optim.name == "adamw_8bit"
+    def __init__(
+        self, betas: tuple[float, float], eps: float, moments: torch.dtype | None, seed: int, device: torch.device
+    ) -> None:
+        """`moments`: what they are kept in; None: eight bits."""
+        self._betas, self._eps, self._moments, self._seed = betas, eps, moments, seed
         self._count = torch.zeros((), dtype=torch.float32, device=device)  # of all parameters: they step together
 
     def new_state(self, count: int, device: torch.device) -> State:
-        if self._eight_bit:
+        if self._moments is None:
             return State(EightBit(count, True, device), EightBit(count, False, device), self._count)
         mean, square = (torch.zeros(count, dtype=self._moments, device=device) for _ in range(2))
         return State(mean, square, self._count)
@@ -46,7 +46,7 @@ class LeanAdamW:
     def begin(self, lr: float, number: int, finite: Tensor) -> None:
         """A step of all parameters. `number`: its place in the run, which the randomness follows; `finite`: a bool
         scalar on the device, so that the host need not know: if it is false, nothing changes."""
-        b1, b2 = self._optim.betas
+        b1, b2 = self._betas
         self._number, self._finite = number, finite
         self._count += finite
         count = self._count.clamp(min=1)
@@ -58,7 +58,7 @@ class LeanAdamW:
         self, name: str, weights: Tensor, gradient: Tensor, state: State, start: int, decay: float, clip: Tensor
     ) -> None:
         """One parameter's flat local part, which begins at its element `start`. `clip`: a factor, scalar fp32."""
-        new = 1 - self._optim.betas[1]
+        new = 1 - self._betas[1]
         for part in _stretches(len(weights)):
             place = (start + part.start, part.stop - part.start)
             noise = _Noise(self._seed, self._number, name, *place, weights.device)
@@ -68,7 +68,7 @@ class LeanAdamW:
             _write(state.exp_avg, part, mean, noise, "exp_avg")
             _write(state.exp_avg_sq, part, square, noise, "exp_avg_sq")
             values.mul_(1 - self._lr * decay)
-            values.addcdiv_(mean.mul_(self._rate), square.sqrt_().div_(self._root).add_(self._optim.eps))
+            values.addcdiv_(mean.mul_(self._rate), square.sqrt_().div_(self._root).add_(self._eps))
             _write(weights, part, values, noise, "weights")
 
 

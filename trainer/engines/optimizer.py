@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Optimizer:
         self._lean: LeanAdamW | None = None
         self._states: dict[str, State] = {}
         if config.lean_optimizer:
-            self._lean = LeanAdamW(config, next(local(parameter).device for parameter in self.named.values()))
+            self._lean = lean_adamw(config, next(local(parameter).device for parameter in self.named.values()))
             self._offsets = {name: flat_offset(parameter) for name, parameter in self.named.items()}
             for name, parameter in self.named.items():
                 self._states[name] = self._lean.new_state(local(parameter).numel(), local(parameter).device)
@@ -91,6 +92,36 @@ class Optimizer:
             lean.step(name, weights, gradient, self._states[name], self._offsets[name], decay, clip)
         return norm
 
+    @contextmanager
+    def shown(self, see: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+        """Meanwhile an engine's step changes nothing: `see` is given each tensor that would step, and its gradient, as
+        this rank holds them, flat and not clipped."""
+        clip, self.clip = self.clip, math.inf
+
+        def stay(adamw: torch.optim.Optimizer, *_: Any) -> None:
+            for parameter in stepping(adamw):
+                if parameter.grad is not None:
+                    see(parameter, local(parameter.grad).view(-1))
+                adamw.found_inf = torch.ones((), device=parameter.device)  # type: ignore[attr-defined]
+
+        hook = self.adamw.register_step_pre_hook(stay)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self.clip = clip
+
+    def after_step(self, change: Callable[[Tensor, Tensor], None]) -> None:
+        """From here on `change` is called with each tensor when AdamW has stepped on it, before anything follows from
+        its weights, and with the rate, a scalar: 0 where nothing stepped."""
+
+        def then(adamw: torch.optim.Optimizer, *_: Any) -> None:
+            rate = (1 - adamw.found_inf) * adamw.param_groups[0]["lr"]  # type: ignore[attr-defined]
+            for parameter in stepping(adamw):
+                change(parameter, rate)
+
+        self.adamw.register_step_post_hook(then)
+
     def state(self, name: str) -> dict[str, Any]:
         if self._lean is not None:
             return vars(self._states[name])
@@ -106,6 +137,11 @@ class Optimizer:
                 flat[kind] = local(state[kind]).view(-1) if isinstance(state[kind], Tensor) else state[kind]
             start = flat_offset(parameter)
             yield Shard(name, tuple(parameter.shape), start, start + weights.numel(), flat, state["step"])
+
+
+def stepping(adamw: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """What AdamW steps on now: under ZeRO one flat tensor after the other."""
+    return (parameter for group in adamw.param_groups for parameter in group["params"])
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -124,3 +160,9 @@ def flat_offset(parameter: Tensor) -> int:
         return 0
     _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return int(offset[0]) * math.prod(parameter.shape[1:])
+
+
+def lean_adamw(config: TrainConfig, device: torch.device) -> LeanAdamW:
+    """AdamW on what the config keeps in less than fp32."""
+    optim, kept = config.optim, torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    return LeanAdamW(optim.betas, optim.eps, None if optim.name == "adamw_8bit" else kept, config.train.seed, device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from recipes.demo_data import TOKENIZER_CONFIG, train_tokenizer
 from trainer.data.prepare import Prepared, prepare
-from trainer.schema import Data
+from trainer.sources import Data
 
 _SENTENCE = "the run goes on through limits and failures until it is done and every sample counts"
 WORDS = _SENTENCE.split()

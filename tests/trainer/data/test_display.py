@@ -12,7 +12,7 @@ from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from trainer.data import display
 from trainer.data.encode import load_tokenizer
 from trainer.data.prepare import prepare
-from trainer.schema import Data
+from trainer.sources import Data
 
 
 def console(terminal: bool) -> Console:

@@ -20,7 +20,7 @@ from settings import ConfigError
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from trainer.data.files import find, format_of
 from trainer.data.prepare import Prepared, prepare
-from trainer.schema import Data, Source
+from trainer.sources import Data, Source
 
 ROWS = [*texts(150), {"text": 'a "quoted", text\nof two lines, and ünïcödé 文'}]
 

@@ -13,13 +13,13 @@ import pytest
 
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from trainer.data.prepare import prepare
-from trainer.schema import Data
+from trainer.sources import Data
 
 PROGRAM = """
 import os, random, signal, sys
 from pathlib import Path
 import trainer.data.prepare as preparation
-from trainer.schema import Data
+from trainer.sources import Data
 
 rows, tokenizer, cache, seed = sys.argv[1:]
 chance = random.Random(int(seed))

@@ -18,7 +18,7 @@ from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from trainer.data.encode import Encoded, encoder
 from trainer.data.prepare import Prepared, prepare
 from trainer.data.values import Chat, Completion
-from trainer.schema import Data, Source
+from trainer.sources import Data, Source
 
 END = "<|endoftext|>"
 

@@ -15,7 +15,7 @@ from settings import ConfigError
 from tests.trainer.data.samples import prepare_texts, texts, write_rows, write_tokenizer
 from trainer.data.prepare import Prepared, _write, prepare
 from trainer.data.prepared import Manifest
-from trainer.schema import Data, Source
+from trainer.sources import Data, Source
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ RACE = """
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from trainer.schema import Data, Source
+from trainer.sources import Data, Source
 from trainer.data.prepare import prepare
 rows, tokenizer, cache = sys.argv[1:]
 input()

@@ -128,7 +128,9 @@ def test_a_step_has_the_same_sequences_whatever_comes_after_it(length: int, seed
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     folder = tmp_path_factory.mktemp("sources")
     tokenizer = write_tokenizer(folder / "tokenizer")
-    named = {name: Source([write_rows(folder / name, texts(count))]) for name, count in (("a", 60), ("b", 25))}
+    named = {
+        name: Source([write_rows(folder / f"{name}.jsonl", texts(count))]) for name, count in (("a", 60), ("b", 25))
+    }
     data = Data(train=named, seq_len=8)
     keys = data.keys("train").items()
     return Pool({name: prepare(data, tokenizer, folder / "cache", key, lambda _: None) for name, key in keys})
@@ -162,7 +164,7 @@ def test_a_pool_has_one_length_and_the_fingerprint_of_all(pool: Pool, tmp_path: 
     a, b = pool.sources.values()
     assert Pool({"b": b, "a": a}).fingerprint == pool.fingerprint != Pool({"a": b, "b": a}).fingerprint
     assert Pool({"": a}).fingerprint == a.fingerprint
-    longer = Data(train=[write_rows(tmp_path / "rows", texts(30))], seq_len=16)
+    longer = Data(train=[write_rows(tmp_path / "rows.jsonl", texts(30))], seq_len=16)
     other = prepare(longer, write_tokenizer(tmp_path / "tokenizer"), tmp_path / "cache", "train", lambda _: None)
     with pytest.raises(ConfigError, match="sources of several lengths .*'a': 8, 'c': 16"):
         Pool({"a": a, "c": other})
@@ -444,7 +446,8 @@ def test_a_loss_that_is_not_finite_is_above_every_limit() -> None:
 def test_a_preparation_prints_each_source_and_each_stage(new_run: NewRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = staged(new_run, "run")
     prepare_all(run.path / "config.yaml")
-    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("prepared ")]
+    said = capsys.readouterr().out.splitlines()
+    lines = said[next(place for place, line in enumerate(said) if line.startswith("source ")) :]
     books, talks = (prepared_of(run, name).sequences for name in ("books", "chats"))
     assert lines == [
         f"source books: {books:,} sequences, {books * 16:,} tokens",

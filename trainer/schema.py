@@ -255,11 +255,11 @@ class TrainConfig(Struct, frozen=True):
     """Checkpoint folder of another run: this one starts from its weights, moments and step (launch.py --fork)."""
 
     def purpose(self, stage: Stage | None = None) -> Format:
-        """chat where a source is, of those of a stage or of the whole run."""
+        """chat where a source is, of those of a stage or of the whole run; else completion where one is."""
         named = self.data.keys("train").items()
         used = [key for name, key in named if stage is None or stage.mixture is None or name in stage.mixture]
         kinds = {self.data.sources[key].kind for key in used} or {self.data.format}
-        return "chat" if "chat" in kinds else "text"
+        return next((kind for kind in ("chat", "completion") if kind in kinds), "text")
 
     @property
     def result(self) -> Format:

@@ -273,6 +273,8 @@ def test_each_stage_has_the_rate_of_its_sources() -> None:
     assert [one.optim.lr for one in settled(stages=stages, optim={"lr": 1e-6}).stages or []] == [1e-6, 1e-6, 3e-4]
     assert settings.purpose() == settings.result == "chat"
     assert settled(stages=[stage(mixture={"books": 1})]).result == "text"
+    answers = settled(data={"train": {"chats": {"files": ["c"], "format": "completion"}}})
+    assert answers.result == "completion" and answers.optim.lr == 2e-5
     with pytest.raises(ConfigError, match="optim.lr is missing"):
         settled(model={"path": None, "config": {"model_type": "llama"}, "tokenizer": "t"})
 

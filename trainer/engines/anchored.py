@@ -18,7 +18,8 @@ from trainer.engines.engine import Engine
 from trainer.engines.optimizer import local
 from trainer.engines.shard import Shard
 
-_STRETCH = 1 << 22  # elements; 16 MiB in fp32 for each tensor at hand
+_STRETCH = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Elements at a time: 1 MiB in fp32 stays in a core's cache, and a GPU is launched seldom."""
 IMPORTANCE = "importance"
 
 
@@ -73,7 +74,7 @@ class Anchored:
         """To the importance."""
         total = self._kept[stepped].importance
         assert total is not None
-        for part in stretches(len(total)):
+        for part in stretches(len(total), gradient.device):
             total[part] += gradient[part].square().to(total.device)
 
     def pull(self, strength: float) -> None:
@@ -83,9 +84,9 @@ class Anchored:
         def back(stepped: Tensor, rate: Tensor) -> None:
             weights, kept, device = local(stepped.detach()).view(-1), self._kept[stepped], stepped.device
             step = (rate * strength).to(device, torch.float32)
-            for part in stretches(len(weights)):
+            for part in stretches(len(weights), device):
                 c = step if kept.importance is None else kept.importance[part].to(device, non_blocking=True) * step
-                weights[part].lerp_(kept.weights[part].to(device, non_blocking=True), c / (1 + c))
+                weights[part].lerp_(kept.weights[part].to(device, non_blocking=True), c / (c + 1))
 
         self._engine.optimizer.after_step(back)
 
@@ -94,8 +95,10 @@ class Anchored:
         """Of this rank: sum of importance x (w - w0)^2."""
         total: Tensor | float = 0.0
         for ours, theirs in zip(self.shards, self._engine.shards(), strict=True):
-            for part in stretches(ours.stop - ours.start):
-                now = theirs.tensors["weights"][part]
+            weights = theirs.tensors["weights"]
+            assert isinstance(weights, Tensor)
+            for part in stretches(len(weights), weights.device):
+                now = weights[part]
                 square = (now - ours.tensors["weights"][part].to(now.device, non_blocking=True)).square_()
                 if IMPORTANCE in ours.tensors:
                     square *= ours.tensors[IMPORTANCE][part].to(now.device, non_blocking=True)
@@ -103,9 +106,10 @@ class Anchored:
         return float(total)
 
 
-def stretches(count: int) -> Iterator[slice]:
-    for start in range(0, count, _STRETCH):
-        yield slice(start, min(count, start + _STRETCH))
+def stretches(count: int, device: torch.device) -> Iterator[slice]:
+    size = _STRETCH[device.type]
+    for start in range(0, count, size):
+        yield slice(start, min(count, start + size))
 
 
 def fingerprint(shard: Shard, replicas: tuple[int, int]) -> int:
@@ -113,7 +117,7 @@ def fingerprint(shard: Shard, replicas: tuple[int, int]) -> int:
     stand where, however they are shared out: of each value's bits times its place."""
     start, stop = shard.part(*replicas)
     values, total = shard.tensors["weights"][start - shard.start : stop - shard.start], 0
-    for part in stretches(stop - start):
+    for part in stretches(stop - start, values.device):
         bits = values[part].detach().view(torch.int32).long()
         place = torch.arange(start + part.start, start + part.stop, device=bits.device)
         total += int((bits * (2 * place + 1)).sum())  # int64: it wraps

@@ -161,7 +161,7 @@ class Forgetting:
     def _read(self, folder: Path, kinds: list[str], advice: str) -> None:
         """Collective."""
         manifest = self._attempt.together(lambda: artifact.read(folder, self._with(kinds), advice))
-        if self._ewc:  # to an average of 1: the strength then means the same for every model, and for l2sp
+        if self._ewc:  # to an average of 1: the strength is in the same units for every model, and for l2sp
             for shard in self._anchored.shards:
                 shard.tensors[IMPORTANCE][:].div_(manifest.config["mean"])
 

@@ -279,7 +279,7 @@ def test_exact_and_layout_fields(tmp_path: Path) -> None:
         "optim": {"lr": 1.0},
     }
     exact = exact_part(resolve(recipe, "x"))
-    assert set(exact) == {"model", "data", "train", "optim", "lora"}
+    assert set(exact) == {"model", "data", "train", "optim", "lora", "forgetting"}
     assert "micro_batch_size" not in exact["train"] and "cache" not in exact["data"] and "lr" in exact["optim"]
 
 

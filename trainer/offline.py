@@ -11,7 +11,7 @@ from typing import Any
 
 from settings import ConfigError, read_json
 from trainer.data.encode import encoder
-from trainer.data.prepare import fingerprint, prepare_source
+from trainer.data.prepare import fingerprint
 from trainer.schema import TrainConfig
 from trainer.sources import Source
 
@@ -39,11 +39,10 @@ def check(config: TrainConfig, tokenizer: str, cache: Path, sources: Mapping[str
     would be fetched."""
     found = [_model(Path(config.model.path))] if config.model.path else []
     for name, source in sources.items():
-        encoder(Path(tokenizer), source.kind)
         if not (cache / fingerprint(source, config.data, tokenizer)).is_dir():
             raise ConfigError(f"{name} is not prepared in {cache}: launch.py prepare RECIPE does it")
-        manifest = prepare_source(name, source, config.data, tokenizer, cache).manifest
-        found.append(f"{name}: {manifest.documents:,} documents, {manifest.tokens:,} tokens in {cache}")
+        encoder(Path(tokenizer), source.kind)
+        found.append(f"{name}: prepared in {cache}")
     if _ASKED:
         raise ConfigError(f"something asked the network for {', '.join(dict.fromkeys(_ASKED))}")
     return [*found, f"tokenizer: {tokenizer}", "nothing was fetched"]

@@ -27,6 +27,8 @@ from trainer.stages import Course
 def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
     """Prepare every source that the run will read, and see that it is enough. Raises ConfigError."""
     config = read(config_path)
+    if only_check:
+        offline.forbid()
     tokenizer = new_tokens.tokenizer_folder(config.model, config_path.parent)
     if config.model.path is None or config.model.new_tokens or config.model.rope:
         shape = config_of(config.model)  # a mistake in it would cost three starts of all ranks
@@ -39,7 +41,6 @@ def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
     held_out = config.data.keys("evaluation").values() if config.evaluation.every else ()
     sources = {f"data.{key}": source_of(config.data, key) for key in (*train.values(), *held_out)} | config.to_keep
     if only_check:
-        offline.forbid()
         print(*offline.check(config, tokenizer, cache, sources), sep="\n")
     prepared = {name: _prepared(config, name, one, tokenizer, cache, show) for name, one in sources.items()}
     pool = Pool({name: prepared[f"data.{key}"] for name, key in train.items()})

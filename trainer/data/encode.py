@@ -61,7 +61,7 @@ def _text(tokenizer: Tokenizer, folder: Path) -> Encode:
 
     def document(ids: list[int]) -> Encoded:
         if ids[-1:] != [end]:  # some tokenizers add it themselves
-            ids = [*ids, end]
+            ids.append(end)
         loss = np.ones(len(ids), np.uint8)
         loss[0] = 0
         return Encoded(ids, loss)
@@ -79,11 +79,12 @@ def _completion(tokenizer: Tokenizer, folder: Path) -> Encode:
         return [document(before, whole) for before, whole in zip(ids[::2], ids[1::2], strict=True)]
 
     def document(before: list[int], whole: list[int]) -> Encoded:
-        ids = whole if whole[-1:] == [end] else [*whole, end]
-        loss = np.zeros(len(ids), np.uint8)
-        loss[_common(before, ids) :] = 1
+        if whole[-1:] != [end]:
+            whole.append(end)
+        loss = np.zeros(len(whole), np.uint8)
+        loss[_common(before, whole) :] = 1
         loss[0] = 0
-        return Encoded(ids, loss)
+        return Encoded(whole, loss)
 
     return encode
 

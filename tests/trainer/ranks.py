@@ -40,6 +40,7 @@ class Zygote:
         while True:
             answer = self._answer()
             if "code" not in answer:
+                self.codes.pop(answer["pid"], None)  # Linux gives numbers of processes again
                 return answer["pid"]
 
     def wait(self, pid: int) -> int:

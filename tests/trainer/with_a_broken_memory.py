@@ -21,22 +21,21 @@ def flip(shards: Iterable[Shard]) -> None:
 
 
 def break_memory(fault: str) -> None:
-    load, read, loss = run.load_newest, Reader.read, self_test._loss
+    load, read, loss = run.load_newest, Reader.read_into, self_test._loss
 
     def load_and_flip(runtime: Any, shards: Any, *more: Any) -> Any:
         found = load(runtime, shards, *more)
         flip(shards())
         return found
 
-    def read_and_flip(reader: Reader, name: str, kind: str, start: int, stop: int) -> Any:
-        values = read(reader, name, kind, start, stop)
-        values.view("int32")[0] ^= 1
-        return values
+    def read_and_flip(reader: Reader, out: Any, *more: Any) -> None:
+        read(reader, out, *more)
+        out.view("int32")[0] ^= 1
 
     if fault == "bit":
         run.load_newest = load_and_flip
     elif fault == "replica":
-        Reader.read = read_and_flip  # type: ignore[method-assign]
+        Reader.read_into = read_and_flip  # type: ignore[method-assign]
     else:
         self_test._loss = lambda *given: loss(*given) * float("nan")
 

@@ -185,14 +185,9 @@ def _planned(
 
 
 def _sequence_hashes(name: str, prepared: Prepared) -> Hashes:
-    """The hash of every sequence, (sequences,), from documents.bin alone."""
-    count, length = prepared.sequences, prepared.seq_len
-    firsts = np.arange(count) * length
-    # Documents are numbered in order, so that a search finds where each begins.
-    offsets = firsts - np.searchsorted(prepared.documents, prepared.documents[firsts])
-    rows = prepared.documents[: count * length].reshape(count, length)
-    hashes = (sequence_hash(row, offset, name) for row, offset in zip(rows, offsets.tolist(), strict=True))
-    return np.fromiter(hashes, np.int64, count)
+    """The hash of every sequence, (sequences,), from the index of pieces alone."""
+    hashes = (sequence_hash(*prepared.documents_of(number), name) for number in range(prepared.sequences))
+    return np.fromiter(hashes, np.int64, prepared.sequences)
 
 
 def _compare(

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer import attention
-from trainer.data.batches import IGNORED, MicroBatch
+from trainer.data.batches import MicroBatch
+from trainer.data.prepared import IGNORED
 
 _ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
 """Logits that stand at a time: 64 MiB and 512 MiB in fp32. A GPU reads the head's weights anew for each piece."""

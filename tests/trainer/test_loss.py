@@ -15,7 +15,8 @@ from torch.nn import functional
 from settings import ConfigError
 from trainer import attention, loss
 from trainer.attention import Documents
-from trainer.data.batches import IGNORED, MicroBatch
+from trainer.data.batches import MicroBatch
+from trainer.data.prepared import IGNORED
 from trainer.loss import LossModel, Tail
 from trainer.shape import Model
 from trainer.weights import build

@@ -12,14 +12,11 @@ from torch import Tensor
 
 from trainer.attention import Documents
 from trainer.data.order import batch_indices
-from trainer.data.prepared import Place, Pool, Prepared, sequence_hash
+from trainer.data.prepared import IGNORED, Place, Pool, Prepared, sequence_hash
 from trainer.layout import BatchLayout
 
 Ids = Callable[[int], npt.NDArray[np.int64]]
 """The sequences of a global batch by its step."""
-
-IGNORED = -100
-"""Label of a token that is no target: torch's cross_entropy skips it."""
 
 
 @dataclass(frozen=True)
@@ -113,18 +110,13 @@ def _rank_batch(pool: Pool, ids: npt.NDArray[np.int64], layout: BatchLayout, dp_
 
 def _read(places: list[Place]) -> tuple[MicroBatch, npt.NDArray[np.int64]]:
     """The sequences at `places` (B,), and the hash of each: of the documents read here, along with the tokens."""
-    length = places[0].prepared.seq_len
-    shape = (len(places), length)
+    shape = (len(places), places[0].prepared.seq_len)
     input_ids, labels, documents = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32)
     hashes = np.empty(len(places), np.int64)
     for row, (name, prepared, number) in enumerate(places):
-        first = number * length
-        tokens = prepared.read("tokens", first, length + 1)
-        input_ids[row], labels[row] = tokens[:-1], tokens[1:]
-        np.copyto(labels[row], IGNORED, where=prepared.read("loss", first + 1, length) != 1)
-        documents[row] = prepared.read("documents", first, length)
-        start = int(prepared.read("starts", documents[row, 0], 1)[0])
-        hashes[row] = sequence_hash(documents[row], first - start, name)
+        read = prepared.sequence(number)
+        input_ids[row], labels[row], documents[row] = read.inputs, read.targets, read.documents
+        hashes[row] = sequence_hash(read.documents, read.offset, name)
     arrays = (torch.from_numpy(array) for array in (input_ids, labels, positions(documents)))
     return MicroBatch.of(*arrays), hashes
 

@@ -22,16 +22,17 @@ from settings import ConfigError
 from trainer.config import cache_folder
 from trainer.data.encode import Encode, Encoded, encoder
 from trainer.data.files import format_of
+from trainer.data.packing import packed
 from trainer.data.prepared import Manifest, Prepared
 from trainer.data.rows import Row, Rows, batched
 from trainer.sources import Data, Source
 
 __all__ = ["Prepared", "cache_folder", "prepare"]
 
-FORMAT = 2
+FORMAT = 3
 """Rises when the same sources give other files."""
 
-_FILES = ("tokens.bin", "documents.bin", "loss.bin", "starts.bin", "rejects.jsonl")
+_FILES = ("tokens.bin", "loss.bin", "starts.bin", "rejects.jsonl")
 _DONE = "done.json"
 COMMIT_SECONDS = 30.0
 """Of work that a kill may cost."""
@@ -185,7 +186,7 @@ def _write(
 ) -> str:
     """Every row that is not done yet. Returns the dtype of the tokens."""
     encode, dtype = encoder(Path(tokenizer_folder), source.kind)
-    sizes = (np.dtype(dtype).itemsize * done.tokens, 4 * done.tokens, done.tokens, 8 * done.documents)
+    sizes = (np.dtype(dtype).itemsize * done.tokens, done.tokens, 8 * done.documents)
     rows = Rows(source)
     with ExitStack() as stack:
         begins = zip(_FILES, (*sizes, done.rejects_size), strict=True)
@@ -248,9 +249,7 @@ def _write_rows(
         lengths = np.array([len(document.ids) for document in documents], np.int64)
         ends = done.tokens + np.cumsum(lengths)
         ids = chain.from_iterable(document.ids for document in documents)
-        numbers = np.arange(done.documents, done.documents + len(documents), dtype=np.int32)
         files["tokens.bin"].write(np.fromiter(ids, dtype, int(lengths.sum())).data)
-        files["documents.bin"].write(np.repeat(numbers, lengths).data)
         files["loss.bin"].write(np.concatenate([document.loss for document in documents]).data)
         files["starts.bin"].write((ends - lengths).data)
         done.documents += len(documents)
@@ -279,8 +278,18 @@ def _commit(part: Path, files: dict[str, BinaryIO], done: _Done) -> None:
     write_atomic(part / _DONE, msgspec.json.encode(done).decode())
 
 
+def _pack(folder: Path, tokens: int, seq_len: int) -> tuple[int, int, int]:
+    """Returns the number of sequences, of pieces, and of pairs."""
+    starts = np.fromfile(folder / "starts.bin", np.int64)
+    pieces, packs = packed(starts, tokens, seq_len)
+    for name, array in (("pieces", pieces), ("packs", packs)):
+        with _open(folder / f"{name}.bin") as handle:
+            handle.write(array.data)
+    return len(packs) - 1, len(pieces), int(pieces[:, 2].sum())
+
+
 def _write_manifest(seq_len: int, folder: Path, fingerprint: str, dtype: str, done: _Done) -> Manifest:
-    sequences = max(0, done.tokens - 1) // seq_len
+    sequences, pieces, pairs = _pack(folder, done.tokens, seq_len)
     manifest = Manifest(
         fingerprint=fingerprint,
         format=FORMAT,
@@ -290,7 +299,8 @@ def _write_manifest(seq_len: int, folder: Path, fingerprint: str, dtype: str, do
         documents=done.documents,
         tokens=done.tokens,
         sequences=sequences,
-        left_out=done.tokens - sequences * seq_len - 1 if sequences else done.tokens,
+        pieces=pieces,
+        pairs=pairs,
         too_long=done.too_long,
         rejects=dict(sorted(done.rejects.items(), key=lambda item: -item[1])),
     )
@@ -342,6 +352,5 @@ def _check(prepared: Prepared, max_rejects: float, name: str) -> None:
         )
     if not prepared.sequences:
         raise ConfigError(
-            f"{name}: {manifest.tokens:,} tokens in {manifest.rows:,} rows fill no sequence of "
-            f"data.seq_len={prepared.seq_len} and its last target: give more data or a smaller data.seq_len"
+            f"{name}: {manifest.tokens:,} tokens in {manifest.rows:,} rows: no token has a target: give more data"
         )

@@ -1,15 +1,16 @@
 """Prepared data on disk: one folder of flat arrays and a manifest, opened in milliseconds at any size.
 
     tokens.bin     uint16 or uint32, one a token: all documents, one after the other
-    documents.bin  int32, one a token: the number of its document
     loss.bin       uint8, one a token: 1 when it is a target that counts; a document's first token never is:
                    nothing in its document predicts it
     starts.bin     int64, one a document: where it begins in tokens.bin
+    pieces.bin     int64, three a piece of a document: the document, where in tokens.bin its first input is, and its
+                   number of pairs of an input and its target, the token after it; sequence by sequence
+    packs.bin      int64, one a sequence, and one more: where its pieces begin in pieces.bin
     rejects.jsonl  the rows that could not be used: file, line (row number in columnar files), reason
     manifest.json  written last
 
-Packing is concatenate-and-cut: sequence i of T = seq_len takes tokens i*T to i*T + T, the first T as inputs,
-the last T as targets, so that each token is a target at most once.
+A sequence has T = seq_len places; what its pieces leave free at its end is padding (trainer/data/packing.py).
 """
 
 from __future__ import annotations
@@ -29,6 +30,23 @@ import xxhash
 
 from settings import ConfigError
 
+IGNORED = -100
+"""Label of a token that is no target: torch's cross_entropy skips it."""
+PADDING = -1
+"""Document of the places that none fills."""
+
+
+class Sequence(NamedTuple):
+    """T places."""
+
+    inputs: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    """Of each input; IGNORED where it does not count."""
+    documents: npt.NDArray[np.int32]
+    """Of each input; PADDING at the end."""
+    offset: int
+    """Of the first input within its document (tokens)."""
+
 
 class Manifest(msgspec.Struct, frozen=True):
     """What a folder of prepared data holds."""
@@ -44,19 +62,25 @@ class Manifest(msgspec.Struct, frozen=True):
     documents: int
     tokens: int
     sequences: int
-    left_out: int
-    """Tokens at the end that fill no sequence."""
+    pieces: int
+    pairs: int
+    """Inputs with a target: every token but a document's last is one, once."""
     rejects: dict[str, int]
     """Rows that could not be used, by reason."""
     too_long: int = 0
     """Documents of more than data.max_tokens among those that are there, split or cut."""
 
     @property
+    def fill(self) -> float:
+        """Share of the places that are no padding."""
+        return self.pairs / max(1, self.sequences * self.seq_len)
+
+    @property
     def summary(self) -> str:
         reasons = "".join(f"; {reason}: {count:,}" for reason, count in self.rejects.items())
         return (
             f"{self.rows:,} rows = {self.documents:,} documents + {sum(self.rejects.values()):,} that cannot be used"
-            f"{reasons}; {self.tokens:,} tokens"
+            f"{reasons}; {self.tokens:,} tokens; {self.sequences:,} sequences, {self.fill:.2%} full"
             + (f"; {self.too_long:,} documents are longer than the limit" if self.too_long else "")
         )
 
@@ -83,8 +107,10 @@ class Prepared:
         return prepared
 
     def _check_sizes(self) -> None:
+        known = self.manifest
+        counts = {"starts": known.documents, "pieces": 3 * known.pieces, "packs": known.sequences + 1}
         for name, kind in self._types.items():
-            size = kind.itemsize * (self.manifest.documents if name == "starts" else self.manifest.tokens)
+            size = kind.itemsize * counts.get(name, known.tokens)
             found = (self.folder / f"{name}.bin").stat().st_size
             if found != size:
                 raise ValueError(f"{name}.bin has {found:,} bytes, not {size:,}")
@@ -97,8 +123,30 @@ class Prepared:
 
     @cached_property
     def _types(self) -> dict[str, np.dtype[Any]]:
-        names = {"tokens": self.manifest.dtype, "documents": "int32", "loss": "uint8", "starts": "int64"}
+        names = {"tokens": self.manifest.dtype, "loss": "uint8", "starts": "int64", "pieces": "int64", "packs": "int64"}
         return {name: np.dtype(kind) for name, kind in names.items()}
+
+    def sequence(self, number: int) -> Sequence:
+        low, high = self.read("packs", number, 2).tolist()
+        pieces = self.read("pieces", 3 * low, 3 * (high - low)).reshape(-1, 3).tolist()
+        inputs, targets = np.zeros(self.seq_len, np.int64), np.full(self.seq_len, IGNORED)
+        documents = np.full(self.seq_len, PADDING, np.int32)
+        at = 0
+        for document, first, pairs in pieces:
+            part = slice(at, at + pairs)
+            tokens = self.read("tokens", first, pairs + 1)
+            inputs[part], documents[part] = tokens[:-1], document
+            np.copyto(targets[part], tokens[1:], where=self.read("loss", first + 1, pairs) == 1, casting="unsafe")
+            at += pairs
+        document, first, _ = pieces[0]
+        return Sequence(inputs, targets, documents, first - int(self.read("starts", document, 1)[0]))
+
+    def documents_of(self, number: int) -> tuple[npt.NDArray[np.int32], int]:
+        """What the index says that a sequence holds: `Sequence.documents` and `offset`."""
+        document, first, pairs = self.pieces[self.packs[number] : self.packs[number + 1]].T
+        padding = self.seq_len - int(pairs.sum())
+        row = np.repeat([*document, PADDING], [*pairs, padding]).astype(np.int32)
+        return row, int(first[0] - self.starts[document[0]])
 
     @cached_property
     def _files(self) -> dict[str, int]:
@@ -112,16 +160,21 @@ class Prepared:
         return self._map("tokens")
 
     @cached_property
-    def documents(self) -> npt.NDArray[np.int32]:
-        return self._map("documents")
-
-    @cached_property
     def loss(self) -> npt.NDArray[np.uint8]:
         return self._map("loss")
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
         return self._map("starts")
+
+    @cached_property
+    def pieces(self) -> npt.NDArray[np.int64]:
+        """(pieces, 3)."""
+        return self._map("pieces").reshape(-1, 3)
+
+    @cached_property
+    def packs(self) -> npt.NDArray[np.int64]:
+        return self._map("packs")
 
     def _map(self, name: str) -> npt.NDArray[Any]:
         return np.asarray(np.memmap(self.folder / f"{name}.bin", self._types[name], "r"))  # plain arrays slice faster

@@ -22,13 +22,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def reference(prepared: Prepared, sequence: int) -> list[tuple[int, int, int]]:
     """Input, label and position of each token, one by one."""
-    rows, position = [], 0
-    for i in range(sequence * T, sequence * T + T):
-        new_document = i > sequence * T and prepared.documents[i] != prepared.documents[i - 1]
-        position = 0 if i == sequence * T or new_document else position + 1
-        same = prepared.documents[i] == prepared.documents[i + 1]
-        rows.append((int(prepared.tokens[i]), int(prepared.tokens[i + 1]) if same else -100, position))
-    return rows
+    rows = []
+    for piece in range(prepared.packs[sequence], prepared.packs[sequence + 1]):
+        _, first, pairs = prepared.pieces[piece].tolist()
+        for place in range(pairs):
+            at = first + place
+            counts = prepared.loss[at + 1] == 1
+            rows.append((int(prepared.tokens[at]), int(prepared.tokens[at + 1]) if counts else -100, place))
+    return rows + [(0, -100, place) for place in range(T - len(rows))]
 
 
 def wrapped(total: int) -> int:
@@ -53,12 +54,10 @@ def test_rows_are_those_of_a_slow_reference(prepared: Prepared) -> None:
         assert tensor.dtype == torch.int64 and tensor.shape == (4, T) and tensor.is_contiguous()
 
 
-def test_each_token_is_a_target_at_most_once(prepared: Prepared) -> None:
-    layout = BatchLayout(1, 1, 1)
-    batches = Batches(prepared, layout, seed=0, dp_rank=0)
+def test_each_token_is_a_target_once_but_for_a_documents_first(prepared: Prepared) -> None:
+    batches = Batches(prepared, BatchLayout(1, 1, 1), seed=0, dp_rank=0)
     valid = sum(batches.get(step).valid_tokens for step in range(prepared.sequences))
-    used = prepared.sequences * T + 1
-    assert valid == int(prepared.loss[1:used].sum()) == used - len(set(prepared.documents[:used].tolist()))
+    assert valid == int(prepared.loss.sum()) == prepared.manifest.tokens - prepared.manifest.documents
 
 
 @pytest.mark.parametrize("layout", [(12, 1, 1), (3, 2, 2), (2, 2, 3), (1, 3, 4), (1, 1, 12)])

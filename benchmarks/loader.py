@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.rows import Row
 from trainer.data.batches import Batches
 from trainer.data.mixture import Mixture
+from trainer.data.packing import packed
 from trainer.data.prepared import Manifest, Pool, Prepared
 from trainer.layout import BatchLayout
 
@@ -71,17 +72,18 @@ def _prepared(folder: Path, tokens: int) -> Prepared:
     starts = np.concatenate([[0], starts[(starts > 0) & (starts < tokens)]])
     loss = np.ones(tokens, np.uint8)
     loss[starts] = 0
-    lengths = np.diff(starts, append=tokens)
+    pieces, packs = packed(starts, tokens, SEQ_LEN)
     arrays = {
         "tokens": random.integers(0, 1 << 15, tokens).astype(np.uint16),
-        "documents": np.repeat(np.arange(len(starts)), lengths).astype(np.int32),
         "loss": loss,
         "starts": starts.astype(np.int64),
+        "pieces": pieces,
+        "packs": packs,
     }
     for name, array in arrays.items():
         array.tofile(folder / f"{name}.bin")
-    count = len(starts)
-    manifest = Manifest(folder.name, 1, SEQ_LEN, "uint16", count, count, tokens, (tokens - 1) // SEQ_LEN, 0, {})
+    count, pairs = len(starts), int(pieces[:, 2].sum())
+    manifest = Manifest(folder.name, 1, SEQ_LEN, "uint16", count, count, tokens, len(packs) - 1, len(pieces), pairs, {})
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     return Prepared.open(folder)
 

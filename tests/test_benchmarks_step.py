@@ -152,7 +152,7 @@ def test_a_text_becomes_the_tokens_that_were_drawn(tmp_path: Path) -> None:
     tree = place.recipe(tmp_path, shape.length, shape.rows, "fp32")
     tokens = place.in_order(tree, 6)
     assert tokens.shape == (6, 8) and (tokens[:, -1] == 0).all() and (tokens[:, :-1] > 0).all()
-    assert packing.filled(tree) == 100
+    assert packing.filled(tree) == 87.5  # seven pairs of an input and its target in eight places
     packed = packing.as_packed(tree, 3)
     assert [[*first, *second] for first, second in packed] == tokens.reshape(3, 16).tolist()
     assert sorted(map(len, sum(packing.at_random(tree), []))) == [8] * 7

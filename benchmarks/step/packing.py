@@ -18,6 +18,7 @@ from benchmarks.step.figures import AGREE, others_row, token_rows
 from benchmarks.step.place import (
     SEED,
     Shape,
+    documents,
     prepare_data,
     recipe,
     write_documents,
@@ -100,17 +101,12 @@ def at_random(tree: dict[str, Any]) -> list[list[list[int]]]:
 
 
 def as_packed(tree: dict[str, Any], steps: int) -> list[list[list[int]]]:
-    """Outlast's own steps: the parts of documents that lie in each."""
-    from trainer.data.batches import Batches
-    from trainer.layout import BatchLayout
+    """Outlast's own steps: the pieces of documents that lie in each, whole."""
+    from trainer.data.order import batch_indices
 
-    batches = Batches(prepare_data(tree), BatchLayout(ROWS, 1, 1), 0, 0)
-    found = []
-    for step in range(steps):
-        micro = batches.get(step).micro_batches[0]
-        tokens, bounds = micro.input_ids.flatten().tolist(), micro.documents.bounds.tolist()
-        found.append([tokens[start:stop] for start, stop in pairwise(bounds)])
-    return found
+    prepared = prepare_data(tree)
+    orders = (batch_indices(step, ROWS, prepared.sequences, 0) for step in range(steps))
+    return [[one.tolist() for index in order for one in documents(prepared, index)] for order in orders]
 
 
 def padding(padded: Ran) -> float | None:
@@ -122,9 +118,8 @@ def padding(padded: Ran) -> float | None:
 
 
 def filled(tree: dict[str, Any]) -> float:
-    """% of the slots of all sequences; what is left over at the end of the data fills none."""
-    manifest = prepare_data(tree).manifest
-    return 100 * (manifest.tokens - manifest.left_out - 1) / (manifest.sequences * manifest.seq_len)
+    """% of the places of all sequences."""
+    return 100 * float(prepare_data(tree).manifest.fill)
 
 
 # --- the same loss ----------------------------------------------------------------------------------------------

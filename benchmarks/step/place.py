@@ -129,19 +129,24 @@ def inputs(shape: Shape, sequences: int, folder: Path) -> Path:
     folder.mkdir(parents=True)
     write_weights(shape, folder / "weights")
     write_tokenizer(shape.vocabulary, folder / "tokenizer")
-    # The last sequence needs a token after it: one document more.
-    write_documents([shape.length] * (sequences + 1), shape.vocabulary, folder / "train.jsonl")
+    write_documents([shape.length] * sequences, shape.vocabulary, folder / "train.jsonl")
     np.save(folder / "tokens.npy", in_order(recipe(folder, shape.length, 1, "fp32"), sequences))
     return folder
 
 
 def in_order(tree: dict[str, Any], sequences: int) -> npt.NDArray[Any]:
-    """The first sequences (sequences, T) of a run, whatever its batch is."""
+    """The documents (sequences, T) in the first sequences of a run, whatever its batch is: one in each."""
     from trainer.data.order import batch_indices
 
     prepared = prepare_data(tree)
     indices = batch_indices(0, sequences, prepared.sequences, 0)
-    return np.stack([prepared.read("tokens", index * prepared.seq_len, prepared.seq_len) for index in indices])
+    return np.stack([document for index in indices for document in documents(prepared, index)])
+
+
+def documents(prepared: Any, sequence: int) -> list[npt.NDArray[Any]]:
+    """All tokens of each piece of one that a sequence holds, its last target too."""
+    pieces = prepared.pieces[prepared.packs[sequence] : prepared.packs[sequence + 1]].tolist()
+    return [prepared.read("tokens", first, pairs + 1) for _, first, pairs in pieces]
 
 
 def prepare_data(tree: dict[str, Any]) -> Any:

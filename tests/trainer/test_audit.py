@@ -119,9 +119,8 @@ def test_a_sample_in_place_of_another(tmp_path: Path, prepared: Prepared) -> Non
 
 
 def one(prepared: Prepared, sequence: int) -> int:
-    first = sequence * prepared.seq_len
-    row = prepared.documents[first : first + prepared.seq_len]
-    return sequence_hash(row, first - prepared.starts[row[0]])
+    read = prepared.sequence(sequence)
+    return sequence_hash(read.documents, read.offset)
 
 
 def test_a_wrong_order_is_seen_even_where_the_sampler_agrees(

@@ -32,8 +32,6 @@ from settings import ConfigError
 
 IGNORED = -100
 """Label of a token that is no target: torch's cross_entropy skips it."""
-PADDING = -1
-"""Document of the places that none fills."""
 
 
 class Sequence(NamedTuple):
@@ -43,7 +41,7 @@ class Sequence(NamedTuple):
     targets: npt.NDArray[np.int64]
     """Of each input; IGNORED where it does not count."""
     documents: npt.NDArray[np.int32]
-    """Of each input; PADDING at the end."""
+    """Of each input. What is left at the end counts as more of the last one: it comes last, so nothing looks at it."""
     offset: int
     """Of the first input within its document (tokens)."""
 
@@ -130,7 +128,7 @@ class Prepared:
         low, high = self.read("packs", number, 2).tolist()
         pieces = self.read("pieces", 3 * low, 3 * (high - low)).reshape(-1, 3).tolist()
         inputs, targets = np.zeros(self.seq_len, np.int64), np.full(self.seq_len, IGNORED)
-        documents = np.full(self.seq_len, PADDING, np.int32)
+        documents = np.full(self.seq_len, pieces[-1][0], np.int32)
         at = 0
         for document, first, pairs in pieces:
             part = slice(at, at + pairs)
@@ -144,9 +142,8 @@ class Prepared:
     def documents_of(self, number: int) -> tuple[npt.NDArray[np.int32], int]:
         """What the index says that a sequence holds: `Sequence.documents` and `offset`."""
         document, first, pairs = self.pieces[self.packs[number] : self.packs[number + 1]].T
-        padding = self.seq_len - int(pairs.sum())
-        row = np.repeat([*document, PADDING], [*pairs, padding]).astype(np.int32)
-        return row, int(first[0] - self.starts[document[0]])
+        pairs = np.append(pairs[:-1], self.seq_len - pairs[:-1].sum())
+        return np.repeat(document, pairs).astype(np.int32), int(first[0] - self.starts[document[0]])
 
     @cached_property
     def _files(self) -> dict[str, int]:

@@ -29,7 +29,7 @@ def reference(prepared: Prepared, sequence: int) -> list[tuple[int, int, int]]:
             at = first + place
             counts = prepared.loss[at + 1] == 1
             rows.append((int(prepared.tokens[at]), int(prepared.tokens[at + 1]) if counts else -100, place))
-    return rows + [(0, -100, place) for place in range(T - len(rows))]
+    return rows + [(0, -100, pairs + place) for place in range(T - len(rows))]
 
 
 def wrapped(total: int) -> int:

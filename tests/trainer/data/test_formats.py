@@ -85,7 +85,7 @@ def test_formats(tmp_path: Path, tokenizer: str, name: str) -> None:
     FORMATS[name](tmp_path / name)
     wanted = run(tmp_path, tokenizer, [write_rows(tmp_path / "wanted.jsonl", ROWS)])
     found = run(tmp_path, tokenizer, [str(tmp_path / name)])
-    for file in ("tokens.bin", "documents.bin", "loss.bin", "starts.bin", "rejects.jsonl"):
+    for file in ("tokens.bin", "loss.bin", "starts.bin", "pieces.bin", "packs.bin", "rejects.jsonl"):
         assert (found.folder / file).read_bytes() == (wanted.folder / file).read_bytes(), file
 
 

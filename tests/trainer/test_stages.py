@@ -465,6 +465,6 @@ def test_a_preparation_prints_each_source_and_each_stage(new_run: NewRun, capsys
 
 def test_a_source_without_a_sequence_is_one_line(new_run: NewRun) -> None:
     run = staged(new_run, "run")
-    write_rows(run.path / "train.jsonl", [{"text": "a"}])
-    with pytest.raises(ConfigError, match=r"^data.train.books: 2 tokens in 1 rows fill no sequence of data.seq_len=16"):
+    (run.path / "train.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=r"^data.train.books: 0 tokens in 0 rows: no token has a target"):
         prepare_all(run.path / "config.yaml")

@@ -13,10 +13,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from slurm.submission import Submission
 
 THE_DAY = """\
@@ -43,11 +44,7 @@ VERBS = {
     "status": Verb("[RUN]", "how the runs stand: state, step, loss, attempts", "launch.py status sft --json"),
     "logs": Verb("[RUN]", "the log of the rank that failed first", "launch.py logs sft --follow"),
     "stop": Verb("[RUN]", "save at the next step and end; the run can be resumed", "launch.py stop sft"),
-    "resume": Verb(
-        "[RUN] [key=value ...]",
-        "a new job for a run that ended, on another layout if wished",
-        "launch.py resume sft --nodes 4 engine.kind=fsdp",
-    ),
+    "resume": Verb("[RUN] [key=value ...]", "a new job for a run that ended", "launch.py resume sft --nodes 4"),
     "prepare": Verb("[RECIPE] [key=value ...]", "tokenize as submit does", "launch.py prepare sft.yaml --show 3"),
     "export": Verb("[RUN]", "a Hugging Face folder of a run's checkpoint", "launch.py export sft --step 1200"),
     "drill": Verb(
@@ -253,7 +250,7 @@ def prepare(args: argparse.Namespace, job: dict[str, Any]) -> int:
 
     tree, spoken, source = spoken_tree(args)
     layout = {"nodes": 1, "gpus_per_node": 1, **tree.pop("job"), **spoken}
-    run_dir = (Path(args.runs_dir) / tree["name"]).resolve()
+    run_dir = (path_of(args.runs_dir) / tree["name"]).resolve()
     return verbs.prepare(recipes.checked(tree, run_dir, layout["nodes"] * layout["gpus_per_node"], source).text, args)
 
 
@@ -275,15 +272,21 @@ def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | 
     layers = [({"name": tree["name"]}, source), (tree.pop("job"), source), (job, TYPED)]
     layers += [(spoken, TYPED), ({"command": command} if command else {}, TYPED)]
     settings = submission.resolve_job(layers, where)
-    settings = submission.name_run(settings, Path(args.runs_dir), named="name" in job)
-    run = RunDir((Path(args.runs_dir) / settings.name).resolve())
+    settings = submission.name_run(settings, path_of(args.runs_dir), named="name" in job)
+    run = RunDir((path_of(args.runs_dir) / settings.name).resolve())
     if command:
-        return submission.with_code(submission.Submission(settings, where, run, None), Path.cwd())
+        return submission.with_code(submission.Submission(settings, where, run, None), path_of(os.getcwd()))
     fork = {"fork": str(submission.fork_copy(run, checkpoint))} if checkpoint else {}
     tree = {**recipes.overridden(tree, training), "name": run.name, **fork}
     config = recipes.checked(tree, run.path, settings.world_size, source)
     ready = submission.Submission(settings, where, run, None, fork=checkpoint)
     return submission.with_config(ready, config.text, config.batch, config.folders)
+
+
+def path_of(text: str) -> Path:
+    from pathlib import Path  # `--help` does without
+
+    return Path(text)
 
 
 def the_recipe(
@@ -293,7 +296,7 @@ def the_recipe(
     from settings import ConfigError, nearest
     from trainer import recipe as recipes
 
-    named = [Path(word) for word in args.words if "=" not in word]
+    named = [path_of(word) for word in args.words if "=" not in word]
     if len(named) > 1 or (named and not named[0].exists() and not named[0].suffix):
         near = nearest(str(named[0]), VERBS)
         hint = f": did you mean the verb {near}?" if near else ""
@@ -333,7 +336,7 @@ def forked(args: argparse.Namespace) -> Path | None:
     name, at, step = args.fork.rpartition("@") if "@" in args.fork else (args.fork, "", "")
     if at and not step.isdigit():
         raise ConfigError(f"--fork {args.fork}: a step is a number: --fork {name}@1200")
-    return recipes.checkpoint_to_fork(runs.find_run(name, Path(args.runs_dir)).path, int(step) if at else None)
+    return recipes.checkpoint_to_fork(runs.find_run(name, path_of(args.runs_dir)).path, int(step) if at else None)
 
 
 def main(argv: list[str]) -> int:

@@ -179,6 +179,7 @@ def test_the_recipe_of_two_nodes_asks_for_data_and_a_model(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="data.train: there is no file .*recipes/llama8b/train.jsonl$"):
         recipe.checked(tree, tmp_path, 16, "recipe")
     (tmp_path / "train.jsonl").touch()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     data = f"data.train=[{tmp_path}/train.jsonl]"
     with pytest.raises(ConfigError, match="model.path: there is no folder .*recipes/llama8b/model$"):
         recipe.checked(recipe.overridden(tree, [data]), tmp_path, 16, "recipe")

@@ -132,7 +132,7 @@ FILES: list[tuple[str, str, str, str]] = [
     ("bytes", "sft.yaml", "\udcff", "sft.yaml: cannot be read"),
     ("no JSON in the data", "train.jsonl", "not json\n" * 3, "data.train: 3 of 3 rows cannot be used (not valid JSON: 3)"),
     ("data without texts", "train.jsonl", '{"body": "x"}\n', "data.train: 1 of 1 rows cannot be used (no column 'text': 1)"),
-    ("too little data", "train.jsonl", '{"text": "a"}\n', ""),
+    ("no data", "train.jsonl", "\n", "data.train: 0 tokens in 0 rows: no token has a target"),
     ("no tokenizer", "tokenizer/tokenizer.json", "{}", "{here}/tokenizer/tokenizer.json: no tokenizer"),
     ("tokenizer's settings", "tokenizer/tokenizer_config.json", "{", "{here}/tokenizer/tokenizer_config.json"),
 ]  # fmt: skip

@@ -9,10 +9,14 @@ from typing import Any, TypeVar
 
 from settings import ConfigError
 from trainer import events
+from trainer.data.prepare import cache_folder, prepare_source
+from trainer.data.prepared import Prepared
 from trainer.events import Events
 from trainer.lead import LeadTime
+from trainer.new_tokens import tokenizer_folder
 from trainer.runtime import Runtime
 from trainer.schema import TrainConfig
+from trainer.sources import Source
 from trainer.star import Star
 from trainer.stop import Stop
 from trainer.stragglers import Stragglers
@@ -45,6 +49,15 @@ class Attempt:
         if errors:
             raise ConfigError(errors[0])
         return value  # type: ignore[return-value]
+
+    def prepared(self, settings: TrainConfig, name: str, source: Source) -> Prepared:
+        """Collective. A source's data, which rank 0 prepares where it is not there. `name`: as the user calls it."""
+        run_dir = self.runtime.run_dir
+        cache, tokenizer = cache_folder(settings.data, run_dir), tokenizer_folder(settings.model, run_dir)
+        about = (name, source, settings.data, tokenizer, cache, self.say, self.stop.still_working)
+        made = self.together(lambda: prepare_source(*about).folder if self.runtime.leads else None)
+        folder = self.runtime.from_leader(made)
+        return self.together(lambda: Prepared.open(folder))
 
     def tell(self, event: str, step: int, text: str = "", **values: Any) -> None:
         """By rank 0: a line in the events, and one in the log."""

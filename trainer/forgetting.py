@@ -24,13 +24,11 @@ from trainer.attempt import Attempt
 from trainer.checkpoint import artifact
 from trainer.config import cache_folder
 from trainer.data.batches import Batches
-from trainer.data.prepare import prepare_source
 from trainer.data.prepared import Prepared
 from trainer.engines.anchored import IMPORTANCE, Anchored, fingerprint
 from trainer.engines.engine import Engine, without_dropout
 from trainer.engines.shard import Shard
 from trainer.layout import BatchLayout
-from trainer.new_tokens import tokenizer_folder
 from trainer.schema import TrainConfig
 from trainer.weights import fill
 
@@ -134,7 +132,8 @@ class Forgetting:
 
     def _find_or_make(self, weights: str, kinds: list[str]) -> Path:
         """Collective."""
-        prepared = [self._prepared(name) for name in self._settings.to_keep]
+        to_keep = self._settings.to_keep.items()
+        prepared = [self._attempt.prepared(self._settings, name, source) for name, source in to_keep]
         parts = {
             "format": _FORMAT,
             "weights": weights,
@@ -173,16 +172,6 @@ class Forgetting:
             yield replace(shard, tensors={kind: shard.tensors[kind] for kind in kinds})
 
     # --- the Fisher information ---
-
-    def _prepared(self, name: str) -> Prepared:
-        """Collective. One of the sources of what is to be kept."""
-        data, tokenizer = self._settings.data, tokenizer_folder(self._settings.model, self._runtime.run_dir)
-        cache, source = cache_folder(data, self._runtime.run_dir), self._settings.to_keep[name]
-        about = (name, source, data, tokenizer, cache, self._attempt.say, self._attempt.stop.still_working)
-        together = self._attempt.together
-        made = together(lambda: prepare_source(*about).folder if self._runtime.leads else None)
-        folder = self._runtime.from_leader(made)
-        return together(lambda: Prepared.open(folder))
 
     def _estimate(self, prepared: list[Prepared]) -> dict[str, Any]:
         """Collective. The importance, in the engine's own passes: every rank has the same sequence, so that the

@@ -27,7 +27,6 @@ from trainer.compiled import compile_layers
 from trainer.config import differences
 from trainer.data.batches import Batches, RankBatch
 from trainer.data.feed import Feed
-from trainer.data.prepare import cache_folder, prepare
 from trainer.data.prepared import Pool, Prepared
 from trainer.engines import make_engine
 from trainer.engines.shard import KINDS
@@ -135,18 +134,9 @@ class Training:
 
     def prepared(self, split: Split) -> dict[str, Prepared]:
         """The sources of a split, by name."""
-        return {name: self.prepared_source(key) for name, key in self.settings.data.keys(split).items()}
-
-    def prepared_source(self, key: str) -> Prepared:
-        settings, leads = self.settings, self.runtime.leads
-        cache, tokenizer = cache_folder(settings.data, self.runtime.run_dir), self.tokenizer
-        still_working, together = self.stop.still_working, self.attempt.together
-
-        def make() -> Path | None:
-            return prepare(settings.data, tokenizer, cache, key, self.say, still_working).folder if leads else None
-
-        folder = self.runtime.from_leader(together(make))
-        return together(lambda: Prepared.open(folder))
+        data, prepared = self.settings.data, self.attempt.prepared
+        named = data.keys(split).items()
+        return {name: prepared(self.settings, f"data.{key}", data.sources[key]) for name, key in named}
 
     def build_model(self) -> torch.nn.Module:
         train, adapters = self.settings.train, self.settings.lora

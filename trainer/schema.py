@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 from msgspec.structs import replace
 
-from settings import LAYOUT, Count, Seconds, Share, Struct
+from settings import LAYOUT, Count, Positive, Seconds, Share, Struct
 from trainer.shape import Model
 from trainer.sources import Data, Find, Forgetting, Format, Source
 
@@ -27,7 +27,7 @@ class Train(Struct, frozen=True):
     """Sequences in one optimizer step, over all ranks."""
     steps: Count | None = None
     """Optimizer steps of the whole run."""
-    epochs: Annotated[float, Meta(gt=0)] | None = None
+    epochs: Positive | None = None
     """Or: passes over the data; a last part of a batch is left out, and said. Neither where there are stages."""
     micro_batch_size: Annotated[Count | None, LAYOUT] = None
     """Sequences in one forward pass of one rank; default: the largest divisor of its share up to 8."""
@@ -61,16 +61,16 @@ Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
 
 class Optim(Struct, frozen=True):
-    lr: Annotated[float, Meta(gt=0)] | None = None
+    lr: Positive | None = None
     """Peak learning rate of AdamW; default, for existing weights alone: 1e-5 for text, else 2e-5; 1e-4 for LoRA."""
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: moments in eight bits with a scale for each 256 (2 bytes a parameter in place of 8)."""
     schedule: Schedule = "cosine"
     """How the rate falls after the warmup; wsd: it stays at the peak, and falls as a cosine at the end."""
     betas: tuple[Share, Share] = (0.9, 0.95)
-    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    eps: Positive = 1e-8
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
-    clip: Annotated[float, Meta(gt=0)] = 1.0
+    clip: Positive = 1.0
     """Largest norm of the global gradient."""
     warmup: Share = 0.05
     """Share of the steps over which the rate grows from 0 to the peak."""
@@ -98,7 +98,7 @@ def default_rate(data_format: str, lora: bool) -> float | None:
 class Rate(Struct, frozen=True):
     """What a stage has of its own in `optim`; default: what stands there."""
 
-    lr: Annotated[float, Meta(gt=0)] | None = None
+    lr: Positive | None = None
     """Default: optim.lr; without it, for existing weights alone: 2e-5 where a source is chat, else 1e-5."""
     schedule: Schedule | None = None
     warmup: Share | None = None
@@ -122,9 +122,9 @@ class Stage(Struct, frozen=True):
     """Weights of sources of data.train, by tokens, relative to their sum; a number, or {from: 0.1, to: 0.3}. Default:
     all sources as if they were one."""
     steps: Count | None = None
-    epochs: Annotated[float, Meta(gt=0)] | None = None
+    epochs: Positive | None = None
     """Passes over all sources; with a mixture over the one of the largest weight."""
-    tokens: Annotated[float, Meta(gt=0)] | None = None
+    tokens: Positive | None = None
     """Tokens of its sequences, for example 2e9; of these and of passes, a last part of a batch is left out."""
     optim: Rate = Rate()
 
@@ -166,7 +166,7 @@ class Lora(Struct, frozen=True):
 
     r: Count = 64
     """Their rank."""
-    alpha: Annotated[float, Meta(gt=0)] | None = None
+    alpha: Positive | None = None
     """Their weight is alpha / r; default: 2 r."""
     dropout: Share = 0.0
     targets: str | list[str] = "all-linear"
@@ -185,7 +185,7 @@ class Evaluation(Struct, frozen=True):
     """Global batches of held-out data in one evaluation, of each set."""
     best: str | None = None
     """The set whose loss says which checkpoints checkpoint.keep_best keeps; default: the first."""
-    limits: dict[str, Annotated[float, Meta(gt=0)]] = {}
+    limits: dict[str, Positive] = {}
     """By set: the share by which its loss may rise above the first one before that is said (0.05: by 5 %). Then the
     sets are evaluated before the first step, too."""
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from msgspec import Meta
 from msgspec.structs import replace
 
-from settings import LAYOUT, ConfigError, Count, Share, Struct
+from settings import LAYOUT, ConfigError, Count, Positive, Share, Struct
 
 Format = Literal["text", "chat", "completion"]
 Split = Literal["train", "evaluation"]
@@ -117,14 +116,14 @@ class Forgetting(Struct, frozen=True):
     """Full training against forgetting: after each step of AdamW every weight goes a part of its way back to the one
     that the run started from, c / (1 + c) of it with c = learning rate x strength x the weight's importance."""
 
-    strength: Annotated[float, Meta(gt=0)]
+    strength: Positive
     """In the units of optim.weight_decay; 1 / strength is the sum of learning rates over which a distance that nothing
     widens falls to 37 %. A first try: 1 / (optim.lr x steps)."""
     method: Literal["ewc", "l2sp"] = "ewc"
     """ewc: a weight is as important as the general data says (Fisher information; 1 on the average); l2sp: all alike,
     which takes no data."""
     data: Annotated[list[str] | dict[str, Source], LAYOUT] = []
-    """JSONL files of what is to be kept, or several such sources, each with a name, which count alike: general text of
+    """Files of what is to be kept, or several such sources, each with a name, which count alike: general text of
     the kind that the model was trained on. Read once, before the first step."""
     sequences: Count = 256
     """Of that data, drawn at random: each is a forward and a backward pass on every rank."""

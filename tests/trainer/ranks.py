@@ -162,6 +162,15 @@ class Run:
         return newest.read_text() if newest else ""
 
 
+def assert_cut_is_as_whole(whole: Run, cut: Run, world: int) -> None:
+    """Both to their end, one of them stopped on the way: no bit differs."""
+    assert whole.go(world) == [0] * world, whole.log()
+    cut.stop_after(world, 3)
+    assert cut.go(world) == [0] * world, cut.log()
+    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
+    assert cut.done()["sha256"] == whole.done()["sha256"]
+
+
 def write_run(folder: Path, zygote: Zygote, **changes: Any) -> Run:
     """A tiny Llama on tiny documents: 60 steps of 12 sequences, saved every 20, evaluated every 16."""
     folder.mkdir(parents=True)

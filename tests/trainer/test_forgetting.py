@@ -17,7 +17,7 @@ from torch.nn import functional
 from settings import ConfigError, merge
 from tests.trainer.check_loaded import assemble
 from tests.trainer.data.samples import WORDS, texts, write_rows
-from tests.trainer.ranks import Run
+from tests.trainer.ranks import Run, assert_cut_is_as_whole
 from tests.trainer.test_engines import DDP, FSDP, OFFLOAD, zero
 from trainer import config
 from trainer.checkpoint.format import read_manifest
@@ -130,11 +130,7 @@ def test_cut_it_is_bit_identical(
 ) -> None:
     shape = merge(shape, {"engine": engine, "train": {"steps": 20, "precision": precision}, "forgetting": more})
     whole, cut = new_run("whole", **shape), new_run("cut", **shape)
-    assert whole.go(world) == [0] * world, whole.log()
-    cut.stop_after(world, 3)
-    assert cut.go(world) == [0] * world, cut.log()
-    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
-    assert cut.done()["sha256"] == whole.done()["sha256"]
+    assert_cut_is_as_whole(whole, cut, world)
     assert artifact(cut) == artifact(whole) and "found" in cut.log() + whole.log() + first_log(cut)
     penalties = {event["step"]: event["penalty"] for event in cut.events("penalty")}
     assert penalties == {event["step"]: event["penalty"] for event in whole.events("penalty")}

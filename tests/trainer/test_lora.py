@@ -15,7 +15,7 @@ import torch
 
 from settings import ConfigError, merge, read_yaml
 from tests.trainer.check_loaded import assemble
-from tests.trainer.ranks import Run
+from tests.trainer.ranks import Run, assert_cut_is_as_whole
 from tests.trainer.test_engines import DDP, FSDP, zero
 from tests.trainer.test_loss import SMALL
 from trainer import config, four_bit, lora, memory, recipe
@@ -47,11 +47,7 @@ def test_cut_resumed_and_merged(new_run: NewRun, engine: dict[str, Any], world: 
 
 def assert_cut_resumed_and_merged(new_run: NewRun, world: int, shape: dict[str, Any]) -> Run:
     whole, cut = new_run("whole", **shape), new_run("cut", **shape)
-    assert whole.go(world) == [0] * world, whole.log()
-    cut.stop_after(world, 3)
-    assert cut.go(world) == [0] * world, cut.log()
-    assert cut.history("loss", "grad_norm", "hash") == whole.history("loss", "grad_norm", "hash")
-    assert cut.done()["sha256"] == whole.done()["sha256"]
+    assert_cut_is_as_whole(whole, cut, world)
     losses = [loss for _, loss in whole.history("loss")]
     assert losses[-1] < losses[0]
     saved = assemble(whole.path / "checkpoints" / whole.checkpoints()[-1])

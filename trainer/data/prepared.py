@@ -126,24 +126,28 @@ class Prepared:
 
     def sequence(self, number: int) -> Sequence:
         low, high = self.read("packs", number, 2).tolist()
-        pieces = self.read("pieces", 3 * low, 3 * (high - low)).reshape(-1, 3).tolist()
+        pieces = self.read("pieces", 3 * low, 3 * (high - low)).reshape(-1, 3)
         inputs, targets = np.zeros(self.seq_len, np.int64), np.full(self.seq_len, IGNORED)
-        documents = np.full(self.seq_len, pieces[-1][0], np.int32)
         at = 0
-        for document, first, pairs in pieces:
+        for _, first, pairs in pieces.tolist():
             part = slice(at, at + pairs)
             tokens = self.read("tokens", first, pairs + 1)
-            inputs[part], documents[part] = tokens[:-1], document
+            inputs[part] = tokens[:-1]
             np.copyto(targets[part], tokens[1:], where=self.read("loss", first + 1, pairs) == 1, casting="unsafe")
             at += pairs
-        document, first, _ = pieces[0]
-        return Sequence(inputs, targets, documents, first - int(self.read("starts", document, 1)[0]))
+        start = int(self.read("starts", pieces[0, 0], 1)[0])
+        return Sequence(inputs, targets, *self._documents(pieces, start))
 
     def documents_of(self, number: int) -> tuple[npt.NDArray[np.int32], int]:
         """What the index says that a sequence holds: `Sequence.documents` and `offset`."""
-        document, first, pairs = self.pieces[self.packs[number] : self.packs[number + 1]].T
+        pieces = self.pieces[self.packs[number] : self.packs[number + 1]]
+        return self._documents(pieces, int(self.starts[pieces[0, 0]]))
+
+    def _documents(self, pieces: npt.NDArray[np.int64], start: int) -> tuple[npt.NDArray[np.int32], int]:
+        """`start`: of the first one's document."""
+        document, first, pairs = pieces.T
         pairs = np.append(pairs[:-1], self.seq_len - pairs[:-1].sum())
-        return np.repeat(document, pairs).astype(np.int32), int(first[0] - self.starts[document[0]])
+        return np.repeat(document.astype(np.int32), pairs), int(first[0]) - start
 
     @cached_property
     def _files(self) -> dict[str, int]:

@@ -114,6 +114,8 @@ def kill(origin: Origin, folder: Path, fault: Fault) -> bool:
         save = Save(attempt, fault.rank, fault.thread, fault.options("signal=SIGKILL"))
         said = save.run()
         hit = any("killed by SIGKILL" in line for line in save.end())
+        if hit:  # a thread may end, and be killed, after its rank has given the last answer
+            said.append(attempt.hear(fault.rank))
         assert (None in said) == hit, attempt.logs()
     with Attempt(origin.zygote, folder, origin.world) as attempt:  # the next one
         origin.loads(attempt, {2} if {"saved": 2} in said else {1, 2})

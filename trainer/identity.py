@@ -26,7 +26,7 @@ def layout_part(settings: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
     """What decides the order of sums and the random numbers, besides the exact part."""
     return {
         "world_size": layout.data_parallel_size,
-        "engine": _engine(settings.engine) + " compiled" * settings.train.compile,
+        "engine": _engine(settings.engine) + " compiled" * bool(settings.train.compile),
         "micro_batch_size": layout.micro_batch_size,
     }
 

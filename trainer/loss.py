@@ -32,6 +32,21 @@ class LossModel(torch.nn.Module):
             teach_the_head(model.get_output_embeddings(), self.tail)
 
     def forward(self, batch: MicroBatch) -> Tensor:
+        if self.tail is None:
+            inputs, labels = self._inputs(batch)
+            logits = self.model(**inputs).logits.float()
+            return functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+        hidden, labels = self.hidden(batch)
+        return self.model.get_output_embeddings()(hidden, labels)  # type: ignore[no-any-return]
+
+    def hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """What the head is given, (B, T, H), and the labels of its rows; or both (1, B x T, ...)."""
+        inputs, labels = self._inputs(batch)
+        return self.model.base_model(**inputs).last_hidden_state, labels
+
+    def _inputs(self, batch: MicroBatch) -> tuple[dict[str, Any], Tensor]:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
         labels, kind = batch.labels, self.model.config._attn_implementation
         if kind not in ("sdpa", "eager"):
@@ -39,13 +54,7 @@ class LossModel(torch.nn.Module):
             inputs |= {name: inputs[name].reshape(1, -1) for name in ("input_ids", "position_ids")}
             labels = labels.reshape(1, -1)
             inputs |= _bounds(batch.documents, flash=kind != attention.NAME)
-        if self.tail is None:
-            logits = self.model(**inputs).logits.float()
-            return functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
-        hidden = self.model.base_model(**inputs).last_hidden_state
-        return self.model.get_output_embeddings()(hidden, labels)  # type: ignore[no-any-return]
+        return inputs, labels
 
 
 def logits_stand_whole(module: torch.nn.Module) -> bool:

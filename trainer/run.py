@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace as altered
 
 from durable import write_atomic
-from trainer import claims, config, exits, four_bit, lora, new_tokens, recompute, self_test
+from trainer import claims, compiled, config, exits, four_bit, lora, new_tokens, recompute, self_test
 from trainer.attempt import Attempt
 from trainer.board import Board
 from trainer.checkpoint import Point, folder_name
@@ -23,7 +24,6 @@ from trainer.checkpoint.recover import finish_cut_save
 from trainer.checkpoint.rng import derive_rng, restore_rng
 from trainer.checkpoint.save import Content
 from trainer.checkpoint.writers import Fenced, SaveFailed, Writers
-from trainer.compiled import compile_layers
 from trainer.config import differences
 from trainer.data.batches import Batches, RankBatch
 from trainer.data.feed import Feed
@@ -119,6 +119,8 @@ class Training:
         self.batches = Batches(self.data, self.layout, settings.train.seed, runtime.rank, self.course.ids)
         # 2. The model, the same on every rank, and the engine that spreads it.
         self.watchdog.enter("model")
+        if settings.train.compile == "auto":
+            settings = self.settings = self.compiled_where_it_pays()
         model = together(self.build_model)
         size = 4 * len(KINDS) * sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.attempt.lead.expect_checkpoint(size, runtime.world_size)
@@ -138,6 +140,13 @@ class Training:
         named = data.keys(split).items()
         return {name: prepared(self.settings, f"data.{key}", data.sources[key]) for name, key in named}
 
+    def compiled_where_it_pays(self) -> TrainConfig:
+        """Collective."""
+        runtime, settings = self.runtime, self.settings
+        about = (settings, self.layout, runtime.device, runtime.run_dir, self.say)
+        chosen = self.attempt.together(lambda: compiled.decided(*about) if runtime.leads else None)
+        return altered(settings, train=altered(settings.train, compile=runtime.from_leader(chosen)))
+
     def build_model(self) -> torch.nn.Module:
         train, adapters = self.settings.train, self.settings.lora
         dtype = torch.bfloat16 if train.bf16_weights else torch.float32
@@ -150,7 +159,7 @@ class Training:
         if adapters:
             lora.inject(model, lora.with_tokens(adapters, self.settings.model), train.seed, dtype)
         if train.compile:
-            compile_layers(model, self.runtime.device, self.runtime.run_dir)
+            compiled.compile_layers(model, self.runtime.device, self.runtime.run_dir)
         return model
 
     def resume(self, writers: Writers) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from settings import ConfigError
 from tests.trainer.test_lean import settings
@@ -21,9 +22,10 @@ from trainer.shape import Model
 from trainer.weights import build
 
 CPU = torch.device("cpu")
+# dynamo asks its own inputs
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo asks its own inputs
 def test_the_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found, make = [], torch.compile
     monkeypatch.setattr(torch, "compile", lambda forward, **options: make(forward, backend="eager", **options))
@@ -66,3 +68,44 @@ def test_who_cannot_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
         compiled.compile_layers(build(config.model, seed=1), CPU, tmp_path)
     with pytest.raises(ConfigError, match="Linear does not say what its layers are"):
         compiled.compile_layers(torch.nn.Linear(1, 1), CPU, tmp_path)
+
+
+def auto(**train: Any) -> TrainConfig:
+    config = settings("fp32")
+    return replace(config, train=Train(global_batch_size=2, steps=1, precision="fp32", compile="auto", **train))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "mixtral"])
+def test_one_layer_is_tried_and_nothing_else_is_held(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of architectures that are built in other ways; the compiler is left out."""
+    make = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: make(forward, backend="eager", **options))
+    sizes = {"n_embd": 32, "n_head": 2, "n_layer": 3} if kind == "gpt2" else SMALL
+    config = replace(auto(), model=Model(config={"model_type": kind, **sizes}))
+    model = compiled._with_one_layer(config, CPU)
+    assert len(compiled._layers(model)) == 1
+    assert model.get_output_embeddings().weight.is_meta  # type: ignore[operator, union-attr]
+    assert all(seconds > 0 for seconds in compiled.trial(config, BatchLayout(2, 1, 1), CPU, tmp_path))
+
+
+def test_a_choice_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the seconds of the first attempt; another micro batch is another question."""
+    layout, said = BatchLayout(2, 1, 1), list[str]()
+    for plain, pays in ((1.03, True), (1.01, False)):
+        monkeypatch.setattr(compiled, "trial", lambda *_, plain=plain: (plain, 1.0))
+        assert compiled.decided(auto(), layout, CPU, tmp_path, said.append) is pays
+        monkeypatch.setattr(compiled, "trial", lambda *_: (1.0, 9.0) if pays else (9.0, 1.0))  # noqa: B023
+        assert compiled.decided(auto(), layout, CPU, tmp_path, said.append) is pays
+        layout = BatchLayout(1, 2, 1)
+    assert said[0] == said[1] == "train.compile=auto: a layer takes 1.03e+03 ms, compiled 1e+03 ms: compiled"
+    assert said[2].endswith("left as it is")
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compiled.shutil, "which", lambda _: None)
+    said: list[str] = []
+    for _ in range(2):
+        assert not compiled.decided(auto(), BatchLayout(2, 1, 1), CPU, tmp_path, said.append)
+    assert len(said) == 1 and "no C++ compiler on this node" in said[0]

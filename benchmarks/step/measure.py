@@ -4,8 +4,8 @@ Every contender is a process (or one a rank) with two torch threads (one at 0.13
 there are several ranks), all alive, of which one runs at a time: a gate before each step lets it go on for a few, round
 by round in random order. Figures are 20th percentiles of steps from gate to gate, of the wall clock and of CPU seconds.
 Everyone reads and tells its loss once a step: Outlast by its log and events.jsonl as in any run, HF Trainer with
-logging_steps=1. The bare loop is what an expert writes in plain PyTorch. A round of documents is one figure: useful
-tokens over its seconds.
+logging_steps=1. Both run as they are by default, and compiled: Outlast where its own trial finds that it pays. The bare
+loop is what an expert writes in plain PyTorch. A round of documents is one figure: useful tokens over its seconds.
 """
 
 from __future__ import annotations

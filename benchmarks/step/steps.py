@@ -17,8 +17,9 @@ from benchmarks.step.place import Shape, inputs, recipe, write_run, write_settin
 from benchmarks.step.race import THREADS, Racer, Ran, Step, most, race
 
 SCRIPTS = Path(__file__).parent / "peers"
-OURS, BOARD = "Outlast", "Outlast with TensorBoard"
-TRAINER, SELDOM, BARE = "HF Trainer", "HF Trainer, a log every 500", "bare loop"
+OURS, AUTO, BOARD = "Outlast", "Outlast, compile: auto", "Outlast with TensorBoard"
+TRAINER, TRAINER_COMPILED, SELDOM = "HF Trainer", "HF Trainer, torch_compile", "HF Trainer, a log every 500"
+BARE = "bare loop"
 PEERS: dict[str, tuple[str, str]] = {
     TRAINER: ("hf_trainer.py", "transformers"),
     BARE: ("bare_loop.py", "torch"),
@@ -75,8 +76,8 @@ def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
         print(f"  {heat.name}", flush=True)
         folder = work / heat.name.replace(" ", "-")
         ran = run(heat, folder, absent)
-        if ran[OURS].words:
-            raise Unable(ran[OURS].words)
+        if words := ran[OURS].words or ran[AUTO].words:
+            raise Unable(words)
         yield from rows(heat, ran)
         if heat.small:
             yield reads_row(heat, folder)
@@ -86,14 +87,18 @@ def run(heat: Heat, folder: Path, absent: dict[str, str]) -> dict[str, Ran]:
     shape = heat.shape
     data = inputs(shape, most(heat.warm, heat.rounds, heat.steps) * shape.rows, folder / "data")
     tree = recipe(data, shape.length, shape.rows, heat.precision)
-    racers = [_ours(OURS, folder / "outlast", tree, heat)]
+    auto = tree | {"train": {**tree["train"], "compile": "auto"}}
+    racers = [_ours(OURS, folder / "outlast", tree, heat), _ours(AUTO, folder / "auto", auto, heat)]
     if heat.small:
         racers.append(_ours(BOARD, folder / "board", tree | {"tensorboard": True}, heat))
     for name, (script, package) in PEERS.items():
         if package not in absent:
             racers.append(_theirs(name, script, folder / script, data, heat))
-    if heat.small and "transformers" not in absent:
-        racers.append(_theirs(SELDOM, PEERS[TRAINER][0], folder / "seldom", data, heat, logged_every=500))
+    if "transformers" not in absent:
+        script = PEERS[TRAINER][0]
+        racers.append(_theirs(TRAINER_COMPILED, script, folder / "compiled", data, heat, compiled=True))
+        if heat.small:
+            racers.append(_theirs(SELDOM, script, folder / "seldom", data, heat, logged_every=500))
     ran = race(racers, heat.warm, heat.rounds, heat.steps)
     missing = {name: Ran(words=absent[package]) for name, (_, package) in PEERS.items() if package in absent}
     return ran | missing
@@ -116,6 +121,10 @@ def rows(heat: Heat, ran: dict[str, Ran]) -> Iterator[Row]:
     for peer in PEERS:
         bare = None if peer == BARE else ran[BARE]
         yield from time_rows(heat.name, ran[OURS], peer, ran[peer], goals.get(peer), bare)
+    for peer in (TRAINER, TRAINER_COMPILED):
+        if peer in ran:
+            goal = goals.get(peer)
+            yield from time_rows(f"{heat.name}, compile: auto", ran[AUTO], peer, ran[peer], goal, ran[BARE])
     yield others_row(heat.name, ran.values())
     if heat.small:
         yield from small_rows(heat, ran)

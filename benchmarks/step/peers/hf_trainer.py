@@ -47,6 +47,7 @@ def main(folder: Path) -> None:
         weight_decay=options["decay"],
         max_grad_norm=options["clip"],
         bf16=options["bf16"],
+        torch_compile=options.get("compiled", False),
         logging_steps=options["logged_every"],
         save_strategy="steps" if "save_every" in options else "no",
         save_steps=options.get("save_every", 500),

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -248,9 +247,9 @@ def _write_rows(
     if documents:
         lengths = np.array([len(document.ids) for document in documents], np.int64)
         ends = done.tokens + np.cumsum(lengths)
-        ids = chain.from_iterable(document.ids for document in documents)
-        files["tokens.bin"].write(np.fromiter(ids, dtype, int(lengths.sum())).data)
-        files["loss.bin"].write(np.concatenate([document.loss for document in documents]).data)
+        ids = np.frombuffer(b"".join([document.ids for document in documents]), np.uint32)
+        files["tokens.bin"].write(ids.astype(dtype, copy=False).data)
+        files["loss.bin"].write(b"".join([document.loss for document in documents]))
         files["starts.bin"].write((ends - lengths).data)
         done.documents += len(documents)
         done.tokens = int(ends[-1])
@@ -264,7 +263,7 @@ def _fitted(result: Encoded | str, data: Data, done: _Done) -> Encoded | str:
         return f"too long: more than {data.document_limit:,} tokens"
     if data.too_long == "truncate":  # without an end: the text did not end there
         result = Encoded(result.ids[: data.document_limit], result.loss[: data.document_limit])
-        if not result.loss.any():
+        if 1 not in result.loss:
             return "no completion tokens"
     done.too_long += 1
     return result

@@ -69,6 +69,7 @@ def prepare_source(
     is told how many bytes of how many are read. Raises ConfigError when a file is missing, too many rows cannot be
     used, or no sequence comes out.
     """
+    data = data.cut_for(source)
     folder = cache / fingerprint(source, data, tokenizer_folder, cache, between)
     while not folder.is_dir():
         _build(source, data, tokenizer_folder, folder, say, between, watch)

@@ -115,6 +115,7 @@ CALL_FLAGS = [
     Flag("--dtype", "dtype", str, "float32 or bf16; default: what the run computed in", ("export",)),
     Flag("--check", "check", None, "prove that all is there, and nothing would be fetched", ("prepare",)),
     Flag("--show", "show", int, "print so many samples, and what of them is trained on", ("prepare",)),
+    Flag("--suggest-tokens", "suggest_tokens", int, "find so many new tokens in the data", ("prepare",)),
     Flag("--all", "all", None, "the whole matrix of faults, in half an hour", ("drill",)),
     Flag("--random", "random", int, "so many random faults in one run", ("drill",)),
     Flag("--seed", "seed", int, "of what is random", ("drill",)),
@@ -391,8 +392,7 @@ def use_pocket() -> None:
         return
     from envs.pocket import find
 
-    running = find()
-    if running is not None:
+    if (running := find()) is not None:
         os.environ.update(running.env())
 
 

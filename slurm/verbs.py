@@ -103,6 +103,8 @@ def prepare(config: str, args: Namespace) -> int:
         path.write_text(config, encoding="utf-8")
         argv = [sys.executable, "-P", "-m", "trainer.prepare", str(path), *(["--check"] if args.check else [])]
         argv += [f"--show={args.show}"] if args.show else []
+        if args.suggest_tokens is not None:
+            argv = [sys.executable, "-P", "-m", "trainer.vocabulary", str(path), f"--suggest={args.suggest_tokens}"]
         return subprocess.run(argv, env=code_environment(Path(__file__).parent.parent)).returncode
 
 

@@ -94,6 +94,12 @@ def _check_evaluation(config: TrainConfig, source: str) -> None:
     evaluation, sets = config.evaluation, list(config.data.keys("evaluation"))
     if evaluation.every and not sets:
         raise ConfigError(f"{source}: evaluation.every={evaluation.every} needs data.evaluation: a held-out file")
+    for key, one in {**config.data.sources, **config.to_keep}.items():
+        if one.seq_len and not (key.startswith("evaluation.") and one.seq_len <= config.data.seq_len):
+            raise ConfigError(
+                f"{source}: {key}: seq_len={one.seq_len}: only a held-out set may have a length of its own, and none "
+                f"beyond data.seq_len={config.data.seq_len}"
+            )
     named = [("best", evaluation.best)] if evaluation.best is not None else []
     for setting, name in [*named, *((f"limits.{name}", name) for name in evaluation.limits)]:
         if not evaluation.every:

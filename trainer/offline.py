@@ -39,7 +39,7 @@ def check(config: TrainConfig, tokenizer: str, cache: Path, sources: Mapping[str
     would be fetched."""
     found = [_model(Path(config.model.path))] if config.model.path else []
     for name, source in sources.items():
-        if not (cache / fingerprint(source, config.data, tokenizer)).is_dir():
+        if not (cache / fingerprint(source, config.data.cut_for(source), tokenizer, cache)).is_dir():
             raise ConfigError(f"{name} is not prepared in {cache}: launch.py prepare RECIPE does it")
         encoder(Path(tokenizer), source.kind)
         found.append(f"{name}: prepared in {cache}")

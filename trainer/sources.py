@@ -31,6 +31,8 @@ class Source(Struct, frozen=True):
     """Default: data.column."""
     sample_by: Literal["document", "line"] | None = None
     """Default: data.sample_by."""
+    seq_len: Count | None = None
+    """Of a held-out set alone, for its loss at a shorter length; default: data.seq_len."""
 
     @property
     def kind(self) -> Format:
@@ -98,9 +100,15 @@ class Data(Struct, frozen=True):
             found |= {f"{key}.{name}": one for name, one in given.items()} if isinstance(given, dict) else {}
             found |= {key: Source(given)} if isinstance(given, list) and given else {}
         return {
-            key: Source(s.files, s.format or self.format, s.column or self.column, s.sample_by or self.sample_by)
+            key: Source(
+                s.files, s.format or self.format, s.column or self.column, s.sample_by or self.sample_by, s.seq_len
+            )
             for key, s in found.items()
         }
+
+    def cut_for(self, source: Source) -> Data:
+        """The same, with the length that a source has of its own."""
+        return replace(self, seq_len=source.seq_len or self.seq_len)
 
     def with_files(self, find: Find) -> Data:
         """The same, with what `find` makes of the names of each source's files."""

@@ -90,7 +90,7 @@ def _write_tokens(recipe: dict[str, Any], cache: Path, file: Path) -> None:
     prepared = prepare(config.data, config.model.tokenizer_folder, cache, "train")
     steps, batch = config.train.steps or 0, config.train.global_batch_size
     order = [index for step in range(steps) for index in batch_indices(step, batch, prepared.sequences, 0)]
-    np.save(file, np.stack([prepared.sequence(index).inputs for index in order]).astype(prepared.manifest.dtype))
+    np.save(file, np.concatenate([prepared.sequence(index).inputs for index in order]).astype(prepared.manifest.dtype))
 
 
 def _cluster(work: Path) -> Pocket:

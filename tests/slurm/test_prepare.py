@@ -51,6 +51,15 @@ def test_it_prepares_what_submit_then_finds(here: Path, capfd: pytest.CaptureFix
     ]
 
 
+def test_it_suggests_new_tokens_and_prepares_with_them(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["prepare", "sft.yaml", "--suggest-tokens", "3"]) == 0
+    found = Path("new_tokens.txt").read_text().splitlines()
+    said = capfd.readouterr().out
+    assert found and all(repr(text) in said for text in found)
+    assert list(Path("runs").iterdir()) == []  # nothing is prepared
+    assert launch.main(["prepare", "sft.yaml", "model.new_tokens=new_tokens.txt"]) == 0
+
+
 def test_a_check_prepares_nothing(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["prepare", "sft.yaml", "--check"]) == 78
     assert "outlast: data.train is not prepared in " in capfd.readouterr().err

@@ -120,7 +120,7 @@ def test_a_sample_in_place_of_another(tmp_path: Path, prepared: Prepared) -> Non
 
 def one(prepared: Prepared, sequence: int) -> int:
     read = prepared.sequence(sequence)
-    return sequence_hash(read.documents, read.offset)
+    return sequence_hash(read.documents[0], int(read.offsets[0]))
 
 
 def test_a_wrong_order_is_seen_even_where_the_sampler_agrees(

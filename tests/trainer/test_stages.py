@@ -237,6 +237,14 @@ def test_a_pool_has_one_length_and_the_fingerprint_of_all(pool: Pool, tmp_path: 
             "evaluation.best: there is no held-out set x; there are: none: data.evaluation is a list",
         ),
         ({"data": {"train": []}}, "data.train: no file is given"),
+        (
+            {"data": {"train": {"books": {"files": ["b"], "seq_len": 4}}}, "stages": None, "train": {"steps": 1}},
+            "train.books: seq_len=4: only a held-out set may have a length of its own",
+        ),
+        (
+            {"data": {"evaluation": {"long": {"files": ["e"], "seq_len": 16}}}},
+            "evaluation.long: seq_len=16: only a held-out set may have a length of its own, and none beyond data.seq_len=8",
+        ),
     ],
 )
 def test_a_bad_recipe_is_one_line(changes: dict[str, Any], line: str) -> None:

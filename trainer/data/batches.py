@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.attention import Documents
 from trainer.data.order import batch_indices
-from trainer.data.prepared import IGNORED, Place, Pool, Prepared, sequence_hash
+from trainer.data.prepared import IGNORED, Place, Pool, Prepared, Sequences, read, sequence_hash
 from trainer.layout import BatchLayout
 
 Ids = Callable[[int], npt.NDArray[np.int64]]
@@ -98,33 +98,27 @@ def evaluation_batches(prepared: Prepared, layout: BatchLayout, dp_rank: int, co
 
 def _rank_batch(pool: Pool, ids: npt.NDArray[np.int64], layout: BatchLayout, dp_rank: int) -> RankBatch:
     shape = (layout.gradient_accumulation_steps, layout.data_parallel_size, layout.micro_batch_size)
-    read = [_read(pool.places(micro)) for micro in ids.reshape(shape)[:, dp_rank]]
-    micro_batches = [micro_batch for micro_batch, _ in read]
+    parts = [_read(pool.places(micro)) for micro in ids.reshape(shape)[:, dp_rank]]
+    micro_batches = [micro_batch for micro_batch, _ in parts]
     return RankBatch(
         micro_batches,
         valid_tokens=sum(int((m.labels != IGNORED).sum()) for m in micro_batches),
-        hash=int(np.concatenate([hashes for _, hashes in read]).sum()),  # int64: the sum wraps
+        hash=int(np.concatenate([hashes for _, hashes in parts]).sum()),  # int64: the sum wraps
         pairs=sum(int(m.documents.bounds.diff().long().square().sum()) for m in micro_batches),
     )
 
 
 def _read(places: list[Place]) -> tuple[MicroBatch, npt.NDArray[np.int64]]:
     """The sequences at `places` (B,), and the hash of each: of the documents read here, along with the tokens."""
-    shape = (len(places), places[0].prepared.seq_len)
-    input_ids, labels, documents = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32)
-    hashes = np.empty(len(places), np.int64)
-    for row, (name, prepared, number) in enumerate(places):
-        read = prepared.sequence(number)
-        input_ids[row], labels[row], documents[row] = read.inputs, read.targets, read.documents
-        hashes[row] = sequence_hash(read.documents, read.offset, name)
-    arrays = (torch.from_numpy(array) for array in (input_ids, labels, positions(documents)))
-    return MicroBatch.of(*arrays), hashes
+    found = read(places)
+    inputs, targets, at = map(torch.from_numpy, (found.inputs, found.targets, positions(found)))
+    bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(found.lengths)]).astype(np.int32))
+    named = zip(places, found.documents, found.offsets.tolist(), strict=True)
+    hashes = [sequence_hash(documents, offset, place.name) for place, documents, offset in named]
+    return MicroBatch(inputs, targets, at, Documents(bounds, int(found.lengths.max()))), np.array(hashes, np.int64)
 
 
-def positions(documents: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """documents (B, T) -> the place of each token in its document's part of the sequence, (B, T)."""
-    begins = np.ones(documents.shape, np.bool_)
-    np.not_equal(documents[:, 1:], documents[:, :-1], out=begins[:, 1:])
-    first = np.flatnonzero(begins)
-    lengths = np.diff(first, append=documents.size)
-    return (np.arange(documents.size) - np.repeat(first, lengths)).reshape(documents.shape)
+def positions(found: Sequences) -> npt.NDArray[np.int64]:
+    """The place of each token in its document's part of the sequence, (B, T)."""
+    begins = np.cumsum(found.lengths) - found.lengths
+    return (np.arange(found.inputs.size) - np.repeat(begins, found.lengths)).reshape(found.inputs.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from settings import ConfigError
@@ -21,9 +21,14 @@ from trainer.data.values import Chat, Completion
 class Encoded(NamedTuple):
     """One document."""
 
-    ids: list[int]
-    loss: npt.NDArray[np.uint8]
+    ids: array[int]
+    """uint32. The library gives lists: an array in the place of each at once costs less than arrays of many later."""
+    loss: bytes
     """Of each token: 1 when it is a target that counts."""
+
+
+def _ids(encoding: Encoding) -> array[int]:
+    return array("I", encoding.ids)
 
 
 Kind = Literal["text", "chat", "completion"]
@@ -57,14 +62,12 @@ def _text(tokenizer: Tokenizer, folder: Path) -> Encode:
     end = _end_of_text(tokenizer, folder)
 
     def encode(texts: list[str]) -> list[Encoded | str]:
-        return [document(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts)]
+        return [document(_ids(encoding)) for encoding in tokenizer.encode_batch_fast(texts)]
 
-    def document(ids: list[int]) -> Encoded:
-        if ids[-1:] != [end]:  # some tokenizers add it themselves
+    def document(ids: array[int]) -> Encoded:
+        if not ids or ids[-1] != end:  # some tokenizers add it themselves
             ids.append(end)
-        loss = np.ones(len(ids), np.uint8)
-        loss[0] = 0
-        return Encoded(ids, loss)
+        return Encoded(ids, b"\0" + b"\1" * (len(ids) - 1))
 
     return encode
 
@@ -75,16 +78,14 @@ def _completion(tokenizer: Tokenizer, folder: Path) -> Encode:
     def encode(pairs: list[Completion]) -> list[Encoded | str]:
         # Each prompt with its completion as one text: what the model reads has no seam between tokens.
         texts = [text for prompt, completion in pairs for text in (prompt, prompt + completion)]
-        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+        ids = [_ids(encoding) for encoding in tokenizer.encode_batch_fast(texts)]
         return [document(before, whole) for before, whole in zip(ids[::2], ids[1::2], strict=True)]
 
-    def document(before: list[int], whole: list[int]) -> Encoded:
-        if whole[-1:] != [end]:
+    def document(before: array[int], whole: array[int]) -> Encoded:
+        if not whole or whole[-1] != end:
             whole.append(end)
-        loss = np.zeros(len(whole), np.uint8)
-        loss[_common(before, whole) :] = 1
-        loss[0] = 0
-        return Encoded(whole, loss)
+        first = max(1, _common(before, whole))
+        return Encoded(whole, bytes(first) + b"\1" * (len(whole) - first))
 
     return encode
 
@@ -207,19 +208,19 @@ def _masked(drawn: _Drawn, encodings: list[Encoding]) -> Encoded | str:
     """What the assistant has to write counts: by the marks, or what lies between the ends of two texts, whatever the
     template puts around it."""
     whole, *parts = encodings
-    ids = whole.ids
+    ids = _ids(whole)
     loss = np.zeros(len(ids), np.uint8)
     for begin, end in drawn.marks or ():
         first, last = whole.char_to_token(begin), whole.char_to_token(end - 1)
         if end > begin and first is not None:
             loss[first : len(ids) if last is None else last + 1] = 1
     for before, after in zip(parts[::2], parts[1::2], strict=True):
-        loss[_common(before.ids, ids) : _common(after.ids, ids)] = 1
+        loss[_common(_ids(before), ids) : _common(_ids(after), ids)] = 1
     loss[:1] = 0
-    return Encoded(ids, loss) if loss.any() else "no completion tokens"
+    return Encoded(ids, loss.tobytes()) if loss.any() else "no completion tokens"
 
 
-def _common(left: list[int], right: list[int]) -> int:
+def _common(left: array[int], right: array[int]) -> int:
     """Length of the common start. In tokens: one that reaches over the edge counts as completion."""
     pairs = zip(left, right, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +21,7 @@ from settings import ConfigError
 from trainer.config import cache_folder
 from trainer.data.encode import Encode, Encoded, encoder
 from trainer.data.files import format_of
+from trainer.data.hashes import content_hash
 from trainer.data.packing import packed
 from trainer.data.prepared import Manifest, Prepared
 from trainer.data.rows import Row, Rows, batched
@@ -69,7 +69,8 @@ def prepare_source(
     is told how many bytes of how many are read. Raises ConfigError when a file is missing, too many rows cannot be
     used, or no sequence comes out.
     """
-    folder = cache / fingerprint(source, data, tokenizer_folder, between)
+    data = data.cut_for(source)
+    folder = cache / fingerprint(source, data, tokenizer_folder, cache, between)
     while not folder.is_dir():
         _build(source, data, tokenizer_folder, folder, say, between, watch)
     prepared = Prepared.open(folder)
@@ -81,13 +82,16 @@ def prepare_source(
 # --- fingerprint ----------------------------------------------------------------------------------------
 
 
-def fingerprint(source: Source, data: Data, tokenizer_folder: str, between: Callable[[], Any] = lambda: None) -> str:
-    """The name of a source's prepared data: the hash of all that goes in. Raises ConfigError."""
+def fingerprint(
+    source: Source, data: Data, tokenizer_folder: str, cache: Path, between: Callable[[], Any] = lambda: None
+) -> str:
+    """The name of a source's prepared data in `cache`: the hash of all that goes in. Raises ConfigError."""
     files = (Path(tokenizer_folder, name) for name in _TOKENIZER_FILES)
+    records = cache / ".hashes"
     parts = {
         "format": FORMAT,
-        "sources": [[format_of(path), _content_hash(Path(path), between)] for path in source.files],
-        "tokenizer": {file.name: _content_hash(file, between) for file in files if file.is_file()},
+        "sources": [[format_of(path), content_hash(Path(path), records, between)] for path in source.files],
+        "tokenizer": {file.name: content_hash(file, records, between) for file in files if file.is_file()},
         "settings": [source.kind, source.columns, source.sample_by, data.seq_len, data.too_long, data.document_limit],
     }
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(parts))
@@ -99,18 +103,6 @@ def source_of(data: Data, key: str) -> Source:
     if source is None or not source.files:
         raise ConfigError(f"data.{key}: no file is given")
     return source
-
-
-def _content_hash(path: Path, between: Callable[[], Any]) -> str:
-    digest = xxhash.xxh3_128()
-    try:
-        with path.open("rb") as handle:
-            while block := handle.read(1 << 22):
-                digest.update(block)
-                between()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return digest.hexdigest()
 
 
 # --- building -------------------------------------------------------------------------------------------
@@ -151,7 +143,7 @@ def _build(
             say(f"the preparation goes on after row {done.rows:,}")
         dtype = _write(source, data, tokenizer_folder, part, done, between, watch)
         # Files that grow while they are read would stand under a wrong name for every later run.
-        if fingerprint(source, data, tokenizer_folder, between) != folder.name:
+        if fingerprint(source, data, tokenizer_folder, folder.parent, between) != folder.name:
             raise ConfigError(f"{', '.join(source.files)}: changed while being read: start again when complete")
         manifest = _write_manifest(data.seq_len, part, folder.name, dtype, done)
         _publish(part, folder)
@@ -248,9 +240,9 @@ def _write_rows(
     if documents:
         lengths = np.array([len(document.ids) for document in documents], np.int64)
         ends = done.tokens + np.cumsum(lengths)
-        ids = chain.from_iterable(document.ids for document in documents)
-        files["tokens.bin"].write(np.fromiter(ids, dtype, int(lengths.sum())).data)
-        files["loss.bin"].write(np.concatenate([document.loss for document in documents]).data)
+        ids = np.frombuffer(b"".join([document.ids for document in documents]), np.uint32)
+        files["tokens.bin"].write(ids.astype(dtype, copy=False).data)
+        files["loss.bin"].write(b"".join([document.loss for document in documents]))
         files["starts.bin"].write((ends - lengths).data)
         done.documents += len(documents)
         done.tokens = int(ends[-1])
@@ -264,7 +256,7 @@ def _fitted(result: Encoded | str, data: Data, done: _Done) -> Encoded | str:
         return f"too long: more than {data.document_limit:,} tokens"
     if data.too_long == "truncate":  # without an end: the text did not end there
         result = Encoded(result.ids[: data.document_limit], result.loss[: data.document_limit])
-        if not result.loss.any():
+        if 1 not in result.loss:
             return "no completion tokens"
     done.too_long += 1
     return result

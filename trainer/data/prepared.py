@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,16 +34,20 @@ IGNORED = -100
 """Label of a token that is no target: torch's cross_entropy skips it."""
 
 
-class Sequence(NamedTuple):
-    """T places."""
+class Sequences(NamedTuple):
+    """B of T places each."""
 
     inputs: npt.NDArray[np.int64]
+    """(B, T)."""
     targets: npt.NDArray[np.int64]
-    """Of each input; IGNORED where it does not count."""
+    """(B, T), of each input; IGNORED where it does not count."""
     documents: npt.NDArray[np.int32]
-    """Of each input. What is left at the end counts as more of the last one: it comes last, so nothing looks at it."""
-    offset: int
-    """Of the first input within its document (tokens)."""
+    """(B, T), of each input. What is left at a sequence's end counts as more of the last one: it comes last, so nothing
+    looks at it."""
+    lengths: npt.NDArray[np.int64]
+    """Places of each piece, one sequence after the other: B x T in all."""
+    offsets: npt.NDArray[np.int64]
+    """(B,), of each first input within its document (tokens)."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -114,40 +118,39 @@ class Prepared:
                 raise ValueError(f"{name}.bin has {found:,} bytes, not {size:,}")
 
     def read(self, name: str, first: int, count: int) -> npt.NDArray[Any]:
-        """Elements of one array, by pread: other threads run while a file system takes its time. The page fault of a
-        memory map may hold up all of them, and with them this rank's vote."""
-        width = self._types[name].itemsize
-        return np.frombuffer(os.pread(self._files[name], count * width, first * width), self._types[name])
+        """Elements of one array."""
+        into = np.empty(count, self._types[name])
+        self.read_into(name, into.data, [(0, first, count)])
+        return into
+
+    def read_into(self, name: str, into: memoryview, parts: Iterable[tuple[int, int, int]]) -> None:
+        """Parts of an array: where in `into`, from which element on, how many. By pread: other threads run while a
+        file system takes its time. The page fault of a memory map may hold up all of them, and with them this rank's
+        vote."""
+        file, width = self._files[name], into.itemsize
+        for at, first, count in parts:
+            if os.preadv(file, [into[at : at + count]], first * width) != count * width:
+                raise OSError(f"{self.folder / name}.bin ends before element {first + count:,}")
 
     @cached_property
     def _types(self) -> dict[str, np.dtype[Any]]:
         names = {"tokens": self.manifest.dtype, "loss": "uint8", "starts": "int64", "pieces": "int64", "packs": "int64"}
         return {name: np.dtype(kind) for name, kind in names.items()}
 
-    def sequence(self, number: int) -> Sequence:
+    def sequence(self, number: int) -> Sequences:
+        """One alone."""
+        return read([Place("", self, number)])
+
+    def index(self, number: int) -> npt.NDArray[np.int64]:
+        """The pieces of a sequence, (n, 3)."""
         low, high = self.read("packs", number, 2).tolist()
-        pieces = self.read("pieces", 3 * low, 3 * (high - low)).reshape(-1, 3)
-        inputs, targets = np.zeros(self.seq_len, np.int64), np.full(self.seq_len, IGNORED)
-        at = 0
-        for _, first, pairs in pieces.tolist():
-            part = slice(at, at + pairs)
-            tokens = self.read("tokens", first, pairs + 1)
-            inputs[part] = tokens[:-1]
-            np.copyto(targets[part], tokens[1:], where=self.read("loss", first + 1, pairs) == 1, casting="unsafe")
-            at += pairs
-        start = int(self.read("starts", pieces[0, 0], 1)[0])
-        return Sequence(inputs, targets, *self._documents(pieces, start))
+        return self.read("pieces", 3 * low, 3 * (high - low)).reshape(-1, 3)
 
     def documents_of(self, number: int) -> tuple[npt.NDArray[np.int32], int]:
-        """What the index says that a sequence holds: `Sequence.documents` and `offset`."""
-        pieces = self.pieces[self.packs[number] : self.packs[number + 1]]
-        return self._documents(pieces, int(self.starts[pieces[0, 0]]))
-
-    def _documents(self, pieces: npt.NDArray[np.int64], start: int) -> tuple[npt.NDArray[np.int32], int]:
-        """`start`: of the first one's document."""
-        document, first, pairs = pieces.T
-        pairs = np.append(pairs[:-1], self.seq_len - pairs[:-1].sum())
-        return np.repeat(document.astype(np.int32), pairs), int(first[0]) - start
+        """What the index says that a sequence holds: of `Sequences`, its `documents` and `offsets`."""
+        document, first, pairs = self.pieces[self.packs[number] : self.packs[number + 1]].T
+        lengths = _filled(pairs, np.zeros(1, np.int64), self.seq_len)
+        return np.repeat(document.astype(np.int32), lengths), int(first[0] - self.starts[document[0]])
 
     @cached_property
     def _files(self) -> dict[str, int]:
@@ -192,6 +195,41 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name}:{self.number}" if self.name else str(self.number)
+
+
+def read(places: list[Place]) -> Sequences:
+    """The sequences at `places` (B,), of one length."""
+    room = places[0].prepared.seq_len
+    found = [place.prepared.index(place.number) for place in places]
+    begins = np.cumsum([0, *map(len, found[:-1])])
+    document, first, pairs = np.concatenate(found).T
+    lengths = _filled(pairs, begins, room)
+    # A piece takes one token more than it has inputs: its last one is a target alone, its first one an input alone.
+    ends = np.cumsum(lengths + 1)
+    tokens = np.zeros(ends[-1], places[0].prepared.manifest.dtype)
+    loss = np.zeros(ends[-1], np.uint8)
+    parts = list(zip((ends - lengths - 1).tolist(), first.tolist(), (pairs + 1).tolist(), strict=True))
+    for place, begin, count in zip(places, begins.tolist(), map(len, found), strict=True):
+        for name, into in (("tokens", tokens), ("loss", loss)):
+            place.prepared.read_into(name, into.data, parts[begin : begin + count])
+    is_input, is_target = np.ones(ends[-1], np.bool_), np.ones(ends[-1], np.bool_)
+    is_input[ends - 1] = is_target[ends - lengths - 1] = False
+    inputs, targets = tokens[is_input].astype(np.int64), tokens[is_target].astype(np.int64)
+    targets[loss[is_target] == 0] = IGNORED
+    inputs[(np.cumsum(lengths) - lengths + pairs)[lengths > pairs]] = 0  # the last target is no input
+    starts = [
+        place.prepared.read("starts", number, 1)[0] for place, number in zip(places, document[begins], strict=True)
+    ]
+    documents = np.repeat(document.astype(np.int32), lengths)
+    rows = inputs.reshape(-1, room), targets.reshape(-1, room), documents.reshape(-1, room)
+    return Sequences(*rows, lengths, first[begins] - starts)
+
+
+def _filled(pairs: npt.NDArray[np.int64], begins: npt.NDArray[np.int64], room: int) -> npt.NDArray[np.int64]:
+    """Places of each piece: the last one of a sequence has what is left. `begins`: each sequence's first piece."""
+    lengths = pairs.copy()
+    lengths[np.append(begins[1:], len(pairs)) - 1] += room - np.add.reduceat(pairs, begins)
+    return lengths
 
 
 class Pool:

@@ -103,3 +103,13 @@ def test_get_leaves_no_trace(prepared: Prepared) -> None:
     before, _, after = batches.get(3), batches.get(4), batches.get(3)
     assert before.hash == after.hash
     assert np.array_equal(before.micro_batches[0].labels, after.micro_batches[0].labels)
+
+
+def test_a_file_that_was_cut_after_it_was_opened_is_no_batch_of_zeros(tmp_path: Path) -> None:
+    prepared = prepare_texts(tmp_path, seq_len=T)
+    tokens = prepared.folder / "tokens.bin"
+    with tokens.open("r+b") as file:
+        file.truncate(tokens.stat().st_size // 2)
+    with pytest.raises(OSError, match=r"tokens\.bin ends before element"):
+        for number in range(prepared.sequences):
+            prepared.sequence(number)

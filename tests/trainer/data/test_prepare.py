@@ -13,8 +13,10 @@ from tokenizers import Tokenizer
 
 from settings import ConfigError
 from tests.trainer.data.samples import prepare_texts, texts, write_rows, write_tokenizer
+from trainer.data.batches import evaluation_batches
 from trainer.data.prepare import Prepared, _write, prepare
 from trainer.data.prepared import Manifest
+from trainer.layout import BatchLayout
 from trainer.sources import Data, Source
 
 
@@ -30,6 +32,21 @@ def run(tmp_path: Path, tokenizer: str, rows: list[Any], **settings: Any) -> Pre
 
 def decode(tokenizer: str, ids: Any) -> str:
     return Tokenizer.from_file(f"{tokenizer}/tokenizer.json").decode(list(ids), skip_special_tokens=False)
+
+
+def test_a_held_out_set_may_have_a_shorter_length(tmp_path: Path, tokenizer: str) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", texts(60))
+    held_out = {"long": Source([file]), "short": Source([file], seq_len=4)}
+    data = Data([file], seq_len=8, evaluation=held_out)
+    found = {key: prepare(data, tokenizer, tmp_path / "cache", key, say=lambda _: None) for key in data.sources}
+    assert {key: one.seq_len for key, one in found.items()} == {
+        "train": 8,
+        "evaluation.long": 8,
+        "evaluation.short": 4,
+    }
+    assert found["evaluation.long"].folder == found["train"].folder  # the same data under another name
+    [batch] = list(evaluation_batches(found["evaluation.short"], BatchLayout(2, 1, 1), 0, 1))[:1]
+    assert batch.micro_batches[0].input_ids.shape == (2, 4)
 
 
 def test_the_second_call_finds_the_first(tmp_path: Path) -> None:
@@ -75,6 +92,7 @@ RACE = """
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from trainer.layout import BatchLayout
 from trainer.sources import Data, Source
 from trainer.data.prepare import prepare
 rows, tokenizer, cache = sys.argv[1:]

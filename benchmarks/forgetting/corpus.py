@@ -38,14 +38,14 @@ Document = tuple[str, list[str]]
 """Name of its file, and the pieces of which none may stand twice."""
 
 
-def make(folder: Path, part: int = 1) -> str:
+def make(folder: Path) -> str:
     """Writes a JSONL file for each split, and a tokenizer trained on the general one, unless they stand; hands back
-    the fingerprint of all. `part`: of one file in so many."""
+    the fingerprint of all."""
     stamp = folder / "corpus.json"
-    asked = {"versions": versions(), "part": part, "builder": xxhash.xxh3_128_hexdigest(Path(__file__).read_bytes())}
+    asked = {"versions": versions(), "builder": xxhash.xxh3_128_hexdigest(Path(__file__).read_bytes())}
     if stamp.is_file() and (found := json.loads(stamp.read_text()))["asked"] == asked:
         return str(found["fingerprint"])
-    kinds = {"general": prose(part), "domain": headers(part)}
+    kinds = {"general": prose(), "domain": headers()}
     files = {
         f"{kind}_{split}.jsonl": _rows(texts)
         for kind, documents in kinds.items()
@@ -99,10 +99,10 @@ def split_of(name: str, splits: Iterable[str]) -> str:
 # --- general --------------------------------------------------------------------------------------------------
 
 
-def prose(part: int) -> Iterator[Document]:
+def prose() -> Iterator[Document]:
     for package in ("", *PACKAGES):
         root = _folder(package) if package else Path(sysconfig.get_path("stdlib"))
-        for path in sorted(root.rglob("*.py"))[::part]:
+        for path in sorted(root.rglob("*.py")):
             within = path.relative_to(root)
             if NOT_TEXT.isdisjoint(within.parts):
                 for docstring in _docstrings(path):
@@ -133,10 +133,10 @@ def _docstrings(path: Path) -> Iterator[str]:
 # --- domain ---------------------------------------------------------------------------------------------------
 
 
-def headers(part: int) -> Iterator[Document]:
+def headers() -> Iterator[Document]:
     root = _folder("torch") / "include"
     for name in HEADERS:
-        for path in sorted((root / name).rglob("*.h"))[::part]:
+        for path in sorted((root / name).rglob("*.h")):
             yield path.relative_to(root).as_posix(), [path.read_text(encoding="utf-8", errors="replace").strip()]
 
 

@@ -51,12 +51,10 @@ class Size:
     """Of one evaluation, of each held-out set."""
     sequences: int
     """For the Fisher information."""
-    part: int
-    """Of the corpus, one file in so many."""
 
 
-FULL = Size(base=1000, domain=160, curve=8, batches=12, sequences=256, part=1)
-QUICK = Size(base=8, domain=4, curve=2, batches=1, sequences=4, part=40)
+FULL = Size(base=1000, domain=160, curve=8, batches=12, sequences=256)
+QUICK = Size(base=8, domain=4, curve=2, batches=1, sequences=4)
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Place:
 
     def __init__(self, folder: Path, size: Size, corpus: str) -> None:
         """`corpus`: its fingerprint; it lies in folder/corpus."""
-        self.folder, self.size, self._corpus = folder, size, corpus
+        self.folder, self.size, self.corpus = folder, size, corpus
         self._texts = folder / "corpus"
 
     # --- recipes ---
@@ -143,7 +141,7 @@ class Place:
 
     def run(self, recipe: Mapping[str, Any]) -> Path:
         """Its folder."""
-        made_of = json.dumps([recipe, self._corpus, self._trainer], sort_keys=True)
+        made_of = json.dumps([recipe, self.corpus, self._trainer], sort_keys=True)
         return self.folder / "runs" / f"{recipe['name']}-{xxhash.xxh3_64_hexdigest(made_of.encode())}"
 
     @cached_property
@@ -179,5 +177,6 @@ class Place:
             steps=sorted(looks),
             general=[looks[step]["general"] for step in sorted(looks)],
             domain=[looks[step]["domain"] for step in sorted(looks)],
+            seen=next(one["seen"] for one in reversed(events) if one["event"] == "done"),
             step_seconds=median(seconds),
         )

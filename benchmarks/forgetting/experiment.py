@@ -51,10 +51,13 @@ class Size:
     """Of one evaluation, of each held-out set."""
     sequences: int
     """For the Fisher information."""
+    seeds: int
+    tries: int | None
+    """Settings of an arm from which one is chosen; None: all."""
 
 
-FULL = Size(base=1000, domain=160, curve=8, batches=12, sequences=256)
-QUICK = Size(base=8, domain=4, curve=2, batches=1, sequences=4)
+FULL = Size(base=1000, domain=160, curve=8, batches=12, sequences=256, seeds=3, tries=None)
+QUICK = Size(base=8, domain=4, curve=2, batches=1, sequences=4, seeds=1, tries=1)
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,10 @@ def cause(record: Mapping[str, Any], arm: str) -> str:
     keep = min((point for point in points.values() if point[1] >= LEAST_GAIN), default=None)
     hold = max((point for point in points.values() if point[0] <= MOST_RISE), key=lambda p: p[1], default=None)
     words = [f"measured, seed {record['about']['choosing_seed']}: of {len(points)} settings"]
-    words.append(f"those that keep the gain rise by {keep[0]:.0%} of none's at least" if keep else "none keeps the gain")
-    words.append(f"those that hold the rise gain {hold[1]:.1%} at most" if hold else "none holds the rise")
+    words.append(
+        f"those that keep the gain rise by {keep[0]:.0%} of none's at least" if keep else "not one keeps the gain"
+    )
+    words.append(f"those that hold the rise gain {hold[1]:.1%} at most" if hold else "not one holds the rise")
     return f"{words[0]} {words[1]}, {words[2]}"
 
 

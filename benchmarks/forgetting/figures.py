@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.rows import Row
 
-NONE = "none"
+NONE, BOTH = "none", "replay + EWC"
 MOST_RISE, LEAST_GAIN = 1 / 3, 0.95  # of none's
 GOALS = ("at most a third of none's", f"at least {LEAST_GAIN:.0%} of none's")
 

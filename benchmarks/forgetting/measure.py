@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.forgetting import corpus, figures
 from benchmarks.forgetting.experiment import FULL, QUICK, Arm, Place
-from benchmarks.forgetting.figures import NONE, Course
+from benchmarks.forgetting.figures import BOTH, NONE, Course
 from benchmarks.rows import Row
 from durable import write_atomic
 
@@ -33,7 +33,7 @@ LOWER = (1 / 2, 1 / 4, 1 / 8)  # of the rate that learns the domain best
 SHARES = (0.05, 0.10, 0.25)
 STRENGTHS = {"ewc": (10.0, 30.0, 100.0, 300.0), "l2sp": (3.0, 10.0, 30.0, 100.0)}
 ALONE = 30  # steps of a run that is timed
-BOTH = tuple(product((0.10, 0.25), (10.0, 30.0)))
+GRID = tuple(product((0.10, 0.25), (10.0, 30.0)))
 
 
 def measure(quick: bool) -> list[Row]:
@@ -72,7 +72,7 @@ def choose(place: Place) -> tuple[dict[str, dict[Arm, Course]], dict[str, Arm]]:
         "replay": look(place, (Arm(lr, share) for share in SHARES)),
         "EWC": look(place, (Arm(lr, 0.0, "ewc", strength) for strength in STRENGTHS["ewc"])),
         "L2-SP": look(place, (Arm(lr, 0.0, "l2sp", strength) for strength in STRENGTHS["l2sp"])),
-        "replay + EWC": look(place, (Arm(lr, share, "ewc", strength) for share, strength in BOTH)),
+        BOTH: look(place, (Arm(lr, share, "ewc", strength) for share, strength in GRID)),
     }
     chosen = {name: figures.best(arms, none) for name, arms in tried.items() if name != NONE}
     return tried, {NONE: natural, **chosen}

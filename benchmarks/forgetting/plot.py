@@ -20,7 +20,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from benchmarks.forgetting.figures import LEAST_GAIN, MOST_RISE, NONE, Course, results  # noqa: E402
+from benchmarks.forgetting.figures import BOTH, LEAST_GAIN, MOST_RISE, NONE, Course, results  # noqa: E402
 from durable import write_atomic  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,7 +35,7 @@ ARMS = {  # told apart by colour-blind people (Okabe and Ito), and by mark and l
     "replay": ("#009e73", "s", "-"),
     "EWC": ("#2a8fd0", "^", "-."),
     "L2-SP": ("#cc79a7", "D", ":"),
-    "replay + EWC": ("#d55e00", "P", "--"),
+    BOTH: ("#d55e00", "P", "--"),
 }
 FONT = 9
 
@@ -86,7 +86,16 @@ def curve(axes: Axes, name: str, courses: list[Course], kind: str) -> None:
     colour, mark, line = ARMS[name]
     steps, losses = courses[0].steps, list(zip(*(getattr(one, kind) for one in courses), strict=True))
     axes.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=colour, alpha=0.15, linewidth=0)
-    axes.plot(steps, list(map(mean, losses)), color=colour, marker=mark, linestyle=line, markersize=4, label=name)
+    axes.plot(
+        steps,
+        list(map(mean, losses)),
+        color=colour,
+        marker=mark,
+        linestyle=line,
+        markersize=3.5,
+        linewidth=1.4,
+        label=name,
+    )
 
 
 def trade_off(axes: Axes, record: dict[str, Any]) -> None:
@@ -94,10 +103,12 @@ def trade_off(axes: Axes, record: dict[str, Any]) -> None:
     none = Course(**record["tried"][NONE][record["chosen"][NONE]])
     for name, settings in record["tried"].items():
         colour, mark, _ = ARMS[name]
-        for course in (Course(**one) for one in settings.values()):
-            axes.plot(
-                100 * course.gain_of(none), 100 * course.rise_of(none), mark, color=colour, markersize=3.5, alpha=0.5
-            )
+        points = [
+            (course.gain_of(none), course.rise_of(none)) for course in (Course(**one) for one in settings.values())
+        ]
+        gains, rises = ([100 * share for share in shares] for shares in zip(*points, strict=True))
+        line = "" if name == BOTH else "-"  # its settings are no line, but a grid
+        axes.plot(gains, rises, mark + line, color=colour, markersize=3.5, linewidth=0.8, alpha=0.5)
     for one in results(record):
         colour, mark, _ = ARMS[one.arm]
         axes.plot(100 * one.gain_of.mean, 100 * one.rise_of.mean, mark, color=colour, markersize=8)
@@ -105,7 +116,7 @@ def trade_off(axes: Axes, record: dict[str, Any]) -> None:
     axes.set(xlim=(axes.get_xlim()[0], right), ylim=(low, axes.get_ylim()[1]))
     corner = ([100 * LEAST_GAIN, right], low, 100 * MOST_RISE)
     axes.fill_between(*corner, color="#808080", alpha=0.2, linewidth=0)
-    axes.annotate("goal", (right, 100 * MOST_RISE), ha="right", va="bottom")
+    axes.annotate("goal", (right, low), (-4, 4), textcoords="offset points", ha="right")
     axes.set_title("what is kept for what is learnt")
     axes.set_xlabel("gain on the domain (% of none's)")
     axes.set_ylabel("rise of the general loss (% of none's)")

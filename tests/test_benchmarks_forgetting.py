@@ -185,5 +185,5 @@ def test_the_lines_to_paste_are_settings() -> None:
     for block in blocks:
         pasted = merge(base, parse_yaml(block, "page"))
         if "stages" not in pasted:
-            pasted["train"]["epochs"] = 1
+            pasted["train"] = {**base["train"], "epochs": 1}
         resolve(pasted, "page")

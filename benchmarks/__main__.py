@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import agreement, command_line, data, loader, machine, nodelist
 from benchmarks.backlog import measure as backlog
 from benchmarks.checkpoint import measure as checkpoint
+from benchmarks.forgetting import measure as forgetting
 from benchmarks.goodput import measure as goodput
 from benchmarks.memory import measure as memory
 from benchmarks.processes import Unable
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "memory": memory.measure,
     "data": data.measure,
     "step": step.measure,
+    "forgetting": forgetting.measure,
     "backlog": backlog.measure,
     "stops": stops.measure,
     "goodput": goodput.measure,

@@ -34,7 +34,7 @@ def test_no_path_or_host_of_a_machine_stands_in_the_project() -> None:
     listed = [
         p for d in ("slurm", "trainer", "envs", "recipes", "tests", "docs", "benchmarks") for p in (ROOT / d).rglob("*")
     ]
-    hidden = (".venv", ".checkpoint", ".goodput", ".stops")  # what runs have made, which no commit holds
+    hidden = (".venv", ".checkpoint", ".forgetting", ".goodput", ".stops")  # what runs have made, which no commit holds
     listed = [path for path in listed if not set(hidden) & set(path.relative_to(ROOT).parts)]
     for path in [*listed, ROOT / "README.md", ROOT / "Makefile", ROOT / "launch.py", ROOT / "settings.py"]:
         if path.suffix in (".py", ".md", ".yaml", ".sh", ".txt") and path != Path(__file__):

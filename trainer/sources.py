@@ -126,7 +126,7 @@ class Forgetting(Struct, frozen=True):
 
     strength: Positive
     """In the units of optim.weight_decay; 1 / strength is the sum of learning rates over which a distance that nothing
-    widens falls to 37 %. A first try: 1 / (optim.lr x steps)."""
+    widens falls to 37 %. A first try: 6 / (optim.lr x steps)."""
     method: Literal["ewc", "l2sp"] = "ewc"
     """ewc: a weight is as important as the general data says (Fisher information; 1 on the average); l2sp: all alike,
     which takes no data."""

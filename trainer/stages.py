@@ -5,14 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
 from settings import ConfigError, to_plain
-from trainer.data.mixture import Mixture
-from trainer.data.order import batch_indices, stream
+from trainer.data.mixture import BLOCK, Mixture
+from trainer.data.order import stream
 from trainer.plan import total_steps
 from trainer.schedule import learning_rate
 from trainer.schema import Optim, Ramp, Stage, TrainConfig
@@ -47,6 +48,8 @@ class Course:
         self._batch, self._seed, self._sizes = settings.train.global_batch_size, settings.train.seed, sizes
         self._seq_len = settings.data.seq_len
         self._sequences = sum(sizes.values())
+        self._at_once = max(1, BLOCK // self._batch)  # steps: one look-up costs what theirs together do
+        self._kept = lru_cache(4)(self._shuffled)
         self.stretches: list[Stretch] = []
         if settings.stages is None:
             steps = total_steps(settings.train, self._sequences)
@@ -107,8 +110,14 @@ class Course:
         """The sequences of a global batch, (global_batch_size,): numbers in the row of all sources."""
         stretch = self.at(step)
         if stretch.mixture is None:
-            return batch_indices(step - stretch.first, self._batch, self._sequences, self._seed, stretch.number)
+            begin, place = divmod(step - stretch.first, self._at_once)
+            return self._kept(stretch.number, begin)[place]
         return stretch.mixture.ids((step - stretch.first) * self._batch, self._batch)
+
+    def _shuffled(self, stage: int, begin: int) -> list[npt.NDArray[np.int64]]:
+        """Of the steps from `begin * _at_once` of a stage without a mixture."""
+        count = self._at_once * self._batch
+        return np.split(stream(begin * count, count, self._sequences, self._seed, stage), self._at_once)
 
     def seen(self, step: int) -> dict[str, int]:
         """Sequences of each source in all batches up to where so many steps are done."""

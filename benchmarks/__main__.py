@@ -16,6 +16,7 @@ from benchmarks.backlog import measure as backlog
 from benchmarks.checkpoint import measure as checkpoint
 from benchmarks.goodput import measure as goodput
 from benchmarks.memory import measure as memory
+from benchmarks.plan import measure as plan
 from benchmarks.processes import Unable
 from benchmarks.rows import OPEN, Row, table, verdict
 from benchmarks.step import measure as step
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "agreement": agreement.measure,
     "loader": loader.measure,
     "memory": memory.measure,
+    "plan": plan.measure,
     "data": data.measure,
     "step": step.measure,
     "backlog": backlog.measure,

@@ -62,7 +62,7 @@ def print_report(report: Report, source: str, console: Console | None = None) ->
     style = "bold green" if now.fits else "bold red"
     console.print(Text(verdict(report), style), soft_wrap=True)
     console.print(Text(f"{layouts.parameters(report.model, now.settings)}; {now.layout}", "dim"), soft_wrap=True)
-    console.print(_memory(now))
+    console.print("", Text(f"Memory of a GPU, at {now.memory.moment}", "bold"), _memory(now), "", sep="\n")
     for name, text in _facts(report):
         console.print(Text.assemble((f"{name:<9}", "bold"), text), soft_wrap=True)
     console.print()
@@ -71,8 +71,7 @@ def print_report(report: Report, source: str, console: Console | None = None) ->
 
 
 def _memory(one: Planned) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
-    table.title = f"Memory of a GPU, at {one.memory.moment}"
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     table.add_column("")
@@ -122,7 +121,8 @@ def _layouts(report: Report, source: str) -> list[RenderableType]:
         ("The fewest GPUs", [report.smallest] if report.smallest else []),
         ("The best on other GPUs", report.others),
     ):
-        out += [_table(heading, rows), *_lines(rows, whole=heading != title), Text()] if rows else []
+        parts = [Text(heading, "bold"), _table(rows), *_lines(rows, whole=heading != title), Text()]
+        out += parts if rows else []
     if not now.fits:
         nearest = report.nearest
         line = f"launch.py plan {source} {' '.join(nearest.words)}" if nearest else instead(None)
@@ -138,14 +138,14 @@ def _distinct(found: list[Planned]) -> list[Planned]:
     return list(seen.values())[:SHOWN]
 
 
-def _table(title: str, rows: list[Planned]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
-    for name in ("", "GPUs", "a GPU", "left", "step", "hours", "GPU-hours", "MFU"):
+def _table(rows: list[Planned]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "GPUs", "a GPU", "left", "step", "run", "GPU-hours", "MFU"):
         table.add_column(name, justify="left" if name == "GPUs" else "right")
     for number, one in enumerate(rows, 1):
         table.add_row(
             *(str(number), f"{one.nodes} x {one.gpus} {one.device.name}", _size(one.memory.gpu), _size(one.free)),
-            *(_seconds(one.time.step), f"{one.time.hours:,.1f}", f"{one.time.gpu_hours:,.0f}", f"{one.time.mfu:.0%}"),
+            *(_seconds(one.time.step), duration(one.time.seconds), f"{one.time.gpu_hours:,.3g}", f"{one.time.mfu:.0%}"),
         )
     return table
 

@@ -154,7 +154,8 @@ def _verdict(fitting: list[str]) -> str:
 def _with_offload() -> Iterator[str]:
     yield from ("", "## ZeRO 3 with offload to the CPU", "")
     yield "The founding document's own JSON. The GPU holds gathered layers and activations; the node holds the rest:"
-    yield "16 bytes a parameter for the optimizer (fp32 weights, gradient, two moments) and 2 for the bf16 weights."
+    yield "16 bytes a parameter for the optimizer (fp32 weights, gradient, two moments), 2 for bf16 weights, 2 for bf16"
+    yield "gradients."
     yield ""
     yield "| | a GPU, planned | it has | a node's memory | a step | |"
     yield "|---|---|---|---|---|---|"

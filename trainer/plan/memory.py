@@ -22,6 +22,8 @@ NCCL = 0.6e9
 """Bytes of NCCL's channels where there are several ranks: assumed, not measured here."""
 FRAGMENTS = 0.04
 """Share of what comes and goes in a step that the allocator holds and cannot use: assumed, not measured here."""
+SCRATCH = 12e6
+"""Bytes that the CPU's libraries take for bf16 products: 10 to 15 MB were seen (benchmarks/plan)."""
 PROCESS = 3.0e9
 """Bytes of host memory of a rank's process with its libraries: assumed."""
 
@@ -136,8 +138,8 @@ def _always(settings: TrainConfig, model: Architecture, ranks: Ranks, state: Hel
     if settings.forgetting is not None and settings.forgetting.device == "auto" and not state.host:
         out["anchor"] = _anchor(model, settings, ranks)
     if on_gpu:
-        out["CUDA"] = CONTEXT + NCCL * (ranks.world > 1)
-    return out
+        return {**out, "CUDA": CONTEXT + NCCL * (ranks.world > 1)}
+    return {**out, "libraries": SCRATCH}
 
 
 def _anchor(model: Architecture, settings: TrainConfig, ranks: Ranks) -> float:

@@ -16,11 +16,9 @@ from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
 _DDP_BUCKET = 25 << 20  # bytes; torch's default
 _ZERO = {  # elements; DeepSpeed's defaults
     "reduce_bucket_size": 500_000_000,
-    "allgather_bucket_size": 500_000_000,
     "sub_group_size": 1_000_000_000,
     "stage3_max_live_parameters": 1_000_000_000,
     "stage3_prefetch_bucket_size": 50_000_000,
-    "stage3_param_persistence_threshold": 100_000,
 }
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bits: a scale in 8 bits for each 64, and one in fp32 for each 256 of these."""
@@ -206,32 +204,31 @@ def _deepspeed(
     share = trained / ranks.world
     optimizer, params = (_place(zero, what) for what in ("offload_optimizer", "offload_param"))
     bucket = min(_number(zero, model, "reduce_bucket_size"), trained) * compute
-    buffers = bucket * (2 if zero.get("overlap_comm", stage == 3) else 1)
+    bucket *= 2 if zero.get("overlap_comm", stage == 3) else 1
     # fp32 weights, and the gradient as it is stepped on.
     masters, moments, stepped = 4 * share, 8 * share, 4 * share
     weights, gradients = float(compute * every), float(compute * trained)
-    backward = forward = 0.0
+    forward = buffers = 0.0
     if stage >= 2:
         gradients /= ranks.world
     if stage == 3:
         weights /= ranks.world
-        live = min(_number(zero, model, "stage3_max_live_parameters"), every)
-        layer = max(one.parameters for one in model.layers)
-        forward = compute * min(live, model.root + 2 * layer)
+        # What was gathered stays until so much of it is there.
+        forward = compute * min(_number(zero, model, "stage3_max_live_parameters"), every)
         backward = forward + compute * min(_number(zero, model, "stage3_prefetch_bucket_size"), every)
-        stepped = 4 * min(share, _number(zero, model, "sub_group_size"))
+        stepped, buffers = 4 * min(share, _number(zero, model, "sub_group_size")), bucket
     else:
-        buffers += compute * min(_number(zero, model, "allgather_bucket_size"), trained)
+        backward = bucket
     host = disk = 0.0
     if optimizer != "none":
-        away = 16 * share
+        away = 16 * share + (gradients if stage == 3 else 0)
         host, disk = (away, 0.0) if optimizer == "cpu" else (4.0 * 4 * min(share, 1e9), away)
         masters = moments = stepped = 0
         gradients = 0.0 if stage >= 2 else gradients
     if params != "none":
         host, disk = (host + weights, disk) if params == "cpu" else (host, disk + weights)
         weights = 0.0
-    early = gradients if ranks.accumulation > 1 or stage == 1 else 0.0
+    early = gradients if ranks.accumulation > 1 or stage in (1, 3) else 0.0
     held = (weights + masters, moments, gradients, early, forward, backward, backward)
     return Held(*held, buffers=buffers, stepping=stepped, host=host, disk=disk)
 
@@ -245,7 +242,6 @@ def _number(zero: Mapping[str, Any], model: Architecture, key: str) -> float:
     auto = {
         "reduce_bucket_size": model.hidden**2,
         "stage3_prefetch_bucket_size": 0.9 * model.hidden**2,
-        "stage3_param_persistence_threshold": 10 * model.hidden,
     }
     value = zero.get(key, _ZERO[key])
     return float(auto[key] if value == "auto" else value)

@@ -229,6 +229,28 @@ def test_a_recipe_and_its_words(
     assert json.loads(capsys.readouterr().out)["length"]["from"].startswith("1 MB of files at 4 bytes a token")
 
 
+def test_the_users_own_runs_say_how_fast_it_is(tmp_path: Path) -> None:
+    config = {
+        "name": "x",
+        "model": {"config": LLAMA_8B, "tokenizer": "."},
+        "data": {"train": ["x"], "seq_len": 2048},
+        "train": {"steps": 10, "global_batch_size": 16, "gradient_checkpointing": True},
+        "optim": {"lr": 1e-5},
+        "engine": {"kind": "fsdp"},
+    }
+    plain = {**config, "train": {**config["train"], "gradient_checkpointing": False}}  # type: ignore[dict-item]
+    job = {"nodes": 1, "gpus_per_node": 8}
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "config.yaml").write_text(dump_yaml(config))
+    lines = [json.dumps({"event": "step", "epoch": 1, "step": step, "mfu": 0.3}) for step in range(9)]
+    (tmp_path / "before" / "events.jsonl").write_text("\n".join(lines) + '\n{"event": "st')
+    for tree, mfu in ((config, 0.3), (plain, 0.3 * 1.27)):
+        time = report.made(dict(tree), job, "x", "h100-80", None, tmp_path).now.time
+        assert time.mfu == pytest.approx(mfu) and "of your run before" in time.source
+    other = {**config, "engine": {"kind": "ddp"}}
+    assert "your run" not in report.made(other, job, "x", "h100-80", None, tmp_path).now.time.source
+
+
 def test_submit_refuses_what_cannot_fit() -> None:
     config = {
         "name": "x",

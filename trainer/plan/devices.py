@@ -62,6 +62,8 @@ class Device:
     bytes: float
     flops: float
     """Of bf16 matrix products, a second: the data sheet's."""
+    own: Reached | None = None
+    """What the user's runs have reached on it."""
 
 
 def device(name: str) -> Device:
@@ -129,7 +131,9 @@ _ELSEWHERE = 0.40
 
 
 def reached(device: Device, parameters: float) -> Reached:
-    """The line of the same device whose model is nearest in size."""
+    """The user's own; else the line of the same device whose model is nearest in size."""
+    if device.own is not None:
+        return device.own
     lines = [line for line in REACHED if line.device == device.name]
     lines = lines or [line for line in REACHED if line.device == device.name.split("-")[0]]
     if not lines:

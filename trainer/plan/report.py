@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, merge, parse_yaml, read_json
 from trainer import config, zero
 from trainer.new_tokens import MULTIPLE
-from trainer.plan import architecture, layouts
+from trainer.plan import architecture, layouts, own
 from trainer.plan.architecture import Architecture
 from trainer.plan.devices import Device, device
 from trainer.plan.layouts import Planned
@@ -60,6 +60,8 @@ def made(
     assumed += [] if gpus_of else [f"GPUs of the kind {DEVICE} (--gpus-of)"]
     settings = config.resolve(zero.with_batch({"name": "plan", **tree}, nodes * gpus), source)
     model = model_of(settings)
+    # What the first kind is, the user's runs have run on.
+    kinds[0] = replace(kinds[0], own=own.reached(runs, settings, model.active / 1e9))
     known = length(settings, config.cache_folder(settings.data, runs / "plan"), examples)
     steps = known.steps if known else 1000
     now = layouts.planned(model, settings, nodes, gpus, kinds[0], steps)

@@ -267,6 +267,28 @@ def test_submit_refuses_what_cannot_fit() -> None:
     report.check(text, 1, 8, None)  # nobody has said which GPUs these are
 
 
+def test_a_dry_run_is_refused_where_the_profile_says_which_gpus_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.txt").write_text("x")
+    tree = {
+        "model": {"config": LLAMA_70B, "tokenizer": "."},
+        "data": {"train": ["x.txt"], "seq_len": 2048},
+        "train": {"steps": 1, "global_batch_size": 64},
+        "optim": {"lr": 1e-5},
+    }
+    Path("sft.yaml").write_text(dump_yaml(tree))
+    Path("site.yaml").write_text("name: site\ngpus_per_node: 8\ngpu: a100-80\n")
+    words = ["--cluster", "site.yaml", "--dry-run", "--nodes", "1", "--gpus", "8", "--walltime", "1:00:00", "sft.yaml"]
+    assert launch.main(words) == 78
+    refused = capsys.readouterr().err
+    assert refused.startswith("outlast: it does not fit: ") and refused.count("\n") == 1
+    layout = refused.partition(": take ")[2].partition(" (--force")[0].split()
+    assert launch.main([*words[:3], "--walltime", "1:00:00", "sft.yaml", *layout]) == 0, layout
+    assert launch.main([*words, "--force"]) == 0
+
+
 def test_the_page_of_the_founding_table_is_what_the_command_prints() -> None:
     assert (ROOT / "docs" / "founding-table.md").read_text() == founding.page() + "\n"
     rows = {

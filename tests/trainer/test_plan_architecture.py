@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from settings import ConfigError
+from trainer.loss import find_tail
 from trainer.plan.architecture import read
 from trainer.plan.families import FAMILIES
 from trainer.throughput import Cost
@@ -43,6 +44,7 @@ def test_parameters_are_those_of_transformers(kind: str) -> None:
         said = read({"model_type": kind, **small, **more})
         assert said.known and said.parameters == theirs, (more, said.parameters - theirs)
         assert read(config.to_dict()).parameters == theirs, "by the file that transformers writes"
+        assert (find_tail(model) is None) == FAMILIES[kind].whole_logits, "what the loss can do without"
         largest = max(parameter.numel() for parameter in model.parameters())
         assert said.largest <= largest, "what is fused into one tensor is not looked at, and never more"
 

@@ -45,6 +45,7 @@ VERBS = {
     "logs": Verb("[RUN]", "the log of the rank that failed first", "launch.py logs sft --follow"),
     "stop": Verb("[RUN]", "save at the next step and end; the run can be resumed", "launch.py stop sft"),
     "resume": Verb("[RUN] [key=value ...]", "a new job for a run that ended", "launch.py resume sft --nodes 4"),
+    "plan": Verb("[RECIPE] [key=value ...]", "memory, time, cost; what would fit", "launch.py plan sft.yaml --gpus 8"),
     "prepare": Verb("[RECIPE] [key=value ...]", "tokenize as submit does", "launch.py prepare sft.yaml --show 3"),
     "export": Verb("[RUN]", "a Hugging Face folder of a run's checkpoint", "launch.py export sft --step 1200"),
     "drill": Verb(
@@ -53,7 +54,6 @@ VERBS = {
         "launch.py drill recipes/sft.yaml",
     ),
 }
-POCKET = "a real Slurm on this machine, to try things: up, status, down"
 
 
 class Flag(NamedTuple):
@@ -70,15 +70,12 @@ def seconds(text: str) -> float:
     return sum((float(part) * 60**power for power, part in enumerate(reversed(text.split(":")))), 0.0)
 
 
-TYPED = "command line"
-"""What errors call it, where they else name a file."""
-_START = ("submit", "resume")
-_JOB = (*_START, "drill")
+TYPED = "command line"  # what errors call it, where they else name a file
+_START, _JOB = ("submit", "resume"), ("submit", "resume", "drill")
 
-# The job's fields, so that precedence is one merge of layers.
-JOB_FLAGS = [
-    Flag("-N --nodes", "nodes", int, "number of nodes", _JOB),
-    Flag("--gpus --gpus-per-node", "gpus_per_node", int, "GPUs on EACH node; default: a full node", _JOB),
+JOB_FLAGS = [  # the job's fields, so that precedence is one merge of layers
+    Flag("-N --nodes", "nodes", int, "number of nodes", (*_JOB, "plan")),
+    Flag("--gpus --gpus-per-node", "gpus_per_node", int, "GPUs on EACH node; default: a full node", (*_JOB, "plan")),
     Flag("-t --walltime --time", "walltime", str, "time limit of one job, [D-]HH:MM:SS; the run outlasts it", _JOB),
     Flag("--time-min", "time_min", str, "a shorter limit that Slurm may choose, to start earlier", _JOB),
     Flag("-p --partition", "partition", str, "partition", _JOB),
@@ -116,10 +113,14 @@ CALL_FLAGS = [
     Flag("--check", "check", None, "prove that all is there, and nothing would be fetched", ("prepare",)),
     Flag("--show", "show", int, "print so many samples, and what of them is trained on", ("prepare",)),
     Flag("--suggest-tokens", "suggest_tokens", int, "find so many new tokens in the data", ("prepare",)),
+    Flag("--gpus-of", "gpus_of", str, "kinds of GPUs: a100-40,h100-80", ("plan",)),
+    Flag("--examples", "examples", str, "examples x mean tokens, in place of the data: 6800x2048", ("plan",)),
+    Flag("--table", "table", None, "the founding table, each cell with its arithmetic", ("plan",)),
+    Flag("--force", "force", None, "submit also what cannot fit into the GPUs' memory", ("submit",)),
     Flag("--all", "all", None, "the whole matrix of faults, in half an hour", ("drill",)),
     Flag("--random", "random", int, "so many random faults in one run", ("drill",)),
     Flag("--seed", "seed", int, "of what is random", ("drill",)),
-    Flag("--json", "json", None, "as JSON", ("submit", "resume", "status", "logs", "drill")),
+    Flag("--json", "json", None, "as JSON", ("submit", "resume", "status", "logs", "drill", "plan")),
     Flag("--runs-dir", "runs_dir", str, "folder of the run folders; default: runs", tuple(VERBS)),
 ]
 _DEFAULTS: dict[str, Any] = {"cluster": "auto", "runs_dir": "runs"}
@@ -159,7 +160,8 @@ def parser(verb: str | None = None) -> Parser:
 
 def _verbs_text() -> str:
     lines = [f"  {name:<10}{verb.text}" for name, verb in VERBS.items()]
-    return "\n".join(["Train on Slurm through every time limit.", "", *lines, f"  {'pocket':<10}{POCKET}"])
+    lines += ["  pocket    a real Slurm on this machine, to try things: up, status, down"]
+    return "\n".join(["Train on Slurm through every time limit.", "", *lines])
 
 
 def _options(flag: Flag) -> dict[str, Any]:
@@ -170,19 +172,20 @@ def _options(flag: Flag) -> dict[str, Any]:
     return {**options, "type": flag.kind, "metavar": shown, "action": "append" if flag.field == "sbatch" else "store"}
 
 
-def parse(words: list[str]) -> tuple[str, argparse.Namespace, dict[str, Any]]:
+def parse(words: list[str], command: list[str] | None = None) -> tuple[str, argparse.Namespace, dict[str, Any]]:
     """The verb, the call's flags (args.words: what is no flag and no verb), and the job's. Raises ConfigError."""
+    from settings import ConfigError
+
     given = vars(parser().parse_intermixed_args(words))
     rest: list[str] = given.pop("words")
     verb = rest.pop(0) if rest and rest[0] in VERBS else "submit"
     for flag in JOB_FLAGS + CALL_FLAGS:
         if flag.field in given and verb not in flag.verbs:
-            from settings import ConfigError
-
             name = next(name for name in flag.names.split() if name.startswith("--"))
             raise ConfigError(f"{verb} takes no {name}: see launch.py {verb} --help")
-    fields = {flag.field for flag in JOB_FLAGS}
-    job = {key: value for key, value in given.items() if key in fields}
+    if verb != "submit" and command:
+        raise ConfigError(f"{verb} takes no command, not: {' '.join(command)}")
+    job = {flag.field: given[flag.field] for flag in JOB_FLAGS if flag.field in given}
     if "sbatch" in given:
         pairs = (pair.partition("=") for pair in given.pop("sbatch"))
         job["sbatch"] = {key.lstrip("-"): value if equals else True for key, equals, value in pairs}
@@ -195,8 +198,11 @@ def parse(words: list[str]) -> tuple[str, argparse.Namespace, dict[str, Any]]:
 
 def submit(args: argparse.Namespace, job: dict[str, Any], command: list[str] | None) -> int:
     from slurm import submission, verbs
+    from trainer.plan import report
 
     ready = resolve(args, job, command)
+    if ready.config_text is not None and not args.force:
+        report.check(ready.config_text, ready.job.nodes, ready.job.gpus_per_node, ready.cluster.profile.gpu)
     if args.dry_run:
         return verbs.show(ready, args.json)
     if not (args.no_submit or args.here):
@@ -218,11 +224,10 @@ def resume(args: argparse.Namespace, job: dict[str, Any]) -> int:
     from slurm import control, submission, verbs
     from trainer import recipe as recipes
 
-    assignments = [word for word in args.words if "=" in word]
+    spoken, training = submission.job_words([word for word in args.words if "=" in word])
     args.words = [word for word in args.words if "=" not in word]
     run = verbs.the_run(args)
     control.check_can_go_on(run)
-    spoken, training = submission.job_words(assignments)
     job = control.fit_allocation(job) if args.here else job
     ready = control.reopen(run, {**job, **spoken}, args.cluster, args.dry_run)
     if ready.job.command is None:
@@ -243,6 +248,12 @@ def drill(args: argparse.Namespace, job: dict[str, Any]) -> int:
 
     tree, spoken, _ = spoken_tree(args)
     return rehearse(tree, {**job, **spoken}, args)
+
+
+def plan(args: argparse.Namespace, job: dict[str, Any]) -> int:
+    from trainer.plan import command
+
+    return command.run(lambda: spoken_tree(args), job, args)
 
 
 def prepare(args: argparse.Namespace, job: dict[str, Any]) -> int:
@@ -272,8 +283,7 @@ def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | 
     job = control.fit_allocation(job) if args.here else job
     layers = [({"name": tree["name"]}, source), (tree.pop("job"), source), (job, TYPED)]
     layers += [(spoken, TYPED), ({"command": command} if command else {}, TYPED)]
-    settings = submission.resolve_job(layers, where)
-    settings = submission.name_run(settings, path_of(args.runs_dir), named="name" in job)
+    settings = submission.name_run(submission.resolve_job(layers, where), path_of(args.runs_dir), named="name" in job)
     run = RunDir((path_of(args.runs_dir) / settings.name).resolve())
     if command:
         return submission.with_code(submission.Submission(settings, where, run, None), path_of(os.getcwd()))
@@ -295,6 +305,7 @@ def the_recipe(
 ) -> tuple[dict[str, Any], str]:
     """The recipe's tree with its `name` and `job`, and what to call it in errors."""
     from settings import ConfigError, nearest
+    from slurm.submission import command_name
     from trainer import recipe as recipes
 
     named = [path_of(word) for word in args.words if "=" not in word]
@@ -304,8 +315,6 @@ def the_recipe(
         what = "one recipe at a time" if len(named) > 1 else "there is no verb and no recipe"
         raise ConfigError(f"{what}: {' and '.join(map(str, named))}{hint}")
     if not named and command:
-        from slurm.submission import command_name
-
         return {"name": command_name(command), "job": {}}, TYPED
     if not named and checkpoint:
         return recipes.forked(checkpoint), str(checkpoint.parent.parent / "config.yaml")
@@ -328,16 +337,13 @@ def spoken_tree(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
 
 def forked(args: argparse.Namespace) -> Path | None:
     """The checkpoint that `--fork RUN[@STEP]` names."""
-    from settings import ConfigError
     from slurm import runs
     from trainer import recipe as recipes
 
     if args.fork is None:
         return None
-    name, at, step = args.fork.rpartition("@") if "@" in args.fork else (args.fork, "", "")
-    if at and not step.isdigit():
-        raise ConfigError(f"--fork {args.fork}: a step is a number: --fork {name}@1200")
-    return recipes.checkpoint_to_fork(runs.find_run(name, path_of(args.runs_dir)).path, int(step) if at else None)
+    name, step = runs.fork_point(args.fork)
+    return recipes.checkpoint_to_fork(runs.find_run(name, path_of(args.runs_dir)).path, step)
 
 
 def main(argv: list[str]) -> int:
@@ -369,16 +375,12 @@ def dispatch(words: list[str], command: list[str] | None) -> int:
     if {"-h", "--help"}.intersection(words):
         parser(next((word for word in words if word in VERBS), None)).print_help()
         return 0
-    verb, args, job = parse(words)
-    if verb != "submit" and command:
-        from settings import ConfigError
-
-        raise ConfigError(f"{verb} takes no command, not: {' '.join(command)}")
+    verb, args, job = parse(words, command)
     use_pocket()
     if verb == "submit":
         return submit(args, job, command)
-    if verb in ("resume", "drill", "prepare"):
-        return {"resume": resume, "drill": drill, "prepare": prepare}[verb](args, job)
+    if verb in ("resume", "drill", "plan", "prepare"):
+        return {"resume": resume, "drill": drill, "plan": plan, "prepare": prepare}[verb](args, job)
     from slurm import verbs
 
     return verbs.READING[verb](args)
@@ -388,12 +390,10 @@ def use_pocket() -> None:
     """A running pocket cluster is this machine's Slurm, unless SLURM_CONF says otherwise."""
     from envs.pocket.roots import stands
 
-    if "SLURM_CONF" in os.environ or not stands():
-        return
-    from envs.pocket import find
+    if "SLURM_CONF" not in os.environ and stands():
+        from envs.pocket import find
 
-    if (running := find()) is not None:
-        os.environ.update(running.env())
+        os.environ.update(running.env() if (running := find()) is not None else {})
 
 
 if __name__ == "__main__":

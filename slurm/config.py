@@ -115,6 +115,8 @@ class Profile(Struct, frozen=True):
     """ClusterName of its slurm.conf, as a pattern (`pocket*`): by this `--cluster auto` knows the site."""
     gpus_per_node: Count | None = None
     """GPUs of a full node: what is asked for when --gpus is omitted."""
+    gpu: str | None = None
+    """What they are, as `launch.py plan --gpus-of` calls it (a100-80): what cannot fit is refused then."""
     max_nodes: Count | None = None
     max_walltime: Walltime | None = None
     job: dict[str, object] = {}

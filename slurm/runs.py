@@ -34,3 +34,11 @@ def find_run(word: str | None, runs_dir: Path) -> RunDir:
     near = nearest(word, [run.name for run in runs])
     hint = f"did you mean {near}?" if near else f"looked in {runs_dir}; another folder: --runs-dir DIR"
     raise ConfigError(f"there is no run {word}: {hint}")
+
+
+def fork_point(text: str) -> tuple[str, int | None]:
+    """RUN or RUN@STEP: the run's name and the step. Raises ConfigError."""
+    name, at, step = text.rpartition("@") if "@" in text else (text, "", "")
+    if at and not step.isdigit():
+        raise ConfigError(f"--fork {text}: a step is a number: --fork {name}@1200")
+    return name, int(step) if at else None

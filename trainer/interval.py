@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer import events
 from trainer.lead import LeadTime
-from trainer.runtime import Runtime
 from trainer.schema import Checkpoint
+
+if TYPE_CHECKING:  # the plan asks for an interval where there is no torch
+    from trainer.runtime import Runtime
 
 PRIOR = 24 * 3600.0  # seconds: what a young run is thought to know of a node, one interruption in a day
 BUSY = 4  # of so much time at most one part is spent on writing: others use the file system too

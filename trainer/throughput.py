@@ -5,7 +5,6 @@ MFU counts what the model needs, forward and backward; what gradient checkpointi
 
 from __future__ import annotations
 
-import re
 import resource
 from collections import deque
 from dataclasses import dataclass
@@ -16,47 +15,13 @@ import torch
 
 from trainer.four_bit import elements
 from trainer.lead import percentile_95
+from trainer.plan.devices import peak_flops
 from trainer.runtime import Runtime
 from trainer.schema import TrainConfig
 
 RECENT = 200  # steps whose times are ranked
 
-# Dense bf16 FLOP/s of one device (fp16 where there is no bf16), from the vendors' data sheets, which print twice as
-# much for NVIDIA's newer ones: with sparsity. The first line counts all words of which the device's name has.
-_PEAKS = {
-    "GB200": 2500e12,
-    "B200": 2250e12,
-    "GH200": 989.4e12,
-    "H200 NVL": 835.5e12,
-    "H200": 989.4e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835.5e12,
-    "H100": 989.4e12,
-    "A100": 312e12,
-    "A40": 149.7e12,
-    "A30": 165e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "V100 PCIE": 112e12,
-    "V100": 125e12,
-    "MI325X": 1307e12,
-    "MI300X": 1307e12,
-    "MI300A": 980.6e12,
-    "MI250X": 191.5e12,  # of one of its two dies: each is a device
-    "MI250": 181e12,
-    "MI210": 181e12,
-}
-
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-
-
-def peak_flops(device: str) -> float | None:
-    """FLOP/s of a device by its name; None: it is not known, or a part of one (MIG)."""
-    words = set(re.split(r"[^a-z0-9]+", device.lower()))
-    if "mig" in words:
-        return None
-    return next((peak for name, peak in _PEAKS.items() if set(name.lower().split()) <= words), None)
 
 
 def in_words(speed: dict[str, float]) -> str:

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.trainer.ranks import Run
 from trainer import throughput
 from trainer.config import resolve
+from trainer.plan.devices import peak_flops
 from trainer.schema import TrainConfig
-from trainer.throughput import Cost, Throughput, in_words, peak_flops
+from trainer.throughput import Cost, Throughput, in_words
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "vocab_size": 128256}
 MODELS: dict[str, dict[str, Any]] = {

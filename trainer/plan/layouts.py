@@ -1,0 +1,164 @@
+"""Which layouts fit, and which of them is fastest. Torch-free.
+
+A layout changes nothing of what is trained: engine, what is recomputed, the micro batch, nodes and GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec.structs import replace
+
+from settings import ConfigError
+from trainer.layout import BatchLayout
+from trainer.plan import batch_layout
+from trainer.plan.architecture import Architecture
+from trainer.plan.devices import Device
+from trainer.plan.memory import Memory, memory
+from trainer.plan.state import Parameters
+from trainer.plan.time import Time, time
+from trainer.schema import Ddp, Deepspeed, EveryK, Fsdp, TrainConfig
+
+MODES: list[tuple[Any, bool]] = [
+    *((False, False), ("selective", False), (EveryK(2), False), (True, False), (True, True)),
+]
+"""train.gradient_checkpointing and train.activation_offload."""
+_MICRO = (8, 4, 2, 1)
+SPARE = 0.03
+"""Share of a GPU's memory that a layout must leave to be proposed: the plan's own error."""
+_NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe on some GPUs."""
+
+    settings: TrainConfig
+    layout: BatchLayout
+    nodes: int
+    gpus: int
+    """Of each node."""
+    device: Device
+    memory: Memory
+    time: Time
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.gpu <= self.device.bytes
+
+    @property
+    def free(self) -> float:
+        """Bytes of a GPU."""
+        return self.device.bytes - self.memory.gpu
+
+    @property
+    def words(self) -> list[str]:
+        """What is typed after the recipe to get it."""
+        return [f"--nodes {self.nodes}", f"--gpus {self.gpus}", *words(self.settings)]
+
+
+def words(settings: TrainConfig) -> list[str]:
+    """The layout's fields as key=value."""
+    train, engine = settings.train, settings.engine
+    out: list[str] = []
+    match engine:
+        case Ddp():
+            out.append("engine.kind=ddp")
+        case Fsdp():
+            out.append("engine.kind=fsdp")
+            out += [f"engine.{name}=true" for name in ("hybrid", "offload", "reduce_each") if getattr(engine, name)]
+    mode = train.gradient_checkpointing
+    shown = f"{{every_k: {mode.every_k}}}" if isinstance(mode, EveryK) else str(mode).lower()
+    quote = "'" if isinstance(mode, EveryK) else ""
+    out.append(f"{quote}train.gradient_checkpointing={shown}{quote}")
+    out += ["train.activation_offload=true"] * train.activation_offload
+    return [*out, f"train.micro_batch_size={train.micro_batch_size}"]
+
+
+def planned(model: Architecture, settings: TrainConfig, nodes: int, gpus: int, device: Device, steps: int) -> Planned:
+    """Raises ConfigError where the global batch does not divide by the ranks."""
+    layout = batch_layout(settings.train, nodes * gpus)
+    settings = replace(settings, train=replace(settings.train, micro_batch_size=layout.micro_batch_size))
+    return Planned(
+        *(settings, layout, nodes, gpus, device),
+        memory(model, settings, layout, gpus),
+        time(model, settings, layout, nodes, device, steps),
+    )
+
+
+def alternatives(
+    model: Architecture, settings: TrainConfig, nodes: int, gpus: int, device: Device, steps: int
+) -> list[Planned]:
+    """All that fit on these GPUs, the fastest first; of equally fast ones that which leaves most memory."""
+    found = []
+    for one in _variants(model, settings, nodes, gpus):
+        try:
+            made = planned(model, one, nodes, gpus, device, steps)
+        except ConfigError:
+            continue
+        if made.free >= SPARE * device.bytes:
+            found.append(made)
+    return sorted(found, key=_order)
+
+
+def _order(one: Planned) -> tuple[float, int, int]:
+    """The fastest; of equally fast ones what talks least, and makes its matrices largest."""
+    engine, ranks = one.settings.engine, [Ddp(), Fsdp(hybrid=True), Fsdp()]
+    talk = ranks.index(engine) if engine in ranks else len(ranks)
+    return float(f"{one.time.step:.3g}"), talk, -one.layout.micro_batch_size
+
+
+def smallest(model: Architecture, settings: TrainConfig, gpus: int, device: Device, steps: int) -> Planned | None:
+    """The fewest GPUs that it fits on without offload, else with; `gpus`: of a full node. None: it never does."""
+    for offload in (False, True):
+        for nodes, each in _sizes(gpus):
+            if settings.train.global_batch_size % (nodes * each):
+                continue
+            found = alternatives(model, settings, nodes, each, device, steps)
+            found = [one for one in found if offload or one.time.offload == 1]
+            if found:
+                return found[0]
+    return None
+
+
+def _sizes(gpus: int) -> Iterator[tuple[int, int]]:
+    yield from ((1, each) for each in range(1, gpus) if gpus % each == 0)
+    yield from ((nodes, gpus) for nodes in _NODES)
+
+
+def _variants(model: Architecture, settings: TrainConfig, nodes: int, gpus: int) -> Iterator[TrainConfig]:
+    for engine in _engines(settings, nodes, gpus):
+        for mode, offload in MODES:
+            if mode == "selective" and (settings.train.compile or isinstance(engine, Deepspeed)):
+                continue
+            for micro in _MICRO:
+                modes: dict[str, Any] = {"gradient_checkpointing": mode, "activation_offload": offload}
+                yield replace(settings, engine=engine, train=replace(settings.train, micro_batch_size=micro, **modes))
+
+
+def _engines(settings: TrainConfig, nodes: int, gpus: int) -> Iterator[Any]:
+    quantized = settings.lora is not None and settings.lora.quantize is not None
+    if isinstance(settings.engine, Deepspeed):
+        yield settings.engine
+    yield Ddp()
+    if nodes * gpus > 1 and not quantized:
+        yield Fsdp()
+    if nodes > 1 and gpus > 1 and not quantized:
+        yield Fsdp(hybrid=True)
+    if not quantized:
+        yield Fsdp(offload=True)
+    if nodes * gpus > 1 and not quantized and settings.train.global_batch_size > nodes * gpus:
+        yield Fsdp(reduce_each=True)
+
+
+def parameters(model: Architecture, settings: TrainConfig) -> str:
+    """In words."""
+    of = Parameters.of(model, settings)
+    text = f"{model.parameters / 1e9:.3g} B parameters"
+    if model.active < model.parameters:
+        text += f", {model.active / 1e9:.3g} B of them active for a token"
+    if of.frozen:
+        text += f", {of.trained / 1e6:.3g} M trained"
+    return text if model.known else f"about {text} ({model.model_type} is not known here: taken for a Llama)"

@@ -1,0 +1,50 @@
+"""What share of the GPU's peak the user's own runs have reached: better than any table. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+
+from settings import ConfigError, read_yaml, to_plain
+from trainer import config, events
+from trainer.plan.devices import Reached
+from trainer.plan.time import again
+from trainer.schema import TrainConfig
+
+_RUNS = 20  # the newest ones
+_TAIL = 1 << 16  # bytes of their events: the last hundred steps and more
+_FEW = 5  # steps, of which a median says little
+
+
+def reached(runs: Path, settings: TrainConfig, billions: float) -> Reached | None:
+    """By the newest run of the same model and engine that has told its MFU (trainer/throughput.py does on a GPU that it
+    knows), as it would be with nothing computed again."""
+    files = sorted(runs.glob(f"*/{events.NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for file in files[:_RUNS]:
+        try:
+            theirs = config.resolve(read_yaml(file.parent / "config.yaml"), str(file.parent))
+        except (ConfigError, OSError):
+            continue
+        alike = theirs.model.path == settings.model.path and theirs.model.config == settings.model.config
+        if not alike or to_plain(theirs.engine)["kind"] != to_plain(settings.engine)["kind"]:
+            continue
+        if len(found := _told(file)) >= _FEW:
+            source = f"median of the last {len(found)} steps of your run {file.parent.name}"
+            return Reached("this site", billions, median(found) * again(theirs), False, source)
+    return None
+
+
+def _told(file: Path) -> list[float]:
+    with file.open("rb") as handle:
+        handle.seek(max(0, file.stat().st_size - _TAIL))
+        lines = handle.read().split(b"\n")[1:-1]  # the first may have lost its begin, the last its end
+    found = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") == "step" and "mfu" in event:
+            found.append(float(event["mfu"]))
+    return found

@@ -1,0 +1,141 @@
+"""A plan: whether a recipe fits, what it takes, and what would be better. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from settings import ConfigError, merge, parse_yaml, read_json
+from trainer import config, zero
+from trainer.new_tokens import MULTIPLE
+from trainer.plan import architecture, layouts, own
+from trainer.plan.architecture import Architecture
+from trainer.plan.devices import Device, device
+from trainer.plan.layouts import Planned
+from trainer.plan.length import Length, length
+from trainer.plan.time import Saving, saving
+from trainer.schema import TrainConfig
+
+DEVICE = "h100-80"
+"""What is planned for where nothing says which GPUs there are."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a plan says."""
+
+    model: Architecture
+    now: Planned
+    length: Length | None
+    better: list[Planned]
+    """On the same GPUs, the fastest first."""
+    smallest: Planned | None
+    others: list[Planned]
+    """The best on other kinds of GPUs."""
+    assumed: list[str]
+    """What nobody has said."""
+
+    @property
+    def saving(self) -> Saving:
+        return saving(self.now.settings, self.now.memory.checkpoint, self.now.time)
+
+    @property
+    def nearest(self) -> Planned | None:
+        """What to take where this does not fit: on the same GPUs, else on the fewest."""
+        return self.better[0] if self.better else self.smallest
+
+
+def made(
+    tree: dict[str, Any], job: Mapping[str, Any], source: str, gpus_of: str | None, examples: str | None, runs: Path
+) -> Report:
+    """Raises ConfigError."""
+    nodes, gpus = int(job.get("nodes") or 1), int(job.get("gpus_per_node") or 8)
+    assumed = [] if job.get("gpus_per_node") else ["8 GPUs a node (--gpus)"]
+    if "model_type" in tree and "model" not in tree:  # a config.json alone
+        tree, more = _recipe_of(tree, nodes * gpus)
+        assumed += more
+    kinds = [device(name) for name in (gpus_of or DEVICE).split(",")]
+    assumed += [] if gpus_of else [f"GPUs of the kind {DEVICE} (--gpus-of)"]
+    settings = config.resolve(zero.with_batch({"name": "plan", **tree}, nodes * gpus), source)
+    model = model_of(settings)
+    # What the first kind is, the user's runs have run on.
+    kinds[0] = replace(kinds[0], own=own.reached(runs, settings, model.active / 1e9))
+    known = length(settings, config.cache_folder(settings.data, runs / "plan"), examples)
+    steps = known.steps if known else 1000
+    now = layouts.planned(model, settings, nodes, gpus, kinds[0], steps)
+    better = layouts.alternatives(model, settings, nodes, gpus, kinds[0], steps)
+    least = layouts.smallest(model, settings, gpus, kinds[0], steps)
+    others = [_best(model, settings, nodes, gpus, kind, steps) for kind in kinds] if len(kinds) > 1 else []
+    return Report(model, now, known, better, least, [one for one in others if one], assumed)
+
+
+def _best(
+    model: Architecture, settings: TrainConfig, nodes: int, gpus: int, kind: Device, steps: int
+) -> Planned | None:
+    found = layouts.alternatives(model, settings, nodes, gpus, kind, steps)
+    return found[0] if found else layouts.smallest(model, settings, gpus, kind, steps)
+
+
+def _recipe_of(values: dict[str, Any], ranks: int) -> tuple[dict[str, Any], list[str]]:
+    """A recipe around a config.json and the words that were typed after it, and what had to be assumed."""
+    spoken = {key: value for key, value in values.items() if key in TrainConfig.__struct_fields__ and key != "name"}
+    shape = {key: value for key, value in values.items() if key not in (*TrainConfig.__struct_fields__, "job")}
+    tokens = min(4096, int(shape.get("max_position_embeddings") or 4096))
+    batch = 512 if 512 % ranks == 0 else 8 * ranks
+    tree = {
+        "model": {"config": shape, "tokenizer": "."},
+        "data": {"train": ["data.jsonl"], "seq_len": tokens},
+        "train": {"global_batch_size": batch, "steps": 1000, "micro_batch_size": 1},
+        "optim": {"lr": 1e-5},
+        "engine": {"kind": "fsdp"},
+    }
+    said = f"a config alone: {batch} sequences of {tokens:,} tokens a step, 1,000 steps, engine.kind=fsdp"
+    return merge(tree, spoken), [f"{said}, but for what is typed"]
+
+
+def model_of(settings: TrainConfig) -> Architecture:
+    """Of the recipe's block or of the folder's config.json. Raises ConfigError."""
+    model = settings.model
+    if model.path is None:
+        found = architecture.read(model.config or {})
+    else:
+        path = Path(model.path) / "config.json"
+        if not path.is_file():
+            raise ConfigError(f"model.path={model.path}: there is no config.json: the plan reads the shape from it")
+        found = architecture.read(read_json(path), str(path))
+    if model.new_tokens:  # at most: rows that are spare already take some
+        rows = found.vocabulary + len(model.new_tokens)
+        found = found.with_vocabulary(-(-rows // MULTIPLE) * MULTIPLE)
+    return found
+
+
+def check(text: str, nodes: int, gpus: int, gpus_of: str | None) -> None:
+    """Refuse a resolved config that cannot fit on such GPUs. Raises ConfigError with a layout that does; where the
+    kind of GPU or the model is not known, nothing is refused."""
+    if gpus_of is None:
+        return
+    settings = config.resolve(parse_yaml(text, "config.yaml"), "config.yaml")
+    try:
+        model = model_of(settings)
+    except ConfigError:
+        return
+    kind = device(gpus_of)
+    now = layouts.planned(model, settings, nodes, gpus, kind, 1)
+    if now.fits or not model.known:
+        return
+    better = layouts.alternatives(model, settings, nodes, gpus, kind, 1)
+    one = better[0] if better else layouts.smallest(model, settings, gpus, kind, 1)
+    raise ConfigError(f"{too_large(now)}: {instead(one)} (--force submits it all the same)")
+
+
+def too_large(one: Planned) -> str:
+    size, has = one.memory.gpu / 2**30, one.device.bytes / 2**30
+    return f"it does not fit: {size:,.1f} GiB on each GPU, {one.device.name} has {has:.1f}"
+
+
+def instead(one: Planned | None) -> str:
+    if one is None:
+        return "no layout of up to 1,024 nodes does: take fewer bytes a parameter (train.precision=bf16), or lora"
+    return f"take {' '.join(one.words)}"

@@ -1,0 +1,140 @@
+"""How long a run takes, and what it costs, from FLOPs and from what has been reached on such GPUs. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trainer.interval import Interval
+from trainer.layout import BatchLayout
+from trainer.lead import COPY_RATE, FIRST_SAVE_RATE
+from trainer.plan.architecture import Architecture
+from trainer.plan.devices import HOST_BANDWIDTH, LINK_BANDWIDTH, Device, reached
+from trainer.plan.state import Parameters, Sizes
+from trainer.schema import Deepspeed, EveryK, Fsdp, TrainConfig
+
+RECOMPUTED = 0.27
+"""Share of a step's time that full gradient checkpointing adds: a forward pass is a third of the FLOPs, and -21.4 % of
+the tokens were measured for a Llama 3B (torchtune's README, A100)."""
+SELECTED = 0.07
+"""The same of selective: assumed, between none and a quarter of full."""
+STARTED = 120.0
+"""Seconds from an attempt's start to its first step: assumed, for a large model's load."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Of a whole run."""
+
+    tokens: float
+    steps: int
+    step: float
+    """Seconds."""
+    mfu: float
+    """Of what the model needs; what is computed again does not count."""
+    source: str
+    """Of the MFU."""
+    offload: float
+    """How many times as long a step takes as without."""
+    gpus: int
+    nodes: int
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.step
+
+    @property
+    def hours(self) -> float:
+        return self.seconds / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.gpus
+
+    @property
+    def node_hours(self) -> float:
+        return self.hours * self.nodes
+
+    def attempts(self, walltime: float) -> int:
+        """Jobs of so many seconds that the run takes: each has to start, and stops in time to save."""
+        return max(1, math.ceil(self.seconds / max(1.0, walltime - STARTED - 60)))
+
+
+def again(settings: TrainConfig) -> float:
+    """How many times as long a step takes because of what is computed again."""
+    mode = settings.train.gradient_checkpointing
+    if isinstance(mode, EveryK):
+        return 1 + RECOMPUTED / mode.every_k
+    return 1 + {False: 0.0, True: RECOMPUTED, "selective": SELECTED}[mode]
+
+
+def time(
+    model: Architecture, settings: TrainConfig, layout: BatchLayout, nodes: int, device: Device, steps: int
+) -> Time:
+    """`steps`: of the whole run."""
+    gpus, tokens = layout.data_parallel_size, layout.global_batch_size * settings.data.seq_len
+    line = reached(device, model.active)
+    mfu = line.mfu * (1 + RECOMPUTED if line.recomputed else 1) / again(settings)
+    # Without gradients of the frozen weights a third of the products is left out.
+    flops = model.flops(settings.data.seq_len) * (2 / 3 if settings.lora else 1)
+    computing = tokens * flops / (gpus * device.flops * mfu)
+    waiting = _offloading(model, settings, layout, gpus // nodes)
+    step = computing + waiting
+    return Time(float(tokens) * steps, steps, step, mfu * computing / step, str(line), step / computing, gpus, nodes)
+
+
+def _offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:
+    """Seconds of a step in which GPUs wait for their host: the optimizer reads and writes 28 bytes a parameter there,
+    and weights and gradients travel. Nothing of it is hidden behind the passes."""
+    optimizer = weights = False
+    match settings.engine:
+        case Fsdp(offload=True):
+            optimizer = weights = True
+        case Deepspeed():
+            zero = settings.engine.json.get("zero_optimization") or {}
+            optimizer, weights = (
+                (zero.get(what) or {}).get("device", "none") != "none"
+                for what in ("offload_optimizer", "offload_param")
+            )
+    trained, sizes = Parameters.of(model, settings).trained, Sizes.of(settings)
+    seconds = 0.0
+    if settings.train.activation_offload:  # each layer's input, there and back
+        inputs = 2 * sizes.compute * model.hidden * model.depth * settings.data.seq_len
+        seconds += inputs * layout.global_batch_size / layout.data_parallel_size / LINK_BANDWIDTH
+    share = trained / layout.data_parallel_size
+    if optimizer:
+        seconds += 28 * share * local / HOST_BANDWIDTH + (4 + sizes.compute) * share / LINK_BANDWIDTH
+    if weights:  # read for each forward and each backward pass
+        bytes_each = 2 * layout.gradient_accumulation_steps * sizes.weights * model.parameters
+        seconds += bytes_each / layout.data_parallel_size / LINK_BANDWIDTH
+    return seconds
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Checkpoints of a run."""
+
+    bytes: float
+    stall: float
+    """Seconds for which training waits."""
+    written: float
+    """Seconds until one is durable."""
+    every: int
+    """Steps."""
+    disk: float
+    """Bytes of all that stand at once."""
+
+
+def saving(settings: TrainConfig, size: float, time: Time) -> Saving:
+    """`size`: bytes of a checkpoint. The interval is that of `checkpoint.every`, by the trainer's own estimates."""
+    check = settings.checkpoint
+    stall = size / time.gpus / COPY_RATE
+    written = size / (FIRST_SAVE_RATE * time.nodes)
+    if isinstance(check.every, int):
+        every = check.every
+    elif check.seconds is not None:
+        every = max(1, round(check.seconds / time.step))
+    else:
+        every = Interval(stall, False, written, time.step, 0, 0.0, time.nodes).steps
+    kept = check.keep + check.keep_best + (time.steps // check.keep_every if check.keep_every else 0)
+    return Saving(size, stall, written, every, size * (kept + 1))

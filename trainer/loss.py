@@ -101,7 +101,7 @@ def find_tail(model: Any) -> Tail | None:
     outputs = _Outputs(last_hidden_state=torch.zeros(1, 1, 1))
     try:
         with (
-            _replaced(model.base_model, lambda **_: outputs),
+            _replaced(model.base_model, lambda *_, **__: outputs),
             _replaced(head, lambda _: given.clone()),
             torch.no_grad(),
         ):
@@ -120,6 +120,9 @@ class _Outputs(SimpleNamespace):
 
     def __getattr__(self, name: str) -> None:
         return None
+
+    def __getitem__(self, index: int) -> Any:
+        return (self.last_hidden_state,)[index]
 
 
 @contextmanager

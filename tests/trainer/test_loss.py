@@ -31,6 +31,7 @@ SMALL = {
     "max_position_embeddings": 64,
 }
 WITHOUT_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 ARCHITECTURES: dict[str, tuple[dict[str, Any], Tail]] = {
     "llama": ({"tie_word_embeddings": True}, Tail()),
     "qwen2": ({}, Tail()),
@@ -50,6 +51,8 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], Tail]] = {
     "cohere": ({**WITHOUT_SPECIAL, "logit_scale": 0.0625}, Tail(0.0625)),
     "phi3": (WITHOUT_SPECIAL, Tail()),
     "mixtral": ({"num_local_experts": 4}, Tail()),
+    "gpt_neox": ({"num_key_value_heads": None}, Tail()),
+    "gpt2": ({**NO_DROPOUT, "n_inner": 64, "intermediate_size": None, "num_key_value_heads": None}, Tail()),
     "qwen3_moe": ({"num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2}, Tail()),
 }
 
@@ -80,7 +83,8 @@ def gradients(model: torch.nn.Module, total: torch.Tensor) -> dict[str, torch.Te
 def test_loss_and_gradients_are_those_of_transformers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loss._ELEMENTS, "cpu", 7 * 512)  # seven rows at a time
     more, tail = ARCHITECTURES[kind]
-    model: Any = build(Model(config={"model_type": kind, **SMALL, **more}), seed=1)
+    config = {key: value for key, value in {"model_type": kind, **SMALL, **more}.items() if value is not None}
+    model: Any = build(Model(config=config), seed=1)
     assert model.config._attn_implementation == "documents"
     theirs = copy.deepcopy(model)
     theirs.set_attn_implementation("eager")

@@ -61,8 +61,6 @@ class Family:
     """Queries, keys and values are parts of one tensor, which stays as long as one of them."""
     parallel: bool = False
     """Attention and MLP start from the same residual."""
-    whole_logits: bool = False
-    """What becomes of the logits is not known to trainer/loss.py: they stand whole."""
     after: bool = False
     """Norms stand behind attention and MLP alone, not before."""
 
@@ -161,14 +159,12 @@ FAMILIES: dict[str, Family] = {
         _shape(50_257, 768, 0, 12, 12, 1024, act="gelu_new", tied=True, attention_dropout=0.1),
         _GPT2_NAMES,
         positions=0,
-        whole_logits=True,
         **_PLAIN,
     ),
     "gpt_bigcode": Family(
         _shape(50_257, 768, 0, 12, 12, 1024, kv=1, act="gelu_pytorch_tanh", tied=True, attention_dropout=0.1),
         _GPT2_NAMES,
         positions=0,
-        whole_logits=True,
         **_PLAIN,
     ),
     "gptj": Family(
@@ -176,14 +172,12 @@ FAMILIES: dict[str, Family] = {
         _GPT2_NAMES,
         head_bias=True,
         norms=1,
-        whole_logits=True,
         **(_PLAIN | {"qkv_bias": False, "out_bias": False}),
     ),
     "gpt_neox": Family(
         _shape(50_432, 6144, 24_576, 44, 64, 2048, act="gelu", attention_bias=True),
         parallel=True,
         fused=True,
-        whole_logits=True,
         **(_PLAIN | {"qkv_bias": "attention_bias", "out_bias": "attention_bias"}),
     ),
     "opt": Family(

@@ -96,18 +96,14 @@ def _moments(
     added = (sizes.compute % 4 and 2 + 4 * (not on_gpu)) * head
     copies = sizes.compute * model.embedding * (residual > sizes.compute) + 4.0 * head + added
     hidden = residual * model.hidden * tokens
-    gathered, at_the_loss = state.forward, logits + copies + hidden
-    if model.family.whole_logits:  # most stands when their gradient is made: three tensors in fp32
-        gathered = state.backward
-        at_the_loss = 12.0 * tokens * model.vocabulary + sizes.compute * head * (residual > sizes.compute)
     always = {"weights": state.weights, "moments": state.moments}
     return {
         "the loss": {
             **always,
             "gradients": state.early,
-            "gathered weights": gathered,
+            "gathered weights": state.forward,
             "activations": tokens * (one.layers + one.around),
-            "loss": at_the_loss,
+            "loss": logits + copies + hidden,
         },
         "the first layer of the backward pass": {
             **always,

@@ -20,7 +20,7 @@ from slurm.environment import CONF
 from slurm.errors import CommandFailed
 from slurm.fit import misfit
 from slurm.partition import Partition
-from slurm.profile import Limits, Profile, is_path, known, read_profile
+from slurm.profile import Limits, Profile, is_path, read_profile, recognizable
 from slurm.walltime import Walltime
 
 
@@ -111,7 +111,7 @@ def _with_gpus(partition: Partition, profile: Profile) -> Partition:
 
 def _claimed_by(site: Site | None) -> Profile | None:
     """The profile that knows this Slurm, by its ClusterName, else by the shell's variables."""
-    profiles = [read_profile(name) for name in known()]
+    profiles = [read_profile(name) for name in recognizable()]
     by_name = (p for p in profiles if site is not None and fnmatch(site.name, p.cluster_name or ""))
     by_shell = (p for p in profiles if p.detect and all(fnmatch(os.environ.get(k, ""), p.detect[k]) for k in p.detect))
     return next(by_name, None) or next(by_shell, None)

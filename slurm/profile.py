@@ -137,6 +137,13 @@ def known() -> list[str]:
     return list(dict.fromkeys(path.stem for folder in folders() for path in sorted(folder.glob("*.yaml"))))
 
 
+def recognizable() -> list[str]:
+    """Of `known`, those that may say by what their cluster is known: all need not be read for each command."""
+    paths = [path for folder in folders() for path in sorted(folder.glob("*.yaml"))]
+    told = re.compile(r"^(cluster_name|detect|like):", re.MULTILINE)
+    return list(dict.fromkeys(p.stem for p in paths if told.search(p.read_text(encoding="utf-8", errors="replace"))))
+
+
 def is_path(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 

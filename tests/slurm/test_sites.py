@@ -6,6 +6,7 @@ import os
 import re
 from datetime import date
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -276,3 +277,50 @@ def test_an_old_profile_is_told_once(
     monkeypatch.setattr(launch, "use_pocket", lambda: None)
     assert launch.main(["--cluster", "ours", "--dry-run", "--", "train"]) == 0
     assert capsys.readouterr().err.count("the profile ours was checked") == 1
+
+
+def test_the_profiles_of_the_page(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "site", lambda: None)
+    blocks = re.findall(r"(?:^    .*\n)+", (ROOT / "docs" / "sites.md").read_text(), re.MULTILINE)
+    like, whole = (dedent(block) for block in blocks if re.match(r" +(like|description):", block))
+    (own / "like.yaml").write_text(like)
+    (own / "whole.yaml").write_text(whole)
+    assert resolve_job([({"name": "sft"}, "")], find("like")).mail_user == "me@example.org"
+    job = resolve_job([({"name": "sft", "nodes": 20}, "")], find("whole"))  # its 16 nodes are not confirmed
+    assert {"gres=gpu:a100:4", "mem=480G", "cpus-per-task=16", "partition=gpu"} <= {*flags(script(job))}
+    with pytest.raises(ConfigError, match="--exclude n1: whole takes no --exclude: jobs that avoid"):
+        resolve_job([({"name": "sft", "exclude": "n1"}, "")], find("whole"))
+
+
+def table() -> str:
+    """The sites of docs/sites.md, from their files."""
+    head = (
+        "profile",
+        "where",
+        "GPUs of a node",
+        "how they are asked for",
+        "checked",
+        "facts by grade",
+        "not confirmed",
+    )
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in SITES:
+        profile, found = read_profile(name), flags(script(resolved(name)))
+        grades = [evidence.grade for evidence in profile.evidence.values()]
+        asked = [flag for flag in found if re.match(r"gres=|gpus-per|constraint=|exclusive", flag)]
+        unsure = ", ".join(f"`{key}`" for key, evidence in profile.evidence.items() if evidence.grade == "u")
+        counts = ", ".join(f"{grades.count(grade)} {grade}" for grade in "oemu" if grade in grades)
+        cells = [f"`{name}`", profile.description, f"{profile.gpus_per_node or '?'} x {profile.gpu_model or '?'}"]
+        cells += [" ".join(f"`{flag}`" for flag in asked) or "not at all", str(profile.checked), counts, unsure]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_the_page() -> None:
+    page = ROOT / "docs" / "sites.md"
+    above, _, rest = page.read_text().partition("<!-- sites -->\n")
+    _, _, below = rest.partition("\n<!-- end of sites -->")
+    text = f"{above}<!-- sites -->\n{table()}\n<!-- end of sites -->{below}"
+    if os.environ.get("UPDATE_GOLDEN"):
+        page.write_text(text)
+    assert page.read_text() == text and above and below

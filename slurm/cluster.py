@@ -44,6 +44,11 @@ class Cluster:
         """A Slurm that answers."""
         return self.site is not None
 
+    @property
+    def version(self) -> tuple[int, ...] | None:
+        """Of its Slurm: (22, 5) for 22.05; None: it cannot be asked."""
+        return self.site.version if self.site else None
+
     @cached_property
     def partitions(self) -> list[Partition]:
         """Asked for once; of a cluster that does not answer, what its profile says."""

@@ -107,8 +107,9 @@ def reopen(run: RunDir, changes: Mapping[str, Any], cluster: str, dry_run: bool 
     saved = read_yaml(job_file)
     where = clusters.find(saved["cluster"] if cluster == "auto" else cluster, dry_run)
     fixed = {"name": run.name, "cluster": where.reference, "command": saved.get("command")}
-    job = make_job(site_rules.fitted({**merge(saved, changes), **fixed}, where.profile), str(job_file))
-    site_rules.check(job, where.profile)
+    data = {**merge(site_rules.spoken(saved, where.profile), changes), **fixed}
+    job = make_job(site_rules.fitted(data, where.profile), str(job_file))
+    site_rules.check(job, where.profile, where.version)
     clusters.check_fits(job, where)
     return Submission(clusters.with_continuation(job, where), where, run, None)
 

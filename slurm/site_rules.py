@@ -15,16 +15,25 @@ from slurm.refusals import flag
 from slurm.script import options
 
 STALE_DAYS = 180
+
+# From this version on Slurm refuses the two options together (its change logs of 23.02, 23.11 and 26.05).
+PAIRS = (
+    *(
+        ((26, 5), other, "gres=gpu", "ask for GPUs by one of them")
+        for other in ("gpus-per-node", "gpus-per-task", "gpus-per-socket", "gpus")
+    ),
+    ((23, 11), "cpus-per-gpu", "cpus-per-task", "take job.cpus_per_gpu=N alone"),
+    ((23, 2), "oversubscribe", "exclusive", "take one of them"),
+)
 _FIELDS = {"time": "walltime", "cpus-per-task": "cpus_per_gpu", "gpus-per-task": "gpus_per_node"}
 _FIELDS |= {"gres": "gpus_per_node", "gpus-per-node": "gpus_per_node"}
 
 
 def fitted(data: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
     """A job's fields, with what the site wants beside what is said of it; `gpus_per_node` is known."""
-    out, count = dict(data), data["gpus_per_node"]
-    if profile.mem_per_gpu and "mem" not in data and isinstance(count, int):
-        size, unit = int(profile.mem_per_gpu[:-1]), profile.mem_per_gpu[-1]
-        out["mem"] = f"{size * count}{unit}"
+    out, memory = dict(data), _memory(data, profile)
+    if memory and "mem" not in data:
+        out["mem"] = memory
     account, suffix = data.get("account"), profile.account.suffix if profile.account else ""
     # One that bears another kind's suffix is what its user means.
     if account and suffix and not str(account).endswith(suffix) and not (suffix[0] == "@" and "@" in str(account)):
@@ -32,8 +41,21 @@ def fitted(data: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
     return out
 
 
-def check(job: JobConfig, profile: Profile) -> None:
-    """Raises ConfigError for what the site never takes, with its reason."""
+def spoken(saved: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
+    """A job's fields without what `fitted` has put there, so that another layout gets its own."""
+    derived = _memory(saved, profile)
+    return {key: value for key, value in saved.items() if key != "mem" or derived is None or value != derived}
+
+
+def _memory(data: Mapping[str, Any], profile: Profile) -> str | None:
+    count, each = data["gpus_per_node"], profile.mem_per_gpu
+    return f"{int(each[:-1]) * count}{each[-1]}" if each and isinstance(count, int) else None
+
+
+def check(job: JobConfig, profile: Profile, version: tuple[int, ...] | None) -> None:
+    """Raises ConfigError for what the site never takes, with its reason, and for what its Slurm does not. `version`:
+    (22, 5) for 22.05; None: not known, it may be any."""
+    _check_pairs(job, version)
     for key, cause in _given(job).items():
         if key in profile.never:
             raise ConfigError(f"{flag(cause, job)}: {profile.name} takes no --{key}: {profile.never[key]}")
@@ -49,6 +71,17 @@ def check(job: JobConfig, profile: Profile) -> None:
             f"--launcher {job.launcher}: {profile.name} gives each task its GPU, and this launcher is one task a node: "
             "take --launcher srun"
         )
+
+
+def _check_pairs(job: JobConfig, version: tuple[int, ...] | None) -> None:
+    given = _given(job)
+    asks = {**given, **({"gres=gpu": given["gres"]} if "gpu" in str(job.sbatch.get("gres", "")) else {})}
+    for since, one, other, instead in PAIRS:
+        if one in asks and other in asks and (version is None or version >= since):
+            named = ".".join(f"{part:02d}" for part in since)
+            raise ConfigError(
+                f"{flag(asks[one], job)}: Slurm refuses it together with --{other} from {named} on: {instead}"
+            )
 
 
 def _given(job: JobConfig) -> dict[str, str]:

@@ -72,7 +72,7 @@ def resolve_job(layers: list[tuple[Mapping[str, Any], str]], cluster: Cluster) -
         raise ConfigError(
             f"--time-min {job.time_min} is longer than --walltime {job.walltime}: Slurm may only shorten it"
         )
-    site_rules.check(job, cluster.profile)
+    site_rules.check(job, cluster.profile, cluster.version)
     clusters.check_fits(job, cluster)
     return clusters.with_continuation(job, cluster)
 

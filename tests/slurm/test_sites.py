@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import launch
 from settings import ConfigError, dump_yaml, read_yaml
@@ -17,11 +20,12 @@ from slurm.cluster import Cluster, find
 from slurm.commands import Site
 from slurm.config import JobConfig
 from slurm.partition import Partition
-from slurm.profile import PROFILES, Evidence, evidence_of, facts, read_profile
+from slurm.profile import PROFILES, Evidence, Profile, evidence_of, facts, read_profile
 from slurm.script import submission_text
-from slurm.site_rules import notes
+from slurm.site_rules import check, fitted, notes, spoken
 from slurm.submission import resolve_job
 from slurm.walltime import Walltime
+from trainer.plan.devices import device
 
 ROOT = Path(__file__).parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "sites"
@@ -65,6 +69,17 @@ FACTS = {
 
 def a_site(name: str) -> Site:
     return Site(name, version=(24, 5), ages=False, largest_array=1001, enforces_limits=True, accounts=False)
+
+
+@dataclass(frozen=True)
+class VersionOnly(Cluster):
+    """A cluster of which nothing is known but the version of its Slurm."""
+
+    of: tuple[int, ...] = ()
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        return self.of
 
 
 def resolved(name: str, **job: object) -> JobConfig:
@@ -116,6 +131,11 @@ def test_each_fact_has_its_evidence_and_what_is_not_confirmed_is_no_flag(name: s
             for key in fact.split("."):
                 left = left.get(key) if isinstance(left, dict) else None
             assert not left, fact
+
+
+def test_the_plan_knows_the_gpus_that_profiles_name() -> None:
+    named = {gpu for name in SITES if (gpu := read_profile(name).gpu)}
+    assert len(named) > 5 and all(device(gpu) for gpu in named)
 
 
 def test_no_account_and_no_address_of_a_user_stands_in_a_profile() -> None:
@@ -178,6 +198,86 @@ def test_what_a_site_never_takes(name: str, job: dict[str, object], line: str) -
 def test_a_users_own_word_wins(name: str, job: dict[str, object], has: list[str], has_not: list[str]) -> None:
     found = flags(script(resolved(name, **job)))
     assert {*has} <= {*found} and not {*has_not} & {*found}
+
+
+# Two options that a Slurm refuses together, and since when: from its change logs, for these tests alone.
+VERSIONS = [(20, 11), (22, 5), (23, 2), (23, 11), (24, 5), (24, 11), (25, 5), (25, 11), (26, 5)]
+FORBIDDEN = [
+    (r"gres=\S*gpu", r"gpus(-per-\w+)?=", (26, 5)),
+    (r"cpus-per-gpu=", r"cpus-per-task=", (23, 11)),
+    (r"exclusive", r"oversubscribe", (23, 2)),
+]
+RISKY = {
+    "gres": st.sampled_from(["gpu:2", "gpu:a100:2", "nvme:1", "nvme:1,gpu:2"]),
+    "gpus": st.just(4),
+    "gpus-per-node": st.sampled_from(["2", "a100:2"]),
+    "gpus-per-task": st.just(1),
+    "gpus-per-socket": st.just(1),
+    "tres-per-task": st.sampled_from(["gres/gpu:1", "cpu:2"]),
+    "cpus-per-gpu": st.just(4),
+    "exclusive": st.booleans(),
+    "oversubscribe": st.booleans(),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@given(
+    table=st.fixed_dictionaries({}, optional=RISKY),
+    by=st.sampled_from(["gpus-per-node", "gres", "gpus-per-task", "none"]),
+    cores=st.none() | st.just(8),
+)
+@settings(max_examples=60)
+def test_no_slurm_gets_two_options_that_it_refuses_together(
+    version: tuple[int, int], table: dict[str, object], by: str, cores: int | None
+) -> None:
+    job = {"name": "sft", "nodes": 2, "gpus_per_node": 2, "gpus_by": by, "cpus_per_gpu": cores, "sbatch": table}
+    try:
+        found = flags(script(resolve_job([(job, "")], VersionOnly(Profile("c"), "", of=version))))
+    except ConfigError:
+        assert table  # what we ask for ourselves is never refused
+        return
+    for one, other, since in FORBIDDEN:
+        both = [any(re.match(pattern, flag) for flag in found) for pattern in (one, other)]
+        assert not all(both) or version < since, found
+    assert any(flag.startswith("ntasks=") for flag in found) and any(f.startswith("ntasks-per-node=") for f in found)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", SITES)
+def test_a_sites_script_is_good_for_every_slurm(name: str, version: tuple[int, int]) -> None:
+    job = resolved(name)
+    check(job, read_profile(name), version)
+    for one, other, _ in FORBIDDEN:
+        assert not all(any(re.match(p, flag) for flag in flags(script(job))) for p in (one, other))
+
+
+@pytest.mark.parametrize(
+    ("version", "job", "line"),
+    [
+        (None, {"sbatch": {"cpus-per-gpu": 4}, "cpus_per_gpu": 8}, "--sbatch cpus-per-gpu=4: Slurm refuses it together with --cpus-per-task from 23.11 on: take job.cpus_per_gpu=N alone"),
+        ((23, 2), {"sbatch": {"cpus-per-gpu": 4}, "cpus_per_gpu": 8}, None),
+        ((23, 2), {"sbatch": {"exclusive": True, "oversubscribe": True}}, "--sbatch oversubscribe: Slurm refuses it together with --exclusive from 23.02 on: take one of them"),
+        ((22, 5), {"sbatch": {"exclusive": True, "oversubscribe": True}}, None),
+        ((26, 5), {"gpus_by": "none", "sbatch": {"gres": "gpu:2", "gpus-per-node": 2}}, "--sbatch gpus-per-node=2: Slurm refuses it together with --gres=gpu from 26.05 on: ask for GPUs by one of them"),
+        ((25, 11), {"gpus_by": "none", "sbatch": {"gres": "gpu:2", "gpus-per-node": 2}}, None),
+    ],
+)  # fmt: skip
+def test_the_pair_is_named(version: tuple[int, int] | None, job: dict[str, object], line: str | None) -> None:
+    asked = JobConfig(**{"name": "x", **job})  # type: ignore[arg-type]
+    if line is None:
+        check(asked, Profile("c"), version)
+        return
+    with pytest.raises(ConfigError) as refused:
+        check(asked, Profile("c"), version)
+    assert str(refused.value) == line
+
+
+def test_another_layout_gets_its_own_memory() -> None:
+    lumi = read_profile("lumi-g")
+    saved = {"gpus_per_node": 8, "mem": "480G"}
+    assert fitted({**spoken(saved, lumi), "gpus_per_node": 2}, lumi)["mem"] == "120G"
+    assert fitted({**spoken({**saved, "mem": "100G"}, lumi), "gpus_per_node": 2}, lumi)["mem"] == "100G"
+    assert spoken({**saved, "mem": None}, read_profile("generic"))["mem"] is None
 
 
 def test_live_slurm_knows_better(monkeypatch: pytest.MonkeyPatch) -> None:

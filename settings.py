@@ -195,7 +195,7 @@ def convert(data: Mapping[str, Any], kind: type[T], source: str) -> T:
     try:
         return msgspec.convert(data, kind, dec_hook=_from_text)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(str(error), data)}") from None
+        raise ConfigError(f"{source}: {_named(str(error), data, kind)}") from None
 
 
 def to_plain(settings: Any) -> Any:
@@ -263,6 +263,30 @@ def _options(kind: Any) -> tuple[Any, ...]:
 def _hint(word: str, words: Iterable[str], path: str = "") -> str:
     near = nearest(word, words)
     return f"did you mean {path}{near}?" if near else f"valid here: {', '.join(words)}"
+
+
+def _named(message: str, data: Any, kind: Any) -> str:
+    """The mistake with its whole path: msgspec writes `[...]` for an entry of a mapping."""
+    entry = _failing(data, kind, "") if "[...]" in message else None
+    if entry is None:
+        return _explain(message, data)
+    path, message, value = entry
+    told = _explain(message, value)
+    return f"{path.removesuffix('.') if told.startswith(('=', ':')) else path}{told}"
+
+
+def _failing(data: Any, kind: Any, path: str) -> tuple[str, str, Any] | None:
+    """The first entry of a mapping that is not of its type: its path, msgspec's message, its value."""
+    if len(options := _structs(kind)) == 1 and isinstance(data, Mapping):
+        hints = _hints(options[0])
+        below = (_failing(value, hints[key], f"{path}{key}.") for key, value in data.items() if key in hints)
+        return next(filter(None, below), None)
+    for inside, value, inner in _inside(data, kind, path):
+        try:
+            msgspec.convert(value, inner, dec_hook=_from_text)
+        except msgspec.ValidationError as error:
+            return _failing(value, inner, inside) or (inside, str(error), value)
+    return None
 
 
 def _explain(message: str, data: Any) -> str:

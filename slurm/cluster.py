@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,17 +12,16 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from settings import ConfigError, convert, nearest, read_yaml
+from settings import ConfigError, nearest
 from slurm import commands
 from slurm.commands import Site
-from slurm.config import JobConfig, Profile
+from slurm.config import JobConfig
 from slurm.environment import CONF
 from slurm.errors import CommandFailed
 from slurm.fit import misfit
 from slurm.partition import Partition
+from slurm.profile import Limits, Profile, is_path, read_profile, recognizable
 from slurm.walltime import Walltime
-
-PROFILES = Path(__file__).parent.parent / "envs" / "clusters"
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,39 @@ class Cluster:
     """How it was chosen, in words."""
     site: Site | None = None
     """What its Slurm says of itself."""
+    path: Path | None = None
+    """Of a profile that was named by its file."""
+
+    @property
+    def reference(self) -> str:
+        """What `--cluster` finds it by again."""
+        return str(self.path or self.profile.name)
 
     @property
     def live(self) -> bool:
         """A Slurm that answers."""
         return self.site is not None
 
+    @property
+    def version(self) -> tuple[int, ...] | None:
+        """Of its Slurm: (22, 5) for 22.05; None: it cannot be asked."""
+        return self.site.version if self.site else None
+
     @cached_property
     def partitions(self) -> list[Partition]:
         """Asked for once; of a cluster that does not answer, what its profile says."""
-        return commands.partitions() if self.live else [_by_profile(self.profile)]
+        if not self.live:
+            return [_by_profile(self.profile, name) for name in self.profile.partitions or ("",)]
+        found = commands.partitions()
+        if self.profile.gpus_are_asked:
+            return found
+        # Where nobody asks for GPUs, Slurm need not know of them.
+        return [p if p.gpus_per_node else _with_gpus(p, self.profile) for p in found]
 
     def chosen(self, names: str | None) -> list[Partition]:
         """Where a job may run: the partitions that are named, as `gpu,long`, else the default. Raises ConfigError."""
         if not self.live:
-            return self.partitions
+            return [_by_profile(self.profile, name) for name in (names or "").split(",")]
         if not names:
             default = [partition for partition in self.partitions if partition.default]
             return default or self.partitions[:1] or [_by_profile(self.profile)]
@@ -75,10 +93,13 @@ def find(name: str, dry_run: bool = False) -> Cluster:
         if site is None:  # a dry run shows what a cluster would get
             return Cluster(read_profile("generic" if dry_run else "local"), "no Slurm answers here")
         where = f"SLURM_CONF={os.environ[CONF]}" if CONF in os.environ else "this machine's Slurm"
-        return Cluster(_by_cluster_name(site.name), where, site)
+        return Cluster(_claimed_by(site) or read_profile("generic"), where, site)
     profile = read_profile(name)
-    ours = site is not None and fnmatch(site.name, profile.cluster_name or "*")
-    return Cluster(profile, f"--cluster {name}", site if ours else None)
+    path = Path(name).resolve() if is_path(name) else None
+    ours = site is not None and (
+        _is_of(site, profile) if path is None else fnmatch(site.name, profile.cluster_name or "*")
+    )
+    return Cluster(profile, f"--cluster {name}", site if ours else None, path)
 
 
 def _ask_site() -> Site | None:
@@ -89,24 +110,37 @@ def _ask_site() -> Site | None:
         raise CommandFailed(f"{error}; to train here without it: --cluster local", error.words) from None
 
 
-def read_profile(name: str) -> Profile:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        names = [p.stem for p in sorted(PROFILES.glob("*.yaml"))]
-        near = nearest(name, names)
-        hint = f"did you mean {near}?" if near else f"known: {', '.join(names)}, or the path of a profile"
-        raise ConfigError(f"--cluster {name}: there is no such profile: {hint}")
-    return convert(read_yaml(path), Profile, str(path))
+def _with_gpus(partition: Partition, profile: Profile) -> Partition:
+    return dataclasses.replace(partition, gpus_per_node=_by_profile(profile, partition.name).gpus_per_node)
 
 
-def _by_cluster_name(cluster_name: str) -> Profile:
-    profiles = (read_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")))
-    return next((p for p in profiles if fnmatch(cluster_name, p.cluster_name or "")), read_profile("generic"))
+def _claimed_by(site: Site | None) -> Profile | None:
+    """The profile that knows this Slurm, by its ClusterName, else by the shell's variables."""
+    profiles = [read_profile(name) for name in recognizable()]
+    by_name = (p for p in profiles if site is not None and fnmatch(site.name, p.cluster_name or ""))
+    by_shell = (p for p in profiles if p.detect and all(fnmatch(os.environ.get(k, ""), p.detect[k]) for k in p.detect))
+    return next(by_name, None) or next(by_shell, None)
 
 
-def _by_profile(profile: Profile) -> Partition:
+def _is_of(site: Site, profile: Profile) -> bool:
+    """Whether this Slurm is the profile's; one whose ClusterName nobody has told may be any that is not another's."""
+    if profile.cluster_name or profile.name == "generic":
+        return fnmatch(site.name, profile.cluster_name or "*")
+    other = _claimed_by(site)
+    return other is None or other.name == profile.name or not other.cluster_name
+
+
+def _by_profile(profile: Profile, name: str = "") -> Partition:
     """What is known of a cluster that cannot be asked."""
-    return Partition(profile.name, gpus_per_node=profile.gpus_per_node, max_walltime=profile.max_walltime)
+    told = profile.partitions.get(name)
+    return Partition(
+        name or profile.name,
+        gpus_per_node=(told and told.gpus_per_node) or profile.gpus_per_node,
+        cpus_per_node=None if told and told.gpus_per_node else profile.cpus_per_node,  # another kind of node
+        min_nodes=told.min_nodes if told else 1,
+        max_nodes=told.max_nodes if told else None,
+        max_walltime=told.max_walltime if told else profile.max_walltime,
+    )
 
 
 def check_fits(job: JobConfig, cluster: Cluster) -> None:
@@ -122,7 +156,9 @@ def check_fits(job: JobConfig, cluster: Cluster) -> None:
     misfits = [misfit(job, choice) for choice in choices]
     if all(misfits):  # of several partitions Slurm takes one that fits
         raise ConfigError(str(misfits[0]))
-    if cluster.site is not None:
+    if cluster.site is None:
+        _refuse_longer(job, profile.qos.get(job.qos or "", Limits()).max_walltime)
+    else:
         _check_access(job, choices, cluster.site)
         _check_qos(job, cluster.site)
 
@@ -144,12 +180,15 @@ def _check_access(job: JobConfig, choices: Sequence[Partition], site: Site) -> N
 
 def _check_qos(job: JobConfig, site: Site) -> None:
     if job.qos and job.walltime and site.accounts:
-        limit = commands.qos_max_walltime(job.qos)
-        if limit is not None and job.walltime > limit:
-            raise ConfigError(
-                f"--walltime {job.walltime}: the QOS {job.qos} allows {limit}: the run goes on by itself, "
-                f"take --walltime {limit}"
-            )
+        _refuse_longer(job, commands.qos_max_walltime(job.qos))
+
+
+def _refuse_longer(job: JobConfig, limit: Walltime | None) -> None:
+    if limit is not None and job.walltime is not None and job.walltime > limit:
+        raise ConfigError(
+            f"--walltime {job.walltime}: the QOS {job.qos} allows {limit}: the run goes on by itself, "
+            f"take --walltime {limit}"
+        )
 
 
 def with_continuation(job: JobConfig, cluster: Cluster) -> JobConfig:

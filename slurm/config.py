@@ -39,6 +39,10 @@ class JobConfig(Struct, frozen=True):
     """Memory of a node, as sbatch takes it; `0` asks for all of it."""
     cpus_per_gpu: Count | None = None
     """CPU cores for each rank; None: the partition's default."""
+    gpus_by: Literal["gpus-per-node", "gres", "gpus-per-task", "none"] = "gpus-per-node"
+    """The option by which this site is asked for GPUs; none: its nodes come with them."""
+    gpu_type: str | None = None
+    """Their kind, where the site wants it named: --gres=gpu:a100:4."""
     mail_user: str | None = None
     sbatch: dict[str, str | int | bool] = {}
     """Any other sbatch option by its long name; true is a flag without a value."""
@@ -104,23 +108,6 @@ class JobConfig(Struct, frozen=True):
     @property
     def layout(self) -> str:
         return layout(self.nodes, self.gpus_per_node)
-
-
-class Profile(Struct, frozen=True):
-    """Where to run: what a cluster needs to be told (envs/clusters/<name>.yaml)."""
-
-    name: str
-    description: str = ""
-    cluster_name: str | None = None
-    """ClusterName of its slurm.conf, as a pattern (`pocket*`): by this `--cluster auto` knows the site."""
-    gpus_per_node: Count | None = None
-    """GPUs of a full node: what is asked for when --gpus is omitted."""
-    gpu: str | None = None
-    """What they are, as `launch.py plan --gpus-of` calls it (a100-80): what cannot fit is refused then."""
-    max_nodes: Count | None = None
-    max_walltime: Walltime | None = None
-    job: dict[str, object] = {}
-    """Defaults of the job config on this cluster."""
 
 
 def layout(nodes: int, gpus: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from durable import write_atomic
 from settings import ConfigError, merge, read_yaml
 from slurm import cluster as clusters
-from slurm import commands, environment, launches, snapshot
+from slurm import commands, environment, launches, site_rules, snapshot
 from slurm.config import check_launcher, make_job
 from slurm.environment import without_job
 from slurm.logs import follow
@@ -106,8 +106,10 @@ def reopen(run: RunDir, changes: Mapping[str, Any], cluster: str, dry_run: bool 
     job_file = run.path / "job.yaml"
     saved = read_yaml(job_file)
     where = clusters.find(saved["cluster"] if cluster == "auto" else cluster, dry_run)
-    fixed = {"name": run.name, "cluster": where.profile.name, "command": saved.get("command")}
-    job = make_job({**merge(saved, changes), **fixed}, str(job_file))
+    fixed = {"name": run.name, "cluster": where.reference, "command": saved.get("command")}
+    data = {**merge(site_rules.spoken(saved, where.profile), changes), **fixed}
+    job = make_job(site_rules.fitted(data, where.profile), str(job_file))
+    site_rules.check(job, where.profile, where.version)
     clusters.check_fits(job, where)
     return Submission(clusters.with_continuation(job, where), where, run, None)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 
 from settings import to_plain
-from slurm import environment
+from slurm import environment, site_rules
 from slurm.environment import Layout
 from slurm.submission import Submission
 from slurm.walltime import Walltime
@@ -18,6 +18,7 @@ def account(ready: Submission) -> list[str]:
     job = ready.job
     where = f"{ready.cluster.profile.name} ({ready.cluster.found_by})"
     lines = [f"{job.name}: {job.layout} on {where}; launcher {job.launcher}"]
+    lines += site_rules.notes(job, ready.cluster.profile, date.today())
     lines += [ready.batch] if ready.batch else []
     lines += [f"code: {len(ready.code.files)} files of {ready.code.root} are copied and run"] if ready.code else []
     lines += [f"starts from {ready.fork}"] if ready.fork else []

@@ -11,13 +11,19 @@ from slurm.exits import CONFIG
 
 _NOT_YOURS = "outlast: this run's code is not yours: start a run of your own from its checkpoint: launch.py --fork RUN"
 
+_GPUS = {
+    *("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"),
+    *("tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task"),
+}
+
 
 def submission_text(job: JobConfig, run_dir: Path, python: Path, workdir: Path) -> str:
     """RUN_DIR/submission.sh: flags, set-up lines, and the supervisor in the shell's place."""
     code = run_dir / "code"
+    ours = dict(options(job, run_dir, workdir))
     wanted = [
-        *options(job, run_dir, workdir),
-        *((key, value) for key, value in job.sbatch.items() if value is not False),
+        *ours.items(),
+        *((key, value) for key, value in job.sbatch.items() if value is not False and key not in ours),
     ]
     flags = [f"#SBATCH --{key}" if value is True else f"#SBATCH --{key}={_quote(value)}" for key, value in wanted]
     lines = ["#!/bin/bash", *flags, ""]
@@ -41,7 +47,7 @@ def options(job: JobConfig, run_dir: Path, workdir: Path) -> Iterator[tuple[str,
     # Both counts: Slurm 24.05 and newer read --ntasks-per-node alone as a maximum.
     yield "ntasks", job.world_size
     yield "ntasks-per-node", job.gpus_per_node
-    yield "gpus-per-node", job.gpus_per_node
+    yield from gpus(job)
     if job.cpus_per_gpu:
         yield "cpus-per-task", job.cpus_per_gpu
     for key in ("mem", "partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude"):
@@ -61,6 +67,22 @@ def options(job: JobConfig, run_dir: Path, workdir: Path) -> Iterator[tuple[str,
     yield "open-mode", "append"  # a requeue truncates the log otherwise
     # Also in a chain, for the time until the successor waits: then the supervisor turns it off.
     yield ("no-requeue" if job.continue_by == "none" else "requeue"), True
+
+
+def gpus(job: JobConfig) -> Iterator[tuple[str, str]]:
+    """The one option that asks for GPUs: Slurm 26.05 refuses two of them. A user's own stands in its place."""
+    theirs = str(job.sbatch.get("gres", ""))
+    if (
+        job.gpus_by == "none"
+        or "gpu" in theirs
+        or any("gpu" in f"{key}={job.sbatch[key]}" for key in _GPUS & {*job.sbatch})
+    ):
+        return
+    kind = f"{job.gpu_type}:" if job.gpu_type else ""
+    if job.gpus_by == "gres":
+        yield "gres", ",".join(filter(None, [f"gpu:{kind}{job.gpus_per_node}", theirs]))
+    else:
+        yield job.gpus_by, f"{kind}{1 if job.gpus_by == 'gpus-per-task' else job.gpus_per_node}"
 
 
 def _quote(value: str | int | bool) -> str:

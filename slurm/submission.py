@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from durable import fsync_path, nonce, write_atomic
 from settings import ConfigError, convert, dump_yaml, merge, override, to_plain
 from slurm import cluster as clusters
-from slurm import commands, environment, launches, refusals, snapshot
+from slurm import commands, environment, launches, refusals, site_rules, snapshot
 from slurm.cluster import Cluster
 from slurm.config import JobConfig, check_binds, check_launcher, make_job
 from slurm.errors import CommandFailed, ControllerAway
@@ -62,16 +62,17 @@ def resolve_job(layers: list[tuple[Mapping[str, Any], str]], cluster: Cluster) -
             raise ConfigError(f"{source}: job={layer}: a mapping of job settings is expected, as nodes: 2")
         convert({"name": "x", **layer}, JobConfig, source)  # alone, so that a mistake is told with its own source
         data = merge(data, layer)
-    data["cluster"] = cluster.profile.name
+    data["cluster"] = cluster.reference
     if "gpus_per_node" not in data:
         data["gpus_per_node"] = clusters.full_node(data.get("partition"), cluster)
     check_name(str(data.get("name")))
-    job = make_job(data, source)
+    job = make_job(site_rules.fitted(data, cluster.profile), source)
     check_sbatch_table(job)
     if job.time_min and job.walltime and job.time_min > job.walltime:
         raise ConfigError(
             f"--time-min {job.time_min} is longer than --walltime {job.walltime}: Slurm may only shorten it"
         )
+    site_rules.check(job, cluster.profile, cluster.version)
     clusters.check_fits(job, cluster)
     return clusters.with_continuation(job, cluster)
 
@@ -91,7 +92,8 @@ def check_folder(path: Path) -> None:
 
 def check_sbatch_table(job: JobConfig) -> None:
     """What has its own flag, or what the continuation depends on, is not given a second time. Raises ConfigError."""
-    taken = {key for key, _ in options(job, Path(), Path())} | {"requeue", "no-requeue", "time", "dependency", "array"}
+    ours = {key for key, _ in options(replace(job, sbatch={}), Path(), Path())} - {"gres"}
+    taken = ours | {"requeue", "no-requeue", "time", "dependency", "array"}
     for key in job.sbatch:
         if key in taken or len(key) == 1:
             raise ConfigError(f"--sbatch {key}: launch.py sets it: see its own flags in --help")

@@ -9,10 +9,11 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 from settings import ConfigError
-from slurm import control, describe, logs, runs, submission
+from slurm import control, describe, logs, runs, site_rules, submission
 from slurm import status as statuses
 from slurm.config import read_job
 from slurm.rundir import RunDir
@@ -31,7 +32,8 @@ def start(ready: Submission, here: bool) -> int:
     """Queue the run, or train in this shell: without a scheduler, or in its allocation."""
     name = ready.run.name
     where = f"{ready.cluster.profile.name} ({ready.cluster.found_by})"
-    print(f"{name}: {ready.job.layout} on {where}", *filter(None, [ready.batch]), sep="\n", flush=True)
+    noted = [*site_rules.notes(ready.job, ready.cluster.profile, date.today()), *filter(None, [ready.batch])]
+    print(f"{name}: {ready.job.layout} on {where}", *noted, sep="\n", flush=True)
     if here or ready.job.cluster == "local":
         return control.run_here(ready.run, allocation=here)
     if not ready.cluster.live:

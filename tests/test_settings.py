@@ -123,3 +123,22 @@ def test_override_reads_yaml_and_refuses_what_is_no_assignment() -> None:
 @given(TREES.filter(lambda t: isinstance(t, dict)))
 def test_merge_with_itself_and_with_nothing_changes_nothing(tree: dict) -> None:
     assert merge(tree, tree) == tree == merge(tree, {}) == merge({}, tree)
+
+
+class Forest(Struct, frozen=True):
+    trees: dict[str, Leaf] = {}
+    groups: list[dict[str, int]] = []
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ({"trees": {"oak": {"rate": "fast"}}}, "x.yaml: trees.oak.rate=fast: expected float, got str"),
+        ({"trees": {"elm": {"rate": 1.0}, "oak": 3}}, "x.yaml: trees.oak=3: expected object, got int"),
+        ({"groups": [{"a": 1}, {"b": "two"}]}, "x.yaml: groups[1].b=two: expected int, got str"),
+    ],
+)
+def test_an_entry_of_a_mapping_is_named(data: dict[str, object], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert(data, Forest, "x.yaml")
+    assert str(caught.value) == line

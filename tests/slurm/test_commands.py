@@ -10,8 +10,9 @@ import pytest
 
 from slurm.cluster import Cluster, with_continuation
 from slurm.commands import failure, own_words, parse_job, parse_queue, parse_site, run, sent_as
-from slurm.config import JobConfig, Profile
+from slurm.config import JobConfig
 from slurm.errors import ControllerAway
+from slurm.profile import Profile
 
 RUNNING = (
     "JobId=812 JobName=sft UserId=me(1000) GroupId=me(1000) MCS_label=N/A Priority=4294901757 Nice=0 Account=(null) "

@@ -197,12 +197,10 @@ def parse(words: list[str], command: list[str] | None = None) -> tuple[str, argp
 
 
 def submit(args: argparse.Namespace, job: dict[str, Any], command: list[str] | None) -> int:
-    from slurm import submission, verbs
+    from slurm import proposed, submission, verbs
     from trainer.plan import report
 
-    ready = resolve(args, job, command)
-    if ready.config_text is not None and not args.force:
-        report.check(ready.config_text, ready.job.nodes, ready.job.gpus_per_node, ready.cluster.profile.gpu)
+    ready = proposed.planned(resolve(args, job, command), report.check, args)
     if args.dry_run:
         return verbs.show(ready, args.json)
     if not (args.no_submit or args.here):

@@ -31,7 +31,7 @@ def start(ready: Submission, here: bool) -> int:
     """Queue the run, or train in this shell: without a scheduler, or in its allocation."""
     name = ready.run.name
     where = f"{ready.cluster.profile.name} ({ready.cluster.found_by})"
-    print(f"{name}: {ready.job.layout} on {where}", *filter(None, [ready.batch]), sep="\n", flush=True)
+    print(f"{name}: {ready.job.layout} on {where}", *filter(None, [ready.batch, ready.proposed]), sep="\n", flush=True)
     if here or ready.job.cluster == "local":
         return control.run_here(ready.run, allocation=here)
     if not ready.cluster.live:

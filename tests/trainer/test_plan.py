@@ -263,8 +263,8 @@ def test_submit_refuses_what_cannot_fit() -> None:
     with pytest.raises(
         ConfigError, match="it does not fit: .* GiB on each GPU, a100-80 has 79.2: take --nodes .*--force"
     ):
-        report.check(text, 1, 8, "a100-80")
-    report.check(text, 1, 8, None)  # nobody has said which GPUs these are
+        report.check(text, 1, 8, "a100-80", Path("x"))
+    report.check(text, 1, 8, "a100-80", Path("x"), force=True)
 
 
 def test_a_dry_run_is_refused_where_the_profile_says_which_gpus_there_are(

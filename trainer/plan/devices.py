@@ -98,6 +98,8 @@ class Reached:
     recomputed: bool
     """With full gradient checkpointing."""
     source: str
+    own: bool = False
+    """The user's runs have reached it."""
 
     def __str__(self) -> str:
         recomputed = ", all recomputed" if self.recomputed else ""

@@ -9,13 +9,14 @@ from typing import Any
 
 from settings import ConfigError, merge, parse_yaml, read_json
 from trainer import config, zero
+from trainer.interval import duration
 from trainer.new_tokens import MULTIPLE
 from trainer.plan import architecture, layouts, own
 from trainer.plan.architecture import Architecture
 from trainer.plan.devices import Device, device
 from trainer.plan.layouts import Planned
 from trainer.plan.length import Length, length
-from trainer.plan.time import Saving, saving
+from trainer.plan.time import Saving, Time, saving
 from trainer.schema import TrainConfig
 
 DEVICE = "h100-80"
@@ -111,23 +112,31 @@ def model_of(settings: TrainConfig) -> Architecture:
     return found
 
 
-def check(text: str, nodes: int, gpus: int, gpus_of: str | None) -> None:
-    """Refuse a resolved config that cannot fit on such GPUs. Raises ConfigError with a layout that does; where the
-    kind of GPU or the model is not known, nothing is refused."""
-    if gpus_of is None:
-        return
+def check(text: str, nodes: int, gpus: int, gpus_of: str, run: Path, force: bool = False) -> tuple[float, str] | None:
+    """Refuse a resolved config that cannot fit on such GPUs, but for `force`; `run`: the run's folder, beside others.
+    Returns how many seconds to ask for, and what they are; None: nobody knows how long the run is.
+
+    Raises ConfigError with a layout that fits; where the model is not known, nothing is refused."""
     settings = config.resolve(parse_yaml(text, "config.yaml"), "config.yaml")
     try:
         model = model_of(settings)
     except ConfigError:
-        return
+        return None
     kind = device(gpus_of)
-    now = layouts.planned(model, settings, nodes, gpus, kind, 1)
-    if now.fits or not model.known:
-        return
+    kind = replace(kind, own=own.reached(run.parent, settings, model.active / 1e9))
+    known = length(settings, config.cache_folder(settings.data, run))
+    now = layouts.planned(model, settings, nodes, gpus, kind, known.steps if known else 1)
+    if now.fits or force or not model.known:
+        return asked(now.time) if known else None
     better = layouts.alternatives(model, settings, nodes, gpus, kind, 1)
     one = better[0] if better else layouts.smallest(model, settings, gpus, kind, 1)
     raise ConfigError(f"{too_large(now)}: {instead(one)} (--force submits it all the same)")
+
+
+def asked(time: Time) -> tuple[float, str]:
+    """Seconds, with the margin that their source takes; in words."""
+    seconds = time.seconds * (1 + time.margin)
+    return seconds, f"the plan says {duration(time.seconds)}, and {time.margin:.0%} more"
 
 
 def too_large(one: Planned) -> str:

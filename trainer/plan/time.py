@@ -18,6 +18,9 @@ RECOMPUTED = 0.27
 the tokens were measured for a Llama 3B (torchtune's README, A100)."""
 SELECTED = 0.07
 """The same of selective: assumed, between none and a quarter of full."""
+MARGIN = {True: 0.2, False: 0.5}
+"""Whether an MFU is the user's own, and how much longer a run may take: a run of the same kind differs by saves and
+held-out losses, a published MFU by a slow network."""
 STARTED = 120.0
 """Seconds from an attempt's start to its first step: assumed, for a large model's load."""
 
@@ -38,6 +41,13 @@ class Time:
     """How many times as long a step takes as without."""
     gpus: int
     nodes: int
+    own: bool = False
+    """The MFU is the user's own."""
+
+    @property
+    def margin(self) -> float:
+        """Share of the time to ask for on top."""
+        return MARGIN[self.own]
 
     @property
     def seconds(self) -> float:
@@ -80,7 +90,10 @@ def time(
     computing = tokens * flops / (gpus * device.flops * mfu)
     waiting = _offloading(model, settings, layout, gpus // nodes)
     step = computing + waiting
-    return Time(float(tokens) * steps, steps, step, mfu * computing / step, str(line), step / computing, gpus, nodes)
+    reached_here = mfu * computing / step
+    return Time(
+        *(float(tokens) * steps, steps, step, reached_here, str(line), step / computing, gpus, nodes), own=line.own
+    )
 
 
 def _offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:

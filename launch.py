@@ -115,6 +115,7 @@ CALL_FLAGS = [
     Flag("--suggest-tokens", "suggest_tokens", int, "find so many new tokens in the data", ("prepare",)),
     Flag("--gpus-of", "gpus_of", str, "kinds of GPUs: a100-40,h100-80", ("plan",)),
     Flag("--examples", "examples", str, "examples x mean tokens, in place of the data: 6800x2048", ("plan",)),
+    Flag("--calibrate", "calibrate", str, "keep what a run, or a file of benchmarks.gpu, has reached", ("plan",)),
     Flag("--table", "table", None, "the founding table, each cell with its arithmetic", ("plan",)),
     Flag("--force", "force", None, "submit also what cannot fit into the GPUs' memory", ("submit",)),
     Flag("--all", "all", None, "the whole matrix of faults, in half an hour", ("drill",)),

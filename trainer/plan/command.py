@@ -28,6 +28,11 @@ SHOWN = 6
 def run(read: Callable[[], tuple[dict[str, Any], dict[str, Any], str]], job: Mapping[str, Any], args: Namespace) -> int:
     """The verb: 0, or 78 where it does not fit. `read` gives a recipe's tree or a config.json's, the words of the job,
     and what to call the tree in errors; `job`: flags. Raises ConfigError."""
+    if args.calibrate:
+        from trainer.plan import measured
+
+        print(measured.calibrate(args.calibrate, Path(args.runs_dir)))
+        return 0
     if args.table:
         from trainer.plan import founding
 

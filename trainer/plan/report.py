@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from settings import ConfigError, merge, parse_yaml, read_json
+from settings import ConfigError, merge, parse_yaml
 from trainer import config, zero
 from trainer.interval import duration
-from trainer.new_tokens import MULTIPLE
-from trainer.plan import architecture, layouts, own
+from trainer.plan import layouts, own
 from trainer.plan.architecture import Architecture
-from trainer.plan.devices import Device, device
+from trainer.plan.calibrated import device
+from trainer.plan.devices import Device
 from trainer.plan.layouts import Planned
 from trainer.plan.length import Length, length
+from trainer.plan.model import model_of
 from trainer.plan.time import Saving, Time, saving
 from trainer.schema import TrainConfig
 
@@ -57,7 +58,7 @@ def made(
     if "model_type" in tree and "model" not in tree:  # a config.json alone
         tree, more = _recipe_of(tree, nodes * gpus)
         assumed += more
-    kinds = [device(name) for name in (gpus_of or DEVICE).split(",")]
+    kinds = [device(name, runs) for name in (gpus_of or DEVICE).split(",")]
     assumed += [] if gpus_of else [f"GPUs of the kind {DEVICE} (--gpus-of)"]
     settings = config.resolve(zero.with_batch({"name": "plan", **tree}, nodes * gpus), source)
     model = model_of(settings)
@@ -96,22 +97,6 @@ def _recipe_of(values: dict[str, Any], ranks: int) -> tuple[dict[str, Any], list
     return merge(tree, spoken), [f"{said}, but for what is typed"]
 
 
-def model_of(settings: TrainConfig) -> Architecture:
-    """Of the recipe's block or of the folder's config.json. Raises ConfigError."""
-    model = settings.model
-    if model.path is None:
-        found = architecture.read(model.config or {})
-    else:
-        path = Path(model.path) / "config.json"
-        if not path.is_file():
-            raise ConfigError(f"model.path={model.path}: there is no config.json: the plan reads the shape from it")
-        found = architecture.read(read_json(path), str(path))
-    if model.new_tokens:  # at most: rows that are spare already take some
-        rows = found.vocabulary + len(model.new_tokens)
-        found = found.with_vocabulary(-(-rows // MULTIPLE) * MULTIPLE)
-    return found
-
-
 def check(text: str, nodes: int, gpus: int, gpus_of: str, run: Path, force: bool = False) -> tuple[float, str] | None:
     """Refuse a resolved config that cannot fit on such GPUs, but for `force`; `run`: the run's folder, beside others.
     Returns how many seconds to ask for, and what they are; None: nobody knows how long the run is.
@@ -122,7 +107,7 @@ def check(text: str, nodes: int, gpus: int, gpus_of: str, run: Path, force: bool
         model = model_of(settings)
     except ConfigError:
         return None
-    kind = device(gpus_of)
+    kind = device(gpus_of, run.parent)
     kind = replace(kind, own=own.reached(run.parent, settings, model.active / 1e9))
     known = length(settings, config.cache_folder(settings.data, run))
     now = layouts.planned(model, settings, nodes, gpus, kind, known.steps if known else 1)

@@ -83,20 +83,24 @@ def time(
 ) -> Time:
     """`steps`: of the whole run."""
     gpus, tokens = layout.data_parallel_size, layout.global_batch_size * settings.data.seq_len
-    line = reached(device, model.active)
-    mfu = line.mfu * (1 + RECOMPUTED if line.recomputed else 1) / again(settings)
+    line = reached(device, model.active, gpus)
+    plain = line.mfu * (1 + RECOMPUTED if line.recomputed else 1)
+    computing = seconds_at(1.0, model, settings, layout, device) / plain
+    waiting = offloading(model, settings, layout, gpus // nodes)
+    step = computing + waiting
+    mfu = plain / again(settings) * computing / step
+    return Time(float(tokens) * steps, steps, step, mfu, str(line), step / computing, gpus, nodes, line.own)
+
+
+def seconds_at(mfu: float, model: Architecture, settings: TrainConfig, layout: BatchLayout, device: Device) -> float:
+    """Of a step without what an offload waits for. `mfu`: as it would be with nothing computed again."""
+    tokens = layout.global_batch_size * settings.data.seq_len
     # Without gradients of the frozen weights a third of the products is left out.
     flops = model.flops(settings.data.seq_len) * (2 / 3 if settings.lora else 1)
-    computing = tokens * flops / (gpus * device.flops * mfu)
-    waiting = _offloading(model, settings, layout, gpus // nodes)
-    step = computing + waiting
-    reached_here = mfu * computing / step
-    return Time(
-        *(float(tokens) * steps, steps, step, reached_here, str(line), step / computing, gpus, nodes), own=line.own
-    )
+    return tokens * flops * again(settings) / (layout.data_parallel_size * device.flops * mfu)
 
 
-def _offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:
+def offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:
     """Seconds of a step in which GPUs wait for their host: the optimizer reads and writes 28 bytes a parameter there,
     and weights and gradients travel. Nothing of it is hidden behind the passes."""
     optimizer = weights = False

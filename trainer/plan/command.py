@@ -92,7 +92,8 @@ def _memory(one: Planned) -> Table:
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     now, time, saved = report.now, report.now.time, report.saving
     host = ", ".join(f"{name} {_size(size)}" for name, size in now.memory.host.items())
-    yield "host", f"{_size(now.memory.node)} on each node: {host}"
+    few = f"; job.mem={report.mem} is {_size(report.short)} too little" if report.short else ""
+    yield "host", f"{_size(now.memory.node)} on each node: {host}{few}"
     if now.memory.disk:
         yield "scratch", f"{_size(now.memory.disk)} on each node's own disk"
     slower = f"; offload makes it {time.offload:.1f} times as long" if time.offload > 1 else ""
@@ -189,6 +190,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "layouts": [_plain(one) for one in _distinct(report.better)],
         "smallest": report.smallest and _plain(report.smallest),
         "others": [_plain(one) for one in report.others],
+        "host_short_bytes": report.short,
         "assumed": report.assumed,
     }
 

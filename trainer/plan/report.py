@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,15 @@ class Report:
     """The best on other kinds of GPUs."""
     assumed: list[str]
     """What nobody has said."""
+    mem: str = ""
+    """The job's memory of a node, as sbatch takes it."""
+
+    @property
+    def short(self) -> float:
+        """Bytes of a node's memory that the job asks for too few; 0: none, or it is not said."""
+        size = re.fullmatch(r"(\d+)([KMGT]?)B?", self.mem, re.IGNORECASE)
+        asked = int(size[1]) << {"K": 10, "M": 20, "G": 30, "T": 40}[size[2].upper() or "M"] if size else 0
+        return max(0.0, self.now.memory.node - asked) if asked else 0.0
 
     @property
     def saving(self) -> Saving:
@@ -70,7 +80,7 @@ def made(
     better = layouts.alternatives(model, settings, nodes, gpus, kinds[0], steps)
     least = layouts.smallest(model, settings, gpus, kinds[0], steps)
     others = [_best(model, settings, nodes, gpus, kind, steps) for kind in kinds] if len(kinds) > 1 else []
-    return Report(model, now, known, better, least, [one for one in others if one], assumed)
+    return Report(model, now, known, better, least, [one for one in others if one], assumed, str(job.get("mem") or ""))
 
 
 def _best(

@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 
 import launch
+from benchmarks.plan import hours
+from benchmarks.plan.cases import Case
+from benchmarks.rows import Row
 from settings import ConfigError, dump_yaml
 from tests.trainer.ranks import Run
-from trainer.plan import calibrated, measured
+from trainer.plan import batch_layout, calibrated, measured
 from trainer.plan.devices import kind_of, reached
 from trainer.plan.measured import calibrate, compared, of_run
+from trainer.plan.time import seconds_at
 
 CONFIG = {
     "model": {"config": {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16}, "tokenizer": "."},
@@ -164,3 +168,25 @@ def test_ranks_on_a_cpu_are_planned_by_a_run_of_theirs(
     said = json.loads(capsys.readouterr().out)
     assert said["plan"]["step_seconds"] == pytest.approx(found.step, rel=1e-3)
     assert "CUDA" not in said["plan"]["gpu_parts"] and "12 steps of the run run" in said["plan"]["mfu_source"]
+
+
+def test_the_benchmark_judges_the_error_of_planned_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def at(slower: dict[int, float]) -> list[Row]:
+        """Trainings at one pace, but for that of these numbers of ranks in what is planned."""
+
+        def train(case: Case, run: Path) -> None:
+            model, layout = case.model, batch_layout(case.settings.train, case.ranks)
+            step = seconds_at(0.3, model, case.settings, layout, calibrated.plain("cpu"))
+            step *= slower.get(case.ranks, 1.0) if run.name.startswith("run") else 1.0
+            told = {"seconds": step, "data_wait_seconds": 0.0, "memory_bytes": 1e9}
+            events = [begun(1, 0, case.ranks, "cpu"), *(line("step", 1, number, **told) for number in range(1, 9))]
+            (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+        monkeypatch.setattr(hours, "train", train)
+        return hours.measure(quick=False)
+
+    rows = at({})
+    assert len(rows) == 1 + len(hours.PLANNED) and rows[-1].met and rows[-1].outlast == pytest.approx(0, abs=0.1)
+    rows = at({1: 0.5, 2: 1.25})
+    assert [row.name.rsplit(" ", 1)[1] for row in rows[:-1]] == ["+100.0%"] * 3 + ["-20.0%"] * 3
+    assert rows[-1].met is False and rows[-1].outlast == pytest.approx(60, abs=0.1) and rows[-1].cause

@@ -115,6 +115,7 @@ CALL_FLAGS = [
     Flag("--suggest-tokens", "suggest_tokens", int, "find so many new tokens in the data", ("prepare",)),
     Flag("--gpus-of", "gpus_of", str, "kinds of GPUs: a100-40,h100-80", ("plan",)),
     Flag("--examples", "examples", str, "examples x mean tokens, in place of the data: 6800x2048", ("plan",)),
+    Flag("--calibrate", "calibrate", str, "keep what a run, or a file of benchmarks.gpu, has reached", ("plan",)),
     Flag("--table", "table", None, "the founding table, each cell with its arithmetic", ("plan",)),
     Flag("--force", "force", None, "submit also what cannot fit into the GPUs' memory", ("submit",)),
     Flag("--all", "all", None, "the whole matrix of faults, in half an hour", ("drill",)),
@@ -197,12 +198,10 @@ def parse(words: list[str], command: list[str] | None = None) -> tuple[str, argp
 
 
 def submit(args: argparse.Namespace, job: dict[str, Any], command: list[str] | None) -> int:
-    from slurm import submission, verbs
+    from slurm import proposed, submission, verbs
     from trainer.plan import report
 
-    ready = resolve(args, job, command)
-    if ready.config_text is not None and not args.force:
-        report.check(ready.config_text, ready.job.nodes, ready.job.gpus_per_node, ready.cluster.profile.gpu)
+    ready = proposed.planned(resolve(args, job, command), report.check, args)
     if args.dry_run:
         return verbs.show(ready, args.json)
     if not (args.no_submit or args.here):

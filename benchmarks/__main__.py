@@ -17,6 +17,7 @@ from benchmarks.checkpoint import measure as checkpoint
 from benchmarks.forgetting import measure as forgetting
 from benchmarks.goodput import measure as goodput
 from benchmarks.memory import measure as memory
+from benchmarks.plan import hours
 from benchmarks.plan import measure as plan
 from benchmarks.processes import Unable
 from benchmarks.rows import OPEN, Row, table, verdict
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "loader": loader.measure,
     "memory": memory.measure,
     "plan": plan.measure,
+    "hours": hours.measure,
     "data": data.measure,
     "step": step.measure,
     "forgetting": forgetting.measure,

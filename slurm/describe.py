@@ -19,7 +19,7 @@ def account(ready: Submission) -> list[str]:
     where = f"{ready.cluster.profile.name} ({ready.cluster.found_by})"
     lines = [f"{job.name}: {job.layout} on {where}; launcher {job.launcher}"]
     lines += site_rules.notes(job, ready.cluster.profile, date.today())
-    lines += [ready.batch] if ready.batch else []
+    lines += filter(None, [ready.batch, ready.proposed])
     lines += [f"code: {len(ready.code.files)} files of {ready.code.root} are copied and run"] if ready.code else []
     lines += [f"starts from {ready.fork}"] if ready.fork else []
     lines += [continuation(ready), *cost(ready), f"run folder: {os.path.relpath(ready.run.path)}", "every rank gets:"]

@@ -45,6 +45,8 @@ class Submission:
     """Of a foreign command: what is copied, and runs."""
     fork: Path | None = None
     """Another run's checkpoint that this one starts from."""
+    proposed: str = ""
+    """What is said of a time limit that nobody has given."""
 
     @property
     def script(self) -> str:

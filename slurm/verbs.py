@@ -32,8 +32,8 @@ def start(ready: Submission, here: bool) -> int:
     """Queue the run, or train in this shell: without a scheduler, or in its allocation."""
     name = ready.run.name
     where = f"{ready.cluster.profile.name} ({ready.cluster.found_by})"
-    noted = [*site_rules.notes(ready.job, ready.cluster.profile, date.today()), *filter(None, [ready.batch])]
-    print(f"{name}: {ready.job.layout} on {where}", *noted, sep="\n", flush=True)
+    noted = [*site_rules.notes(ready.job, ready.cluster.profile, date.today()), ready.batch, ready.proposed]
+    print(f"{name}: {ready.job.layout} on {where}", *filter(None, noted), sep="\n", flush=True)
     if here or ready.job.cluster == "local":
         return control.run_here(ready.run, allocation=here)
     if not ready.cluster.live:

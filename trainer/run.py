@@ -204,7 +204,9 @@ class Training:
         how = f"resumed from {source}" if source else "starts"
         stage = self.course.at(self.progress.step).name
         text = f"{how} at step {self.progress.step} of {self.total}{f', stage {stage}' if stage else ''}; {self.layout}"
-        self.attempt.tell("resume", self.progress.step, text, **{"from": source}, world_size=runtime.world_size)
+        ranks = {"world_size": runtime.world_size, "local_world_size": runtime.local_world_size}
+        about = {"from": source, **ranks, "device": runtime.device_name}
+        self.attempt.tell("resume", self.progress.step, text, **about)
 
     def hold(self, own: Resumed | None, resumed: Resumed | None) -> None:
         """Near the weights that the run starts from, or that it once started from."""

@@ -43,6 +43,11 @@ class Runtime:
     """Gloo, apart from the engine's group."""
 
     @property
+    def device_name(self) -> str:
+        """As the driver calls it; `cpu`."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    @property
     def leads(self) -> bool:
         return self.rank == 0
 

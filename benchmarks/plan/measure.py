@@ -88,7 +88,7 @@ def peak(index: int, case: Case) -> int:
         argv = [sys.executable, "-m", "benchmarks.plan.child", str(index), folder]
         ranks = [
             subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
-            for env in (environment(rank, case.ranks, port) for rank in range(case.ranks))
+            for env in (environment(rank, case.ranks, port, MALLOC) for rank in range(case.ranks))
         ]
         try:
             said = [rank.communicate(timeout=PATIENCE) for rank in ranks]
@@ -100,7 +100,7 @@ def peak(index: int, case: Case) -> int:
     return max(int(out.split()[-1]) for out, _ in said)
 
 
-def environment(rank: int, ranks: int, port: str) -> dict[str, str]:
+def environment(rank: int, ranks: int, port: str, more: dict[str, str]) -> dict[str, str]:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0}
-    more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", **MALLOC}
-    return {**os.environ, **{name: str(value) for name, value in place.items()}, **more}
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **{name: str(value) for name, value in place.items()}, **meet, **more}

@@ -215,6 +215,13 @@ def test_a_recipe_and_its_words(
     assert plan["tokens"] == 318 * 64 * 2048 and plan["gpu_hours"] == pytest.approx(16 * plan["seconds"] / 3600)
     flops = plan["tokens"] * said["model"]["flops_per_token"]
     assert plan["seconds"] == pytest.approx(flops / (16 * 989.4e12 * plan["mfu"])), "the one formula"
+    assert said["host_short_bytes"] == 0
+    for mem, short in (("1G", plan["host_bytes"] - 2**30), ("2048", plan["host_bytes"] - 2**31), ("9T", 0), ("0", 0)):
+        words = ["plan", "sft.yaml", "--nodes", "2", "--gpus", "8", "--examples", "6800x2048", f"job.mem={mem}"]
+        assert launch.main([*words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["host_short_bytes"] == short, mem
+    assert launch.main([*words, "job.mem=1G"]) == 0
+    assert "; job.mem=1G is " in capsys.readouterr().out
     assert launch.main(["plan", "sft.yaml", "--gpus-of", "h1000"]) == 78
     assert capsys.readouterr().err == "outlast: --gpus-of h1000: did you mean h100-80?\n"
     assert (
@@ -263,8 +270,8 @@ def test_submit_refuses_what_cannot_fit() -> None:
     with pytest.raises(
         ConfigError, match="it does not fit: .* GiB on each GPU, a100-80 has 79.2: take --nodes .*--force"
     ):
-        report.check(text, 1, 8, "a100-80")
-    report.check(text, 1, 8, None)  # nobody has said which GPUs these are
+        report.check(text, 1, 8, "a100-80", Path("x"))
+    report.check(text, 1, 8, "a100-80", Path("x"), force=True)
 
 
 def test_a_dry_run_is_refused_where_the_profile_says_which_gpus_there_are(

@@ -28,6 +28,11 @@ SHOWN = 6
 def run(read: Callable[[], tuple[dict[str, Any], dict[str, Any], str]], job: Mapping[str, Any], args: Namespace) -> int:
     """The verb: 0, or 78 where it does not fit. `read` gives a recipe's tree or a config.json's, the words of the job,
     and what to call the tree in errors; `job`: flags. Raises ConfigError."""
+    if args.calibrate:
+        from trainer.plan import measured
+
+        print(measured.calibrate(args.calibrate, Path(args.runs_dir)))
+        return 0
     if args.table:
         from trainer.plan import founding
 
@@ -87,7 +92,8 @@ def _memory(one: Planned) -> Table:
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     now, time, saved = report.now, report.now.time, report.saving
     host = ", ".join(f"{name} {_size(size)}" for name, size in now.memory.host.items())
-    yield "host", f"{_size(now.memory.node)} on each node: {host}"
+    few = f"; job.mem={report.mem} is {_size(report.short)} too little" if report.short else ""
+    yield "host", f"{_size(now.memory.node)} on each node: {host}{few}"
     if now.memory.disk:
         yield "scratch", f"{_size(now.memory.disk)} on each node's own disk"
     slower = f"; offload makes it {time.offload:.1f} times as long" if time.offload > 1 else ""
@@ -184,6 +190,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "layouts": [_plain(one) for one in _distinct(report.better)],
         "smallest": report.smallest and _plain(report.smallest),
         "others": [_plain(one) for one in report.others],
+        "host_short_bytes": report.short,
         "assumed": report.assumed,
     }
 

@@ -52,6 +52,10 @@ two digits count."""
 
 HOST_BANDWIDTH = 200e9
 """Bytes a second of a node's memory, for optimizers that step there: assumed (two sockets of eight channels)."""
+CPU = "cpu"
+"""What --gpus-of calls ranks without a GPU: known only where it has been measured."""
+CPU_FLOPS = 100e9
+"""FLOP/s of a rank there by which an MFU counts: a yardstick, since no data sheet tells what a rank's cores reach."""
 LINK_BANDWIDTH = 20e9
 """Bytes a second between a GPU and its host: assumed, PCIe 4 x16 in use."""
 
@@ -63,7 +67,13 @@ class Device:
     flops: float
     """Of bf16 matrix products, a second: the data sheet's."""
     own: Reached | None = None
-    """What the user's runs have reached on it."""
+    """What the newest of the user's runs of the same model has reached on it."""
+    measured: tuple[Reached, ...] = ()
+    """What the user has measured on it (`plan --calibrate`)."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.name != CPU
 
 
 def device(name: str) -> Device:
@@ -77,6 +87,14 @@ def device(name: str) -> Device:
     flops = peak_flops(ours[0].split("-")[0])
     assert flops is not None
     return Device(ours[0], _BYTES[ours[0]], flops)
+
+
+def kind_of(name: str) -> str | None:
+    """What --gpus-of calls a device that calls itself `NVIDIA A100-SXM4-80GB`; None: not known, or a part of one."""
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    ours = [kind for kind in (*_BYTES, CPU) if kind.split("-")[0] in words and "mig" not in words]
+    sized = [kind for kind in ours if f"{kind.partition('-')[2]}gb" in words]
+    return (sized or ours)[0] if len(sized or ours) == 1 else None
 
 
 def peak_flops(name: str) -> float | None:
@@ -98,6 +116,10 @@ class Reached:
     recomputed: bool
     """With full gradient checkpointing."""
     source: str
+    own: bool = False
+    """The user's runs have reached it."""
+    ranks: int | None = None
+    """None: not known."""
 
     def __str__(self) -> str:
         recomputed = ", all recomputed" if self.recomputed else ""
@@ -130,12 +152,18 @@ _ELSEWHERE = 0.40
 """Of a device that nobody has published: between the lines above."""
 
 
-def reached(device: Device, parameters: float) -> Reached:
-    """The user's own; else the line of the same device whose model is nearest in size."""
+def reached(device: Device, parameters: float, ranks: int) -> Reached:
+    """The user's own; else the line of the same device whose model is nearest in size, of those that the user has
+    measured if there are any: then of one rank for one, of several for several, since a rank alone shares nothing."""
     if device.own is not None:
         return device.own
-    lines = [line for line in REACHED if line.device == device.name]
+    lines = list(device.measured) or [line for line in REACHED if line.device == device.name]
     lines = lines or [line for line in REACHED if line.device == device.name.split("-")[0]]
     if not lines:
         return Reached(device.name, parameters / 1e9, _ELSEWHERE, False, "assumed: nothing is known of this device")
-    return min(lines, key=lambda line: max(line.billions / (parameters / 1e9), parameters / 1e9 / line.billions))
+
+    def distance(line: Reached) -> tuple[bool, float]:
+        other = line.ranks is not None and (line.ranks > 1) != (ranks > 1)
+        return other, max(line.billions / (parameters / 1e9), parameters / 1e9 / line.billions)
+
+    return min(lines, key=distance)

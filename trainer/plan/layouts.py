@@ -5,6 +5,7 @@ A layout changes nothing of what is trained: engine, what is recomputed, the mic
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +82,11 @@ def planned(model: Architecture, settings: TrainConfig, nodes: int, gpus: int, d
     """Raises ConfigError where the global batch does not divide by the ranks."""
     layout = batch_layout(settings.train, nodes * gpus)
     settings = replace(settings, train=replace(settings.train, micro_batch_size=layout.micro_batch_size))
+    if not device.on_gpu:  # ranks share their node's memory
+        device = dataclasses.replace(device, bytes=device.bytes / gpus)
     return Planned(
         *(settings, layout, nodes, gpus, device),
-        memory(model, settings, layout, gpus),
+        memory(model, settings, layout, gpus, device.on_gpu),
         time(model, settings, layout, nodes, device, steps),
     )
 
@@ -98,7 +101,7 @@ def alternatives(
             made = planned(model, one, nodes, gpus, device, steps)
         except ConfigError:
             continue
-        if made.free >= SPARE * device.bytes:
+        if made.free >= SPARE * made.device.bytes:
             found.append(made)
     return sorted(found, key=_order)
 

@@ -31,7 +31,7 @@ def reached(runs: Path, settings: TrainConfig, billions: float) -> Reached | Non
             continue
         if len(found := _told(file)) >= _FEW:
             source = f"median of the last {len(found)} steps of your run {file.parent.name}"
-            return Reached("this site", billions, median(found) * again(theirs), False, source)
+            return Reached("this site", billions, median(found) * again(theirs), False, source, own=True)
     return None
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from settings import ConfigError, merge, parse_yaml, read_json
+from settings import ConfigError, merge, parse_yaml
 from trainer import config, zero
-from trainer.new_tokens import MULTIPLE
-from trainer.plan import architecture, layouts, own
+from trainer.interval import duration
+from trainer.plan import layouts, own
 from trainer.plan.architecture import Architecture
-from trainer.plan.devices import Device, device
+from trainer.plan.calibrated import device
+from trainer.plan.devices import Device
 from trainer.plan.layouts import Planned
 from trainer.plan.length import Length, length
-from trainer.plan.time import Saving, saving
+from trainer.plan.model import model_of
+from trainer.plan.time import Saving, Time, saving
 from trainer.schema import TrainConfig
 
 DEVICE = "h100-80"
@@ -36,6 +39,15 @@ class Report:
     """The best on other kinds of GPUs."""
     assumed: list[str]
     """What nobody has said."""
+    mem: str = ""
+    """The job's memory of a node, as sbatch takes it."""
+
+    @property
+    def short(self) -> float:
+        """Bytes of a node's memory that the job asks for too few; 0: none, or it is not said."""
+        size = re.fullmatch(r"(\d+)([KMGT]?)B?", self.mem, re.IGNORECASE)
+        asked = int(size[1]) << {"K": 10, "M": 20, "G": 30, "T": 40}[size[2].upper() or "M"] if size else 0
+        return max(0.0, self.now.memory.node - asked) if asked else 0.0
 
     @property
     def saving(self) -> Saving:
@@ -56,7 +68,7 @@ def made(
     if "model_type" in tree and "model" not in tree:  # a config.json alone
         tree, more = _recipe_of(tree, nodes * gpus)
         assumed += more
-    kinds = [device(name) for name in (gpus_of or DEVICE).split(",")]
+    kinds = [device(name, runs) for name in (gpus_of or DEVICE).split(",")]
     assumed += [] if gpus_of else [f"GPUs of the kind {DEVICE} (--gpus-of)"]
     settings = config.resolve(zero.with_batch({"name": "plan", **tree}, nodes * gpus), source)
     model = model_of(settings)
@@ -68,7 +80,7 @@ def made(
     better = layouts.alternatives(model, settings, nodes, gpus, kinds[0], steps)
     least = layouts.smallest(model, settings, gpus, kinds[0], steps)
     others = [_best(model, settings, nodes, gpus, kind, steps) for kind in kinds] if len(kinds) > 1 else []
-    return Report(model, now, known, better, least, [one for one in others if one], assumed)
+    return Report(model, now, known, better, least, [one for one in others if one], assumed, str(job.get("mem") or ""))
 
 
 def _best(
@@ -95,39 +107,31 @@ def _recipe_of(values: dict[str, Any], ranks: int) -> tuple[dict[str, Any], list
     return merge(tree, spoken), [f"{said}, but for what is typed"]
 
 
-def model_of(settings: TrainConfig) -> Architecture:
-    """Of the recipe's block or of the folder's config.json. Raises ConfigError."""
-    model = settings.model
-    if model.path is None:
-        found = architecture.read(model.config or {})
-    else:
-        path = Path(model.path) / "config.json"
-        if not path.is_file():
-            raise ConfigError(f"model.path={model.path}: there is no config.json: the plan reads the shape from it")
-        found = architecture.read(read_json(path), str(path))
-    if model.new_tokens:  # at most: rows that are spare already take some
-        rows = found.vocabulary + len(model.new_tokens)
-        found = found.with_vocabulary(-(-rows // MULTIPLE) * MULTIPLE)
-    return found
+def check(text: str, nodes: int, gpus: int, gpus_of: str, run: Path, force: bool = False) -> tuple[float, str] | None:
+    """Refuse a resolved config that cannot fit on such GPUs, but for `force`; `run`: the run's folder, beside others.
+    Returns how many seconds to ask for, and what they are; None: nobody knows how long the run is.
 
-
-def check(text: str, nodes: int, gpus: int, gpus_of: str | None) -> None:
-    """Refuse a resolved config that cannot fit on such GPUs. Raises ConfigError with a layout that does; where the
-    kind of GPU or the model is not known, nothing is refused."""
-    if gpus_of is None:
-        return
+    Raises ConfigError with a layout that fits; where the model is not known, nothing is refused."""
     settings = config.resolve(parse_yaml(text, "config.yaml"), "config.yaml")
     try:
         model = model_of(settings)
     except ConfigError:
-        return
-    kind = device(gpus_of)
-    now = layouts.planned(model, settings, nodes, gpus, kind, 1)
-    if now.fits or not model.known:
-        return
+        return None
+    kind = device(gpus_of, run.parent)
+    kind = replace(kind, own=own.reached(run.parent, settings, model.active / 1e9))
+    known = length(settings, config.cache_folder(settings.data, run))
+    now = layouts.planned(model, settings, nodes, gpus, kind, known.steps if known else 1)
+    if now.fits or force or not model.known:
+        return asked(now.time) if known else None
     better = layouts.alternatives(model, settings, nodes, gpus, kind, 1)
     one = better[0] if better else layouts.smallest(model, settings, gpus, kind, 1)
     raise ConfigError(f"{too_large(now)}: {instead(one)} (--force submits it all the same)")
+
+
+def asked(time: Time) -> tuple[float, str]:
+    """Seconds, with the margin that their source takes; in words."""
+    seconds = time.seconds * (1 + time.margin)
+    return seconds, f"the plan says {duration(time.seconds)}, and {time.margin:.0%} more"
 
 
 def too_large(one: Planned) -> str:

@@ -18,6 +18,9 @@ RECOMPUTED = 0.27
 the tokens were measured for a Llama 3B (torchtune's README, A100)."""
 SELECTED = 0.07
 """The same of selective: assumed, between none and a quarter of full."""
+MARGIN = {True: 0.2, False: 0.5}
+"""Whether an MFU is the user's own, and how much longer a run may take: a run of the same kind differs by saves and
+held-out losses, a published MFU by a slow network."""
 STARTED = 120.0
 """Seconds from an attempt's start to its first step: assumed, for a large model's load."""
 
@@ -38,6 +41,13 @@ class Time:
     """How many times as long a step takes as without."""
     gpus: int
     nodes: int
+    own: bool = False
+    """The MFU is the user's own."""
+
+    @property
+    def margin(self) -> float:
+        """Share of the time to ask for on top."""
+        return MARGIN[self.own]
 
     @property
     def seconds(self) -> float:
@@ -73,17 +83,24 @@ def time(
 ) -> Time:
     """`steps`: of the whole run."""
     gpus, tokens = layout.data_parallel_size, layout.global_batch_size * settings.data.seq_len
-    line = reached(device, model.active)
-    mfu = line.mfu * (1 + RECOMPUTED if line.recomputed else 1) / again(settings)
+    line = reached(device, model.active, gpus)
+    plain = line.mfu * (1 + RECOMPUTED if line.recomputed else 1)
+    computing = seconds_at(1.0, model, settings, layout, device) / plain
+    waiting = offloading(model, settings, layout, gpus // nodes)
+    step = computing + waiting
+    mfu = plain / again(settings) * computing / step
+    return Time(float(tokens) * steps, steps, step, mfu, str(line), step / computing, gpus, nodes, line.own)
+
+
+def seconds_at(mfu: float, model: Architecture, settings: TrainConfig, layout: BatchLayout, device: Device) -> float:
+    """Of a step without what an offload waits for. `mfu`: as it would be with nothing computed again."""
+    tokens = layout.global_batch_size * settings.data.seq_len
     # Without gradients of the frozen weights a third of the products is left out.
     flops = model.flops(settings.data.seq_len) * (2 / 3 if settings.lora else 1)
-    computing = tokens * flops / (gpus * device.flops * mfu)
-    waiting = _offloading(model, settings, layout, gpus // nodes)
-    step = computing + waiting
-    return Time(float(tokens) * steps, steps, step, mfu * computing / step, str(line), step / computing, gpus, nodes)
+    return tokens * flops * again(settings) / (layout.data_parallel_size * device.flops * mfu)
 
 
-def _offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:
+def offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:
     """Seconds of a step in which GPUs wait for their host: the optimizer reads and writes 28 bytes a parameter there,
     and weights and gradients travel. Nothing of it is hidden behind the passes."""
     optimizer = weights = False

@@ -1,0 +1,63 @@
+"""The time limit of a job that names none: from how long its run is planned to take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from slurm import commands
+from slurm.cluster import Cluster
+from slurm.config import JobConfig
+from slurm.submission import Submission
+from slurm.walltime import Walltime
+
+Check = Callable[[str, int, int, str, Path, bool], tuple[float, str] | None]
+"""Of a resolved config, nodes, GPUs of each and their kind, the run's folder, and whether what cannot fit is submitted
+all the same: seconds of training with a margin, and what they are. None: not known. Raises ConfigError."""
+
+EACH = 180.0
+"""Seconds of an attempt in which it does not train: its start and its last save, as the plan assumes them."""
+LEAST = 1800.0
+"""Seconds of a limit: EACH is a tenth of it."""
+LONGEST = 86_400.0
+"""Seconds of a limit where nobody says what the longest is."""
+_UNIT = 300.0  # seconds, to which a limit is rounded up
+
+
+def planned(ready: Submission, check: Check, args: Namespace) -> Submission:
+    """Checked against the plan; with a time limit, and what is said of it, where nobody has given one. Where the
+    profile does not say which GPUs there are, as it was. Raises ConfigError."""
+    job, kind = ready.job, ready.cluster.profile.gpu
+    if ready.config_text is None or kind is None:
+        return ready
+    asked = check(ready.config_text, job.nodes, job.gpus_per_node, kind, ready.run.path, args.force)
+    if asked is None or job.walltime is not None or args.here or job.cluster == "local":
+        return ready
+    seconds, said = asked
+    attempts, limit = divided(seconds, _longest(job, ready.cluster))
+    walltime = Walltime(seconds=max(limit, job.time_min.total_seconds() if job.time_min else 0))
+    times = f", in {attempts} jobs" if attempts > 1 else ""
+    text = f"time limit {walltime}: {said}{times}; another: --walltime"
+    return dataclasses.replace(ready, job=replace(job, walltime=walltime), proposed=text)
+
+
+def divided(seconds: float, longest: float) -> tuple[int, float]:
+    """The fewest attempts of one length that train for so long, and the seconds of each: a shorter job finds a gap
+    sooner, one more attempt is one more wait in the queue."""
+    attempts = max(1, math.ceil(seconds / max(longest - EACH, longest / 2)))
+    each = math.ceil((seconds / attempts + EACH) / _UNIT) * _UNIT
+    return attempts, min(max(each, LEAST), longest)
+
+
+def _longest(job: JobConfig, cluster: Cluster) -> float:
+    """Seconds that all of the job's partitions, its QOS and the profile allow."""
+    limits = [choice.max_walltime for choice in cluster.chosen(job.partition)]
+    limits.append(cluster.profile.max_walltime)
+    if job.qos and cluster.site is not None and cluster.site.accounts:
+        limits.append(commands.qos_max_walltime(job.qos))
+    return min((limit.total_seconds() for limit in limits if limit), default=LONGEST)

@@ -102,7 +102,7 @@ def _rank_batch(pool: Pool, ids: npt.NDArray[np.int64], layout: BatchLayout, dp_
     micro_batches = [micro_batch for micro_batch, _ in parts]
     return RankBatch(
         micro_batches,
-        valid_tokens=sum(int((m.labels != IGNORED).sum()) for m in micro_batches),
+        valid_tokens=sum(int(np.count_nonzero(m.labels.numpy() != IGNORED)) for m in micro_batches),
         hash=int(np.concatenate([hashes for _, hashes in parts]).sum()),  # int64: the sum wraps
         pairs=sum(int(m.documents.bounds.diff().long().square().sum()) for m in micro_batches),
     )

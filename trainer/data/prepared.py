@@ -118,19 +118,29 @@ class Prepared:
                 raise ValueError(f"{name}.bin has {found:,} bytes, not {size:,}")
 
     def read(self, name: str, first: int, count: int) -> npt.NDArray[Any]:
-        """Elements of one array."""
-        into = np.empty(count, self._types[name])
-        self.read_into(name, into.data, [(0, first, count)])
+        """Elements of one array. By pread: other threads run while a file system takes its time. The page fault of a
+        memory map may hold up all of them, and with them this rank's vote."""
+        into, width = np.empty(count, self._types[name]), self._types[name].itemsize
+        if os.preadv(self._files[name], [into.data], first * width) != count * width:
+            raise self._ends_before(name, first + count)
         return into
 
-    def read_into(self, name: str, into: memoryview, parts: Iterable[tuple[int, int, int]]) -> None:
-        """Parts of an array: where in `into`, from which element on, how many. By pread: other threads run while a
-        file system takes its time. The page fault of a memory map may hold up all of them, and with them this rank's
-        vote."""
-        file, width = self._files[name], into.itemsize
-        for at, first, count in parts:
-            if os.preadv(file, [into[at : at + count]], first * width) != count * width:
-                raise OSError(f"{self.folder / name}.bin ends before element {first + count:,}")
+    def read_pieces(
+        self, pieces: Iterable[tuple[int, int, int]], inputs: memoryview, last: memoryview, counts: memoryview
+    ) -> None:
+        """Tokens and what of them counts. pieces: where in `inputs` and `counts`, from which token on, how many. After
+        the inputs of each comes a token that is a target alone: into `last`."""
+        tokens, loss, width = self._files["tokens"], self._files["loss"], inputs.itemsize
+        for index, (begin, first, pairs) in enumerate(pieces):
+            end = begin + pairs
+            into = inputs[begin:end], last[index : index + 1]
+            if os.preadv(tokens, into, first * width) != (pairs + 1) * width:
+                raise self._ends_before("tokens", first + pairs + 1)
+            if os.preadv(loss, [counts[begin:end]], first + 1) != pairs:
+                raise self._ends_before("loss", first + pairs + 1)
+
+    def _ends_before(self, name: str, element: int) -> OSError:
+        return OSError(f"{self.folder / name}.bin ends before element {element:,}")
 
     @cached_property
     def _types(self) -> dict[str, np.dtype[Any]]:
@@ -204,19 +214,17 @@ def read(places: list[Place]) -> Sequences:
     begins = np.cumsum([0, *map(len, found[:-1])])
     document, first, pairs = np.concatenate(found).T
     lengths = _filled(pairs, begins, room)
-    # A piece takes one token more than it has inputs: its last one is a target alone, its first one an input alone.
-    ends = np.cumsum(lengths + 1)
-    tokens = np.zeros(ends[-1], places[0].prepared.manifest.dtype)
-    loss = np.zeros(ends[-1], np.uint8)
-    parts = list(zip((ends - lengths - 1).tolist(), first.tolist(), (pairs + 1).tolist(), strict=True))
-    for place, begin, count in zip(places, begins.tolist(), map(len, found), strict=True):
-        for name, into in (("tokens", tokens), ("loss", loss)):
-            place.prepared.read_into(name, into.data, parts[begin : begin + count])
-    is_input, is_target = np.ones(ends[-1], np.bool_), np.ones(ends[-1], np.bool_)
-    is_input[ends - 1] = is_target[ends - lengths - 1] = False
-    inputs, targets = tokens[is_input].astype(np.int64), tokens[is_target].astype(np.int64)
-    targets[loss[is_target] == 0] = IGNORED
-    inputs[(np.cumsum(lengths) - lengths + pairs)[lengths > pairs]] = 0  # the last target is no input
+    at = np.cumsum(lengths) - lengths
+    tokens, last = (np.zeros(size, places[0].prepared.manifest.dtype) for size in (lengths.sum(), len(pairs)))
+    counts = np.zeros(len(tokens), np.uint8)
+    where = list(zip(at.tolist(), first.tolist(), pairs.tolist(), strict=True))
+    for place, begin, pieces in zip(places, begins.tolist(), found, strict=True):
+        own = slice(begin, begin + len(pieces))
+        place.prepared.read_pieces(where[own], tokens.data, last[own].data, counts.data)
+    inputs = tokens.astype(np.int64)
+    targets = np.roll(inputs, -1)  # of a token it is the next one
+    targets[at + pairs - 1] = last
+    targets[counts == 0] = IGNORED
     starts = [
         place.prepared.read("starts", number, 1)[0] for place, number in zip(places, document[begins], strict=True)
     ]

@@ -159,9 +159,13 @@ def _engines(settings: TrainConfig, nodes: int, gpus: int) -> Iterator[Any]:
 def parameters(model: Architecture, settings: TrainConfig) -> str:
     """In words."""
     of = Parameters.of(model, settings)
-    text = f"{model.parameters / 1e9:.3g} B parameters"
+    text = f"{_count(model.parameters)} parameters"
     if model.active < model.parameters:
-        text += f", {model.active / 1e9:.3g} B of them active for a token"
+        text += f", {_count(model.active)} of them active for a token"
     if of.frozen:
-        text += f", {of.trained / 1e6:.3g} M trained"
+        text += f", {_count(of.trained)} trained"
     return text if model.known else f"about {text} ({model.model_type} is not known here: taken for a Llama)"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.3g} B" if parameters >= 1e9 else f"{parameters / 1e6:.3g} M"

@@ -99,7 +99,7 @@ JOB_FLAGS = [  # the job's fields, so that precedence is one merge of layers
 ]
 CALL_FLAGS = [
     Flag("--sbatch", "sbatch", str, "any other sbatch option, KEY=VALUE; may be repeated", _JOB),
-    Flag("--cluster", "cluster", str, "auto, local, or a profile's name or path", _JOB),
+    Flag("--cluster", "cluster", str, "auto, local, or a profile's name or path", (*_JOB, "prepare")),
     Flag("--here", "here", None, "in the allocation of this shell (salloc), in the foreground", _START),
     Flag("--fork", "fork", str, "start from a checkpoint of another run: RUN or RUN@STEP", ("submit",)),
     Flag("--update-code", "update_code", None, "go on with the code of now, not of the submission", ("resume",)),
@@ -256,10 +256,11 @@ def plan(args: argparse.Namespace, job: dict[str, Any]) -> int:
 
 
 def prepare(args: argparse.Namespace, job: dict[str, Any]) -> int:
-    from slurm import verbs
+    from slurm import cluster, verbs
     from trainer import recipe as recipes
 
     tree, spoken, source = spoken_tree(args)
+    tree = cluster.find(args.cluster).with_cache(tree)
     layout = {"nodes": 1, "gpus_per_node": 1, **tree.pop("job"), **spoken}
     run_dir = (path_of(args.runs_dir) / tree["name"]).resolve()
     return verbs.prepare(recipes.checked(tree, run_dir, layout["nodes"] * layout["gpus_per_node"], source).text, args)
@@ -287,7 +288,7 @@ def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | 
     if command:
         return submission.with_code(submission.Submission(settings, where, run, None), path_of(os.getcwd()))
     fork = {"fork": str(submission.fork_copy(run, checkpoint))} if checkpoint else {}
-    tree = {**recipes.overridden(tree, training), "name": run.name, **fork}
+    tree = {**where.with_cache(recipes.overridden(tree, training)), "name": run.name, **fork}
     config = recipes.checked(tree, run.path, settings.world_size, source)
     ready = submission.Submission(settings, where, run, None, fork=checkpoint)
     return submission.with_config(ready, config.text, config.batch, config.folders)

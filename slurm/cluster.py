@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -74,6 +76,15 @@ class Cluster:
                 hint = f"did you mean {near}?" if near else f"there are: {', '.join(by_name)}"
                 raise ConfigError(f"--partition {name}: there is no such partition: {hint}")
         return [by_name[name] for name in names.split(",")]
+
+    def with_cache(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """A recipe's tree, its data prepared where the profile says unless it says so itself. Raises ConfigError."""
+        folder, data = os.path.expandvars(self.profile.data_cache or ""), tree.get("data")
+        if unset := re.search(r"\$\{?(\w+)", folder):
+            raise ConfigError(
+                f"profile {self.reference}: data_cache={self.profile.data_cache}: {unset[1]} is not set in this shell"
+            )
+        return {**tree, "data": {"cache": folder, **data}} if folder and isinstance(data, dict) else tree
 
     def default_walltime(self, partition: str | None) -> Walltime | None:
         """The time limit of a job that names none."""

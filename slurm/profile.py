@@ -117,6 +117,8 @@ class Profile(Struct, frozen=True):
     """sbatch's long options that the site does not take, each with its reason."""
     network: Network = Network()
     scratch: Scratch | None = None
+    data_cache: str | None = None
+    """Folder of prepared data for recipes that name none, shared by all who run here; the shell's $VARIABLES count."""
     internet: Internet = Internet()
     billing: str = ""
     job: dict[str, Any] = {}

@@ -123,3 +123,24 @@ def test_a_process_that_may_fetch_nothing() -> None:
         "something asks the network for ('192.0.2.1', 53)",
         "True 3",
     ]
+
+
+def test_a_profile_says_where(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """All who run there find what one of them has prepared; a recipe's own word wins."""
+    (here / "ours.yaml").write_text("data_cache: $PROJECT/outlast\njob: {launcher: fork}\n")
+    monkeypatch.delenv("PROJECT", raising=False)
+    command = ["--cluster", "./ours.yaml", "sft.yaml"]
+    assert launch.main(["prepare", *command]) == 78
+    assert capfd.readouterr().err == (
+        f"outlast: profile {here / 'ours.yaml'}: data_cache=$PROJECT/outlast: PROJECT is not set in this shell\n"
+    )
+    monkeypatch.setenv("PROJECT", str(here / "project"))
+    assert launch.main(["prepare", *command, "data.max_rejects=0.05"]) == 0
+    assert list((here / "project" / "outlast").glob("*/manifest.json"))
+    (here / "other").mkdir()
+    colleague = ["--runs-dir", "other", *command, "data.max_rejects=0.05", "--check"]
+    assert launch.main(["prepare", *colleague]) == 0
+    assert launch.main(["prepare", *colleague, "data.cache=mine"]) == 78
+    assert f"is not prepared in {here}/mine" in capfd.readouterr().err
+    assert launch.main([*command, "data.max_rejects=0.05", "--no-submit", "--name", "x"]) == 0
+    assert read_yaml(here / "runs" / "x" / "config.yaml")["data"]["cache"] == str(here / "project" / "outlast")

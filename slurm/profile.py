@@ -131,8 +131,8 @@ class Profile(Struct, frozen=True):
 
 def folders() -> list[Path]:
     """Where a name is looked for: the user's own profiles come before ours."""
-    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return [Path(config) / "outlast" / "clusters", PROFILES]
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "outlast" / "clusters"
+    return [own, PROFILES] if os.access(own, os.R_OK | os.X_OK) else [PROFILES]
 
 
 def known() -> list[str]:

@@ -223,10 +223,12 @@ def test_losses_that_depart_say_where() -> None:
 
 def test_a_heat_has_a_row_for_every_peer() -> None:
     tiny = steps.heats(quick=True)[0]
-    contenders = [steps.OURS, steps.BOARD, steps.SELDOM, *steps.PEERS]
+    contenders = [steps.OURS, steps.AUTO, steps.BOARD, steps.SELDOM, steps.TRAINER_COMPILED, *steps.PEERS]
     found = list(steps.rows(tiny, {name: ran(loss=8.0, log=0.0002) for name in contenders}))
     titles = [row.peer_name for row in found if row.name == "0.13M bf16: step"]
     assert titles == [*steps.PEERS, steps.SELDOM]
+    compiled = [row.peer_name for row in found if row.name == "0.13M bf16, compile: auto: step"]
+    assert compiled == [steps.TRAINER, steps.TRAINER_COMPILED]
     assert Row("0.13M bf16: the host's share beyond a bare loop's", "ms", 0.0) in found
     assert found[-1].met is True and found[-1].goal == "at most 0.3 ms"
     fp32 = replace(tiny, precision="fp32", small=False)

@@ -34,14 +34,22 @@ class Zygote:
         self.held: dict[Path, socket.socket] = {}
 
     def fork(self, argv: list[str], variables: dict[str, str], log: Path) -> int:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"argv": argv, "variables": variables, "log": str(log)}) + "\n")
-        self.process.stdin.flush()
+        self._ask({"argv": argv, "variables": variables, "log": str(log)})
         while True:
             answer = self._answer()
             if "code" not in answer:
                 self.codes.pop(answer["pid"], None)  # Linux gives numbers of processes again
                 return answer["pid"]
+
+    def kill(self, pid: int) -> None:
+        """A rank that may have left by itself."""
+        if pid not in self.codes:
+            self._ask({"kill": pid})
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
 
     def wait(self, pid: int) -> int:
         while pid not in self.codes:
@@ -121,7 +129,8 @@ class Run:
             os.kill(pid, signum)
 
     def kill(self) -> list[int]:
-        self.signal(signal.SIGKILL)
+        for pid in self.pids:
+            self.zygote.kill(pid)
         return self.wait()
 
     def reaches(self, step: int) -> None:

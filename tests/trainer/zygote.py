@@ -1,7 +1,8 @@
 """Imports torch, transformers and the named modules once, then forks a rank for every line on its standard input.
 
 A request is a JSON line {"argv": [module, ...], "variables": {...}, "log": path}; the answers are {"pid": n} and, when a
-rank ends, {"pid": n, "code": n}. As a launcher does, it starts ranks with the stop signals blocked.
+rank ends, {"pid": n, "code": n}. {"kill": n} ends a rank that is still there, which its parent alone can know. As a
+launcher does, it starts ranks with the stop signals blocked.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main() -> None:
         importlib.import_module(module)
     gc.freeze()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    alive = 0
+    alive: set[int] = set()
     reading = True
     while reading or alive:
         ready, _, _ = select.select([sys.stdin] if reading else [], [], [], 0.02)
@@ -33,14 +34,22 @@ def main() -> None:
             line = sys.stdin.readline()
             reading = bool(line)
             if line:
-                tell(pid=start(json.loads(line)))
-                alive += 1
+                serve(json.loads(line), alive)
         while alive:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 break
-            alive -= 1
+            alive.remove(pid)
             tell(pid=pid, code=os.waitstatus_to_exitcode(status))
+
+
+def serve(request: dict, alive: set[int]) -> None:
+    if "kill" not in request:
+        pid = start(request)
+        alive.add(pid)
+        tell(pid=pid)
+    elif request["kill"] in alive:
+        os.kill(request["kill"], signal.SIGKILL)
 
 
 def start(request: dict) -> int:

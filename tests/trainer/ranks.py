@@ -41,10 +41,9 @@ class Zygote:
                 self.codes.pop(answer["pid"], None)  # Linux gives numbers of processes again
                 return answer["pid"]
 
-    def kill(self, pid: int) -> None:
-        """A rank that may have left by itself."""
-        if pid not in self.codes:
-            self._ask({"kill": pid})
+    def kill(self, pids: list[int]) -> None:
+        """All at once; they may have left by themselves."""
+        self._ask({"kill": [pid for pid in pids if pid not in self.codes]})
 
     def _ask(self, request: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -129,8 +128,7 @@ class Run:
             os.kill(pid, signum)
 
     def kill(self) -> list[int]:
-        for pid in self.pids:
-            self.zygote.kill(pid)
+        self.zygote.kill(self.pids)
         return self.wait()
 
     def reaches(self, step: int) -> None:

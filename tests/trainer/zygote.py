@@ -1,8 +1,8 @@
 """Imports torch, transformers and the named modules once, then forks a rank for every line on its standard input.
 
 A request is a JSON line {"argv": [module, ...], "variables": {...}, "log": path}; the answers are {"pid": n} and, when a
-rank ends, {"pid": n, "code": n}. {"kill": n} ends a rank that is still there, which its parent alone can know. As a
-launcher does, it starts ranks with the stop signals blocked.
+rank ends, {"pid": n, "code": n}. {"kill": [n, ...]} ends at once those that are still there, which their parent alone
+can know. As a launcher does, it starts ranks with the stop signals blocked.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def serve(request: dict, alive: set[int]) -> None:
         pid = start(request)
         alive.add(pid)
         tell(pid=pid)
-    elif request["kill"] in alive:
-        os.kill(request["kill"], signal.SIGKILL)
+    for pid in alive.intersection(request.get("kill", [])):
+        os.kill(pid, signal.SIGKILL)
 
 
 def start(request: dict) -> int:

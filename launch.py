@@ -160,9 +160,8 @@ def parser(verb: str | None = None) -> Parser:
 
 
 def _verbs_text() -> str:
-    lines = [f"  {name:<10}{verb.text}" for name, verb in VERBS.items()]
-    lines += ["  pocket    a real Slurm on this machine, to try things: up, status, down"]
-    return "\n".join(["Train on Slurm through every time limit.", "", *lines])
+    lines = ["Train on Slurm through every time limit.", "", *(f"  {name:<10}{VERBS[name].text}" for name in VERBS)]
+    return "\n".join([*lines, "  pocket    a real Slurm on this machine, to try things: up, status, down"])
 
 
 def _options(flag: Flag) -> dict[str, Any]:
@@ -199,9 +198,11 @@ def parse(words: list[str], command: list[str] | None = None) -> tuple[str, argp
 
 def submit(args: argparse.Namespace, job: dict[str, Any], command: list[str] | None) -> int:
     from slurm import proposed, submission, verbs
-    from trainer.plan import report
 
-    ready = proposed.planned(resolve(args, job, command), report.check, args)
+    if proposed.may_be_planned(ready := resolve(args, job, command)):
+        from trainer.plan import report  # 50 ms
+
+        ready = proposed.planned(ready, report.check, args)
     if args.dry_run:
         return verbs.show(ready, args.json)
     if not (args.no_submit or args.here):
@@ -276,7 +277,7 @@ def resolve(args: argparse.Namespace, job: dict[str, Any], command: list[str] | 
     from slurm.rundir import RunDir
     from trainer import recipe as recipes
 
-    checkpoint = forked(args)
+    checkpoint = forked(args) if args.fork is not None else None
     tree, source = the_recipe(args, command, checkpoint)
     spoken, training = submission.job_words([word for word in args.words if "=" in word])
     where = clusters.find(args.cluster, dry_run=args.dry_run)
@@ -335,13 +336,11 @@ def spoken_tree(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
     return recipes.overridden(tree, training), spoken, source
 
 
-def forked(args: argparse.Namespace) -> Path | None:
+def forked(args: argparse.Namespace) -> Path:
     """The checkpoint that `--fork RUN[@STEP]` names."""
     from slurm import runs
     from trainer import recipe as recipes
 
-    if args.fork is None:
-        return None
     name, step = runs.fork_point(args.fork)
     return recipes.checkpoint_to_fork(runs.find_run(name, path_of(args.runs_dir)).path, step)
 

@@ -18,12 +18,17 @@ def account(ready: Submission) -> list[str]:
     job = ready.job
     where = f"{ready.cluster.profile.name} ({ready.cluster.found_by})"
     lines = [f"{job.name}: {job.layout} on {where}; launcher {job.launcher}"]
-    lines += site_rules.notes(job, ready.cluster.profile, date.today())
-    lines += filter(None, [ready.batch, ready.proposed])
+    lines += noted(ready)
     lines += [f"code: {len(ready.code.files)} files of {ready.code.root} are copied and run"] if ready.code else []
     lines += [f"starts from {ready.fork}"] if ready.fork else []
     lines += [continuation(ready), *cost(ready), f"run folder: {os.path.relpath(ready.run.path)}", "every rank gets:"]
     return lines + [f"  {name:<20} {value}" for name, value in variables(ready)]
+
+
+def noted(ready: Submission) -> list[str]:
+    """What its user should know before it starts."""
+    said = [*site_rules.notes(ready.job, ready.cluster.profile, date.today()), ready.batch, ready.proposed]
+    return [line for line in said if line]
 
 
 def variables(ready: Submission) -> list[tuple[str, str]]:

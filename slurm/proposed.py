@@ -29,12 +29,16 @@ LONGEST = 86_400.0
 _UNIT = 300.0  # seconds, to which a limit is rounded up
 
 
+def may_be_planned(ready: Submission) -> bool:
+    """It trains, and the profile says on which GPUs."""
+    return ready.config_text is not None and ready.cluster.profile.gpu is not None
+
+
 def planned(ready: Submission, check: Check, args: Namespace) -> Submission:
-    """Checked against the plan; with a time limit, and what is said of it, where nobody has given one. Where the
-    profile does not say which GPUs there are, as it was. Raises ConfigError."""
+    """Checked against the plan; with a time limit, and what is said of it, where nobody has given one. Raises
+    ConfigError."""
     job, kind = ready.job, ready.cluster.profile.gpu
-    if ready.config_text is None or kind is None:
-        return ready
+    assert ready.config_text is not None and kind is not None
     asked = check(ready.config_text, job.nodes, job.gpus_per_node, kind, ready.run.path, args.force)
     if asked is None or job.walltime is not None or args.here or job.cluster == "local":
         return ready

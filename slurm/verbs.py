@@ -9,11 +9,10 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 from settings import ConfigError
-from slurm import control, describe, logs, runs, site_rules, submission
+from slurm import control, describe, logs, runs, submission
 from slurm import status as statuses
 from slurm.config import read_job
 from slurm.rundir import RunDir
@@ -32,8 +31,7 @@ def start(ready: Submission, here: bool) -> int:
     """Queue the run, or train in this shell: without a scheduler, or in its allocation."""
     name = ready.run.name
     where = f"{ready.cluster.profile.name} ({ready.cluster.found_by})"
-    noted = [*site_rules.notes(ready.job, ready.cluster.profile, date.today()), ready.batch, ready.proposed]
-    print(f"{name}: {ready.job.layout} on {where}", *filter(None, noted), sep="\n", flush=True)
+    print(f"{name}: {ready.job.layout} on {where}", *describe.noted(ready), sep="\n", flush=True)
     if here or ready.job.cluster == "local":
         return control.run_here(ready.run, allocation=here)
     if not ready.cluster.live:
@@ -103,10 +101,12 @@ def prepare(config: str, args: Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=runs_dir) as folder:
         path = Path(folder).resolve() / "config.yaml"
         path.write_text(config, encoding="utf-8")
-        argv = [sys.executable, "-P", "-m", "trainer.prepare", str(path), *(["--check"] if args.check else [])]
-        argv += [f"--show={args.show}"] if args.show else []
         if args.suggest_tokens is not None:
-            argv = [sys.executable, "-P", "-m", "trainer.vocabulary", str(path), f"--suggest={args.suggest_tokens}"]
+            work = ["trainer.vocabulary", str(path), f"--suggest={args.suggest_tokens}"]
+        else:
+            work = ["trainer.prepare", str(path), *(["--check"] if args.check else [])]
+            work += [f"--show={args.show}"] if args.show else []
+        argv = [sys.executable, "-P", "-m", *work]
         return subprocess.run(argv, env=code_environment(Path(__file__).parent.parent)).returncode
 
 

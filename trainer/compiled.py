@@ -21,6 +21,7 @@ from trainer.engines.stopwatch import between, mark
 from trainer.layout import BatchLayout
 from trainer.loss import LossModel
 from trainer.model import materialize, skeleton
+from trainer.runtime import device_name
 from trainer.schema import TrainConfig
 
 _LEAST = 1.02
@@ -60,8 +61,7 @@ def decided(
     """By one rank: whether `train.compile: auto` compiles. Measured once in a run for each kind of device and micro
     batch, so that a resume does as the attempt before it did."""
     file = run_dir / "compile.json"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    place = f"{name}, torch {torch.__version__}, {layout.micro_batch_size} sequences"
+    place = f"{device_name(device)}, torch {torch.__version__}, {layout.micro_batch_size} sequences"
     known: dict[str, list[float] | None] = json.loads(file.read_text()) if file.exists() else {}
     if place not in known:
         try:

@@ -44,8 +44,7 @@ class Runtime:
 
     @property
     def device_name(self) -> str:
-        """As the driver calls it; `cpu`."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return device_name(self.device)
 
     @property
     def leads(self) -> bool:
@@ -78,6 +77,11 @@ class Runtime:
 
     def barrier(self) -> None:
         dist.barrier(group=self.control)
+
+
+def device_name(device: torch.device) -> str:
+    """As the driver calls it; `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def start(run_dir: Path, longest_wait: float) -> Runtime:

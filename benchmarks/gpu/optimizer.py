@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.case import LR
 from benchmarks.gpu.child import reason
 from benchmarks.gpu.figures import Figure
-from benchmarks.gpu.ours import LR, Case, draw, settings
+from benchmarks.gpu.ours import Case, draw, settings
 from benchmarks.gpu.place import Place
 from trainer.engines.ddp import DdpEngine
 from trainer.weights import hollow

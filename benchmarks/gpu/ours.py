@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 
+from benchmarks.case import LR
+from benchmarks.case import Case as AnyCase
 from benchmarks.gpu.place import Place
 from trainer import recompute
 from trainer.data.batches import MicroBatch, RankBatch
@@ -15,9 +17,8 @@ from trainer.engines import make_engine
 from trainer.engines.shard import Shard
 from trainer.model import skeleton
 from trainer.plan import batch_layout
-from trainer.schema import Ddp, Deepspeed, Fsdp, Optim, Train, TrainConfig
+from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
 from trainer.shape import Model
-from trainer.sources import Data
 from trainer.throughput import Throughput
 from trainer.weights import hollow
 
@@ -58,25 +59,10 @@ _TINY = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
-LR = 1e-5
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is trained, and how."""
-
-    size: str
-    tokens: int
-    """Of a sequence."""
-    micro: int
-    """Sequences in one forward pass."""
-    accumulation: int = 1
-    precision: Any = "master32"
-    recompute: Any = False
-    """train.gradient_checkpointing"""
-    engine: Any = field(default_factory=Ddp)
-    optimizer: Any = "adamw"
-
+class Case(AnyCase):
     def __str__(self) -> str:
         batch = f"b{self.micro}" + (f" x {self.accumulation}" if self.accumulation > 1 else "")
         return f"{self.size} T={self.tokens} {batch}"
@@ -104,20 +90,7 @@ def shape(size: str, reduced: bool) -> dict[str, Any]:
 
 
 def settings(case: Case, place: Place) -> TrainConfig:
-    return TrainConfig(
-        name="gpu",
-        model=Model(config=shape(case.size, place.reduced), attention=cast(Any, place.attention)),
-        data=Data(train=[], seq_len=case.tokens),
-        train=Train(
-            global_batch_size=case.micro * case.accumulation,
-            micro_batch_size=case.micro,
-            steps=1,
-            precision=case.precision,
-            gradient_checkpointing=case.recompute,
-        ),
-        optim=Optim(lr=LR, name=case.optimizer),
-        engine=case.engine,
-    )
+    return case.trained(Model(config=shape(case.size, place.reduced), attention=cast(Any, place.attention)))
 
 
 class Ours:

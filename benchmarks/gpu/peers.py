@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.ours import LR, Case, shape
+from benchmarks.case import LR
+from benchmarks.gpu.ours import Case, shape
 from benchmarks.gpu.place import Place
 from trainer.model_config import new_config
 from trainer.shape import Model

@@ -41,7 +41,8 @@ def ours(case, place, folder, mark):  # type: ignore[no-untyped-def]
     """As trainer/run.py goes on, but for its data."""
     import torch
 
-    from benchmarks.gpu.ours import LR, micro_batch, rank_batch, settings
+    from benchmarks.case import LR
+    from benchmarks.gpu.ours import micro_batch, rank_batch, settings
     from trainer import recompute
     from trainer.checkpoint.load import load_newest
     from trainer.engines import make_engine

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.case import Case as AnyCase
 from trainer.plan import batch_layout
 from trainer.plan.architecture import Architecture, read
 from trainer.plan.memory import Memory, memory
-from trainer.schema import Ddp, Deepspeed, EveryK, Fsdp, Optim, Train, TrainConfig
+from trainer.schema import Ddp, Deepspeed, EveryK, Fsdp, TrainConfig
 from trainer.shape import Model
-from trainer.sources import Data
 
 SHAPES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {  # kind, hidden, layers, vocabulary
     "7M": ("llama", 256, 6, 4096, {}),
@@ -23,17 +23,8 @@ SHAPES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {  # kind, hidden
 
 
 @dataclass(frozen=True)
-class Case:
-    shape: str
-    tokens: int
-    micro: int
-    """Sequences in one forward pass."""
-    accumulation: int = 1
+class Case(AnyCase):
     ranks: int = 1
-    precision: Any = "master32"
-    recompute: Any = False
-    engine: Any = field(default_factory=Ddp)
-    optimizer: Any = "adamw"
 
     def __str__(self) -> str:
         engine = {Ddp: "ddp", Fsdp: "fsdp", Deepspeed: "ZeRO"}[type(self.engine)]
@@ -45,11 +36,11 @@ class Case:
         )
         ranks = f" at {self.ranks}" if self.ranks > 1 else ""
         eight = ", 8 bits" if self.optimizer != "adamw" else ""
-        return f"{self.shape}, T={self.tokens} b{self.micro}{more}, {engine}{ranks}, {self.precision}{kept}{eight}"
+        return f"{self.size}, T={self.tokens} b{self.micro}{more}, {engine}{ranks}, {self.precision}{kept}{eight}"
 
     @property
     def config(self) -> dict[str, Any]:
-        kind, hidden, layers, vocabulary, more = SHAPES[self.shape]
+        kind, hidden, layers, vocabulary, more = SHAPES[self.size]
         return {
             "model_type": kind,
             "hidden_size": hidden,
@@ -65,20 +56,7 @@ class Case:
 
     @property
     def settings(self) -> TrainConfig:
-        return TrainConfig(
-            name="plan",
-            model=Model(config=self.config),
-            data=Data(train=[], seq_len=self.tokens),
-            train=Train(
-                global_batch_size=self.micro * self.accumulation * self.ranks,
-                micro_batch_size=self.micro,
-                steps=1,
-                precision=self.precision,
-                gradient_checkpointing=self.recompute,
-            ),
-            optim=Optim(lr=1e-5, name=self.optimizer),
-            engine=self.engine,
-        )
+        return self.trained(Model(config=self.config), self.ranks)
 
     @property
     def model(self) -> Architecture:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from msgspec.structs import replace
 
+from benchmarks.case import LR
 from benchmarks.gpu.ours import draw, micro_batch, rank_batch
 from benchmarks.memory.measure import high_water
 from benchmarks.plan.cases import CASES
@@ -18,8 +19,6 @@ from trainer.plan import batch_layout
 from trainer.runtime import Runtime, start
 from trainer.schema import TrainConfig
 from trainer.weights import hollow
-
-LR = 1e-5
 
 
 def warm_up(settings: TrainConfig, runtime: Runtime) -> None:

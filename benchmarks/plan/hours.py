@@ -7,16 +7,13 @@ Seconds are those of all steps with the wait for their batches.
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from benchmarks.plan.cases import Case
-from benchmarks.plan.measure import PATIENCE, ROOT, environment
+from benchmarks.plan.measure import run as run_ranks
 from benchmarks.rows import Row
 from recipes.demo_data import TOKENIZER_CONFIG, train_tokenizer
 from settings import dump_yaml, to_plain
@@ -91,18 +88,4 @@ def recipe(case: Case, steps: int, run: Path, data: Path, tokenizer: Path) -> Pa
 
 def train(case: Case, run: Path) -> None:
     """To its end. Raises RuntimeError."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    argv = [sys.executable, "-m", "trainer", str(run / "config.yaml")]
-    ranks = [
-        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env)
-        for env in (environment(rank, case.ranks, port, {}) for rank in range(case.ranks))
-    ]
-    try:
-        said = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    if failed := [text for rank, text in zip(ranks, said, strict=True) if rank.returncode]:
-        raise RuntimeError(f"{case}: {failed[0].strip().splitlines()[-3:]}")
+    run_ranks(case, ["trainer", str(run / "config.yaml")], {})

@@ -81,23 +81,30 @@ def estimates(case: Case) -> dict[str, float]:
 
 def peak(index: int, case: Case) -> int:
     """Bytes of the rank that takes most."""
-    with tempfile.TemporaryDirectory(prefix="plan-") as folder, socket.socket() as probe:
+    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+        told = run(case, ["benchmarks.plan.child", str(index), folder], MALLOC)
+    return max(int(out.split()[-1]) for out in told)
+
+
+def run(case: Case, module: list[str], more: dict[str, str]) -> list[str]:
+    """What each rank of a case has printed at its end. `module`: with its arguments; `more`: variables. Raises
+    RuntimeError."""
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-        probe.close()
-        argv = [sys.executable, "-m", "benchmarks.plan.child", str(index), folder]
-        ranks = [
-            subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
-            for env in (environment(rank, case.ranks, port, MALLOC) for rank in range(case.ranks))
-        ]
-        try:
-            said = [rank.communicate(timeout=PATIENCE) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
+    argv = [sys.executable, "-m", *module]
+    ranks = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+        for env in (environment(rank, case.ranks, port, more) for rank in range(case.ranks))
+    ]
+    try:
+        said = [rank.communicate(timeout=PATIENCE) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     if failed := [errors for rank, (_, errors) in zip(ranks, said, strict=True) if rank.returncode]:
         raise RuntimeError(f"{case}: {failed[0].strip().splitlines()[-1:]}")
-    return max(int(out.split()[-1]) for out, _ in said)
+    return [out for out, _ in said]
 
 
 def environment(rank: int, ranks: int, port: str, more: dict[str, str]) -> dict[str, str]:

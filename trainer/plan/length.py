@@ -10,6 +10,7 @@ from pathlib import Path
 from settings import ConfigError
 from trainer.plan import total_steps
 from trainer.schema import TrainConfig
+from trainer.sources import Source
 
 _HASHED = 256 << 20
 """Bytes of files whose prepared data is looked for: its name is the hash of all of them."""
@@ -31,8 +32,7 @@ def length(settings: TrainConfig, cache: Path, examples: str | None = None) -> L
         return Length(train.steps, f"train.steps={train.steps:,}")
     each = train.global_batch_size * settings.data.seq_len
     if stages and all(stage.steps or stage.tokens for stage in stages):
-        steps = sum(stage.steps or max(1, int(stage.tokens or 0) // each) for stage in stages)
-        return Length(steps, "the stages")
+        return Length(sum(stage.steps or max(1, int(stage.tokens or 0) // each) for stage in stages), "the stages")
     found = _examples(settings, examples) if examples else _prepared(settings, cache) or _files(settings)
     if found is None:
         return None
@@ -60,11 +60,9 @@ def _examples(settings: TrainConfig, text: str) -> tuple[int, str]:
 
 def _prepared(settings: TrainConfig, cache: Path) -> tuple[int, str] | None:
     """What `launch.py prepare` has counted."""
-    sources = [settings.data.sources[key] for key in settings.data.keys("train").values()]
-    paths = [Path(file) for source in sources for file in source.files]
-    if not cache.is_dir() or not all(path.is_file() for path in paths):
-        return None
-    if sum(path.stat().st_size for path in paths) > _HASHED:
+    sources = _sources(settings)
+    size = _size(sources)
+    if size is None or size > _HASHED or not cache.is_dir():
         return None
     from trainer.data.prepare import fingerprint  # numpy: only where there is something to find
 
@@ -78,13 +76,22 @@ def _prepared(settings: TrainConfig, cache: Path) -> tuple[int, str] | None:
 
 
 def _files(settings: TrainConfig) -> tuple[int, str] | None:
-    sources = [settings.data.sources[key] for key in settings.data.keys("train").values()]
-    paths = [Path(file) for source in sources for file in source.files]
-    if not paths or not all(path.is_file() for path in paths):
+    size = _size(_sources(settings))
+    if size is None:
         return None
-    size = sum(path.stat().st_size for path in paths)
     sequences = max(1, size // _BYTES_A_TOKEN // settings.data.seq_len)
     return (
         sequences,
         f"{size / 1e6:,.0f} MB of files at {_BYTES_A_TOKEN} bytes a token: an estimate until they are prepared",
     )
+
+
+def _sources(settings: TrainConfig) -> list[Source]:
+    """What is trained on."""
+    return [settings.data.sources[key] for key in settings.data.keys("train").values()]
+
+
+def _size(sources: list[Source]) -> int | None:
+    """Bytes of all files; None: there are none, or one is not there."""
+    paths = [Path(file) for source in sources for file in source.files]
+    return sum(path.stat().st_size for path in paths) if paths and all(path.is_file() for path in paths) else None

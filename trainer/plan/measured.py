@@ -20,9 +20,8 @@ from trainer.plan import batch_layout, calibrated, layouts
 from trainer.plan.calibrated import Line
 from trainer.plan.devices import CPU, kind_of
 from trainer.plan.model import model_of
+from trainer.plan.own import FEW
 from trainer.plan.time import offloading, seconds_at
-
-_FEW = 5  # steps, of which a median says little
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ def of_run(run_dir: Path) -> Measured:
     epochs = {event["epoch"] for event in begun if _ranks(event) == newest}
     # A step that was done again counts once.
     steps = {event["step"]: event for event in told if event["event"] == "step" and event["epoch"] in epochs}
-    if len(steps) < _FEW:
-        raise ConfigError(f"{run_dir / events.NAME}: {len(steps)} steps on these ranks: fewer than {_FEW} say nothing")
+    if len(steps) < FEW:
+        raise ConfigError(f"{run_dir / events.NAME}: {len(steps)} steps on these ranks: fewer than {FEW} say nothing")
     world, local, name = newest
     kind = kind_of(name)
     if kind is None:

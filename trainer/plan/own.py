@@ -14,7 +14,7 @@ from trainer.schema import TrainConfig
 
 _RUNS = 20  # the newest ones
 _TAIL = 1 << 16  # bytes of their events: the last hundred steps and more
-_FEW = 5  # steps, of which a median says little
+FEW = 5  # steps, of which a median says little
 
 
 def reached(runs: Path, settings: TrainConfig, billions: float) -> Reached | None:
@@ -29,7 +29,7 @@ def reached(runs: Path, settings: TrainConfig, billions: float) -> Reached | Non
         alike = theirs.model.path == settings.model.path and theirs.model.config == settings.model.config
         if not alike or to_plain(theirs.engine)["kind"] != to_plain(settings.engine)["kind"]:
             continue
-        if len(found := _told(file)) >= _FEW:
+        if len(found := _told(file)) >= FEW:
             source = f"median of the last {len(found)} steps of your run {file.parent.name}"
             return Reached("this site", billions, median(found) * again(theirs), False, source, own=True)
     return None

@@ -123,8 +123,7 @@ def check(text: str, nodes: int, gpus: int, gpus_of: str, run: Path, force: bool
     now = layouts.planned(model, settings, nodes, gpus, kind, known.steps if known else 1)
     if now.fits or force or not model.known:
         return asked(now.time) if known else None
-    better = layouts.alternatives(model, settings, nodes, gpus, kind, 1)
-    one = better[0] if better else layouts.smallest(model, settings, gpus, kind, 1)
+    one = _best(model, settings, nodes, gpus, kind, 1)
     raise ConfigError(f"{too_large(now)}: {instead(one)} (--force submits it all the same)")
 
 

@@ -60,8 +60,7 @@ class Parameters:
         if lora is None:
             return cls(model.parameters, 0, 0)
         rows = len(lora.tokens) if isinstance(lora.tokens, list) else len(settings.model.new_tokens or [])
-        adapters, sides = lora.r * model.sides, sum(layer.count * layer.sides for layer in model.layers)
-        trained = (adapters if lora.targets == "all-linear" else lora.r * sides) + rows * model.hidden
+        trained = lora.r * model.sides + rows * model.hidden
         kept: float = Sizes.of(settings).weights * model.parameters
         if lora.quantize:
             dense = sum(layer.count * (layer.matrices if not layer.routes else 0) for layer in model.layers)

@@ -70,7 +70,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return dict(super().construct_mapping(node, deep))
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     # The reader's own table, so that the text "1e-5" is written quoted and comes back as text.
     yaml_implicit_resolvers = _RESOLVERS
 

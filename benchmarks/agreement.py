@@ -81,10 +81,10 @@ def main(folder: Path, rounds: int) -> None:
 
     from trainer.data.batches import RankBatch
     from trainer.data.feed import Feed
-    from trainer.lead import LeadTime
     from trainer.runtime import start
-    from trainer.star import Star
-    from trainer.stop import Stop
+    from trainer.stop.lead import LeadTime
+    from trainer.stop.star import Star
+    from trainer.stop.stop import Stop
 
     runtime = start(folder, longest_wait=60)
     stop = Stop(runtime, Star(runtime), LeadTime([]), lambda: None)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -35,9 +38,9 @@ def measure(quick: bool) -> list[Row]:
         name = f"the sequences of step {step:,}, two sources by weight"
         rows.append(Row(name, "ms", taken, goal=f"at most {SEEK} ms", met=taken <= SEEK))
     with tempfile.TemporaryDirectory() as folder:
-        speed = _speed(Path(folder), 5 if quick else RUNS)
+        speed, cause = _speed(Path(folder), 5 if quick else RUNS)
     name = f"a loader, two sources by weight, T={SEQ_LEN}"
-    return [*rows, Row(name, "M tokens/s", speed, goal=f"at least {SPEED}", met=speed >= SPEED)]
+    return [*rows, Row(name, "M tokens/s", speed, goal=f"at least {SPEED}", met=speed >= SPEED, cause=cause)]
 
 
 def _seek(step: int) -> None:
@@ -46,8 +49,8 @@ def _seek(step: int) -> None:
     Mixture(sizes, WEIGHTS, (STEPS[-1] + RUNS) * BATCH, 1, 0).ids(step * BATCH, BATCH)
 
 
-def _speed(folder: Path, runs: int) -> float:
-    """M tokens/s of one rank's loader, reading one step after the other."""
+def _speed(folder: Path, runs: int) -> tuple[float, str]:
+    """M tokens/s of one rank's loader, reading one step after the other; and where its time went."""
     pool = Pool({name: _prepared(folder / name, tokens) for name, tokens in TOKENS.items()})
     layout = BatchLayout(MICRO, 2, 1)
     size = layout.global_batch_size
@@ -61,7 +64,25 @@ def _speed(folder: Path, runs: int) -> float:
 
     read(0)
     taken = statistics.median(_seconds(partial(read, run * steps)) for run in range(runs))
-    return steps * size * SEQ_LEN / taken / 1e6
+    calls: list[float] = []
+    with mock.patch("os.preadv", _timed(os.preadv, calls)):
+        read(0)
+    each = steps * layout.gradient_accumulation_steps
+    cause = (
+        f"measured: {1e3 * taken / each:.2f} ms a micro batch, {1e3 * sum(calls) / each:.2f} of it in "
+        f"{len(calls) / each:.0f} calls of preadv, two for each piece of a document"
+    )
+    return steps * size * SEQ_LEN / taken / 1e6, cause
+
+
+def _timed(call: Callable[..., int], taken: list[float]) -> Callable[..., int]:
+    def timed(*given: Any) -> int:
+        began = time.perf_counter()
+        done = call(*given)
+        taken.append(time.perf_counter() - began)
+        return done
+
+    return timed
 
 
 def _prepared(folder: Path, tokens: int) -> Prepared:

@@ -6,7 +6,8 @@ import statistics
 import time
 
 from benchmarks.rows import Row
-from slurm import hostfile, nodelist
+from slurm import nodelist
+from slurm.node import hostfile
 
 NODES, GPUS, RUNS = 1000, 8, 21
 GOAL = 15  # ms

@@ -194,7 +194,7 @@ def report(pocket: Pocket | None, seconds: float) -> int:
     lost, training = seconds_lost()
     console.print(
         f"[bold]time:[/] {training:.0f} s of steps, {lost:.0f} s lost to {len(RUN.attempts()) - 1} restarts, "
-        f"{seconds:.0f} s in all"
+        f"{seconds:.0f} s in all; {os.path.relpath(RUN.path / 'report.html')} has the rest"
     )
     prompt = "Return the"
     argv = [sys.executable, "-m", "trainer.sample", str(RUN.path / "export"), prompt]

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Everything that the project needs on a machine with Python: a virtual environment, and as root on Debian a Slurm; for the
-# tests strace.
+# tests strace, chromium and Charliecloud.
 # With CI=true nothing may be left out.
 set -eu
+PATH=$PATH:/usr/sbin:/sbin  # where Debian keeps the daemons, and does not tell its users
 venv=$1
 
 leave_out() {
@@ -26,12 +27,22 @@ if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null || ! comm
     fi
 fi
 
-if ! command -v strace >/dev/null; then
+if ! command -v strace >/dev/null || ! command -v ch-run >/dev/null; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends strace >/dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends strace charliecloud-runtime >/dev/null
     else
-        leave_out "strace (its package needs root on Debian); the tests that kill a save at each of its system calls"
+        leave_out "strace, charliecloud (their packages need root on Debian); tests that kill a save at each of its system \
+calls, and that train in a container"
+    fi
+fi
+
+if ! command -v chromium >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null  # 28 s
+    else
+        leave_out "chromium (its package needs root on Debian); the test that looks at a report in a browser"
     fi
 fi
 

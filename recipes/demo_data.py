@@ -18,8 +18,9 @@ import sysconfig
 import textwrap
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -121,12 +122,14 @@ def _chats(documents: list[str]) -> str:
     return "".join(lines)
 
 
-def train_tokenizer(documents: list[str]) -> Tokenizer:
+def train_tokenizer(documents: list[str], vocabulary: int = _VOCABULARY, before: Sequence[Any] = ()) -> Tokenizer:
+    """`before`: pre-tokenizers that cut the text before its bytes are looked at."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, bytes_of]) if before else bytes_of
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[_END_OF_TEXT, *_CHAT_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from durable import write_atomic
-from slurm import hostfile, progress
-from slurm.cause import (
+from slurm import progress
+from slurm.causes.cause import (
     FAILURES,
     RankExit,
     attempt_cause,
@@ -23,17 +25,21 @@ from slurm.cause import (
     refused_for_the_end,
     scheduler_cause,
 )
+from slurm.causes.ends import events, failure, read_ends, trained, unfit
+from slurm.causes.failures import ended_from_outside, first_failure, job_log
+from slurm.causes.logs import srun_words
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
-from slurm.ends import events, failure, read_ends
-from slurm.logs import first_failure, job_log, srun_words
+from slurm.errors import CommandFailed
+from slurm.node import hostfile, packed
+from slurm.node.shim import WAITED
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Scheduler
-from slurm.shim import WAITED
 from slurm.step import EXITS, Step, enter
 
 STEP_OUTLIVES = 30.0  # seconds; torchrun's agent may still end
 FORGET_SECONDS = 10.0  # for a short step over all nodes
+UNPACK_SECONDS = 1800.0
 
 
 def trainer_argv(run: RunDir, python: str) -> tuple[str, ...]:
@@ -68,6 +74,8 @@ class Attempt:
     def execute(self) -> dict[str, Any]:
         """Run the ranks to their end. Returns the attempt's record. The caller has blocked the WAITED signals."""
         self.step = step = self.prepare()
+        if self.job.archive:
+            place(Path(self.job.archive), step, self.scheduler)
         # A session of its own: Ctrl-C in a terminal is for the supervisor, which passes it on as the user's stop.
         process = subprocess.Popen(
             self.scheduler.step_argv(step), start_new_session=True, stdin=subprocess.DEVNULL, preexec_fn=_unblock
@@ -89,16 +97,17 @@ class Attempt:
 
     def forget(self) -> None:
         """What ranks that failed keep in their nodes' memory goes: nobody comes back for it. The others' is gone."""
-        argv = self.scheduler.step_argv(replace(self.step, forget=True))
-        with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=FORGET_SECONDS, preexec_fn=_unblock)
+        _errand(replace(self.step, forget=True), self.scheduler, FORGET_SECONDS)
 
     def prepare(self) -> Step:
         logs = self.run.attempt_dir(self.claim.epoch)
         logs.mkdir(parents=True, exist_ok=True)
         hostfile.write(logs / "hostfile", self.scheduler.hosts(), self.job.gpus_per_node)
         self.write_deadline()
-        foreign = self.job.command is not None
+        foreign, python = self.job.command is not None, self.job.python
+        environment = packed.place_of(Path(self.job.archive), self.job.node_local) if self.job.archive else ""
+        if environment and not self.job.rank_python:
+            python = f"{environment}/bin/python"
         if foreign:
             progress.remember(self.run, self.job.progress, self.claim.epoch)
         return Step(
@@ -107,13 +116,18 @@ class Attempt:
             launcher=self.job.launcher,
             nodes=self.job.nodes,
             ranks_per_node=self.job.gpus_per_node,
-            argv=tuple(self.job.command) if self.job.command else trainer_argv(self.run, self.job.python),
+            argv=tuple(self.job.command) if self.job.command else trainer_argv(self.run, python),
             foreign=foreign,
             stop_signal=self.job.stop_signal,
             deadline=self.deadline,
             cut_short=not foreign and cut_short(self.run.attempts()),
-            python=self.job.python,
+            python=python,
+            started=time.time(),
             prefix=enter(self.job.rank_command, self.run.path, self.job.binds),
+            network={name: str(value) for name, value in self.job.network.environment.items()},
+            host_suffix=self.job.network.host_suffix,
+            node_local=self.job.node_local,
+            environment=str(environment),
         )
 
     def write_deadline(self) -> None:
@@ -178,7 +192,8 @@ class Attempt:
     # --- how it ended ---
 
     def record(self, step: Step, facts: JobFacts | None) -> dict[str, Any]:
-        exits, hosts = read_ends(self.run, self.claim.epoch, step.layout.world_size), self.scheduler.hosts()
+        end, exits = time.time(), read_ends(self.run, self.claim.epoch, step.layout.world_size)
+        hosts = self.scheduler.hosts()
         reason = self.stop_reason()
         why = foreign_cause if step.foreign else attempt_cause
         cause = why(exits, scheduler_cause(facts, self.scheduler.restart_count), reason)
@@ -187,24 +202,31 @@ class Attempt:
         if self.stuck and cause in (*FAILURES, "signal"):
             # Its dead step keeps the GPUs: Slurm would let the next one of this job wait as long.
             cause, reason = "node_failure", "a node's slurmstepd is gone: srun did not end with its ranks"
+        failed_on = failed_node(cause, exits, first_failure(self.run, self.claim.epoch), hosts)
+        bad = unfit(self.run, self.claim.epoch, self.scheduler.job_id, self.log_start) if cause == "crash" else None
+        if bad is not None:
+            cause, reason, failed_on = "node_failure", f"{bad[0]} is unfit: {bad[1]}", bad[0]
         return {
             "attempt": self.claim.epoch,
             "job_id": self.scheduler.job_id,
             "restart_count": self.scheduler.restart_count,
             "start": self.claim.time,
-            "end": time.time(),
+            "end": end,
             "cause": cause,
             "reason": self.detail(cause, exits, reason),
-            **self.steps(),
+            "ranks": step.layout.world_size,
+            "starter": self.claim.starter,
+            **self.steps(end),
             "exits": dict(Counter(str(e).split(": ")[1] for e in exits)),
             "hosts": hosts,
-            "failed_on": failed_node(cause, exits, first_failure(self.run, self.claim.epoch), hosts),
+            "failed_on": failed_on,
+            **({"unfit": True} if bad else {}),
         }
 
-    def steps(self) -> dict[str, Any]:
+    def steps(self, end: float) -> dict[str, Any]:
         if self.job.command is not None:
             return progress.since(self.run, self.job.progress, self.claim.epoch)
-        return {"first_step": self.first_step, "committed_step": self.run.committed_step()}
+        return trained(self.run, self.claim.epoch, self.first_step, self.claim.time, end)
 
     def stop_reason(self) -> str | None:
         """Why the ranks agreed to stop, in the trainer's words, else ours to them."""
@@ -217,7 +239,7 @@ class Attempt:
     def detail(self, cause: str, exits: list[RankExit], reason: str | None) -> str:
         """One line for people: the first failure with its log, or the reason of the stop."""
         if cause == "crash" and all(end.unknown for end in exits):
-            words = self.srun_words()
+            words = ended_from_outside(self.run, self.claim.epoch) or self.srun_words()
             return f"no rank left an exit record{f': {words}' * bool(words)}"
         if cause in ("crash", "config", "hang", "oom"):
             return failure(self.run, self.claim.epoch, cause, exits)
@@ -225,6 +247,33 @@ class Attempt:
 
     def srun_words(self) -> str:
         return srun_words(job_log(self.run, self.scheduler.job_id), self.log_start)
+
+
+def place(archive: Path, step: Step, scheduler: Scheduler) -> None:
+    """The packed environment unpacked on every node. Where that fails the ranks do not start: their logs say why."""
+    began, there = time.monotonic(), Path(f"{step.environment}.tar")
+    errand = replace(step, unpack=str(there), launcher="spawn", python=sys.executable)
+    if _errand(errand, scheduler, UNPACK_SECONDS, quiet=True):  # from an attempt before, or a job
+        return
+    try:
+        sent = scheduler.broadcast(archive, there)
+    except CommandFailed as error:
+        print(f"outlast: {error}", flush=True)
+        return
+    sending = time.monotonic() - began
+    if _errand(replace(errand, unpack=str(sent)), scheduler, UNPACK_SECONDS):
+        unpacking = time.monotonic() - began - sending
+        print(f"outlast: {archive} is on every node: {sending:.1f} s to send, {unpacking:.1f} s to unpack", flush=True)
+
+
+def _errand(step: Step, scheduler: Scheduler, seconds: float, quiet: bool = False) -> bool:
+    """A step over all nodes without ranks. Returns whether it ended well on all of them."""
+    argv, nothing = scheduler.step_argv(step), subprocess.DEVNULL
+    said = nothing if quiet else None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        ended = subprocess.run(argv, stdin=nothing, stderr=said, timeout=seconds, preexec_fn=_unblock)
+        return ended.returncode == 0
+    return False
 
 
 def _unblock() -> None:

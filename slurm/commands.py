@@ -8,19 +8,22 @@ import pwd
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from slurm import partition
+from slurm.causes.reasons import ENDED
 from slurm.environment import CONF, without_job, without_path
 from slurm.errors import CommandFailed, ControllerAway
-from slurm.partition import Partition
+from slurm.sites import partition
+from slurm.sites import site as site_facts
+from slurm.sites.partition import Partition
+from slurm.sites.site import Site, unix
 from slurm.walltime import Walltime
 
 TIMEOUT = 15.0  # seconds; a controller that is down answers after 4 to 8 s (measured)
+BROADCAST_TIMEOUT = 1800.0  # seconds
 PATIENCE = 20.0  # seconds in which a person's question to a controller that is away is asked again
 
 # The connection failed: nothing has reached the controller. All others may have (a controller that was stopped while
@@ -114,6 +117,8 @@ class JobFacts:
     """Of all its nodes."""
     gpus_per_node: int | None = None
     """As the job asked for them; None: it asked for none."""
+    requeue: bool = True
+    """Slurm would start it again."""
 
 
 def parse_job(text: str) -> JobFacts:
@@ -126,20 +131,13 @@ def parse_job(text: str) -> JobFacts:
         state=facts.get("JobState", "UNKNOWN"),
         reason=facts.get("Reason", "None"),
         restarts=int(facts.get("Restarts", 0)),
-        end_time=_unix(facts.get("EndTime", "")),
-        preempt_time=_unix(facts.get("PreemptTime", "")),
+        end_time=unix(facts.get("EndTime", "")),
+        preempt_time=unix(facts.get("PreemptTime", "")),
         nodes=int(facts.get("NumNodes", "1").partition("-")[0]),
         cpus=int(facts.get("NumCPUs", "1").partition("-")[0]),
         gpus_per_node=int(gpus[1]) if gpus else None,
+        requeue=facts.get("Requeue") != "0",
     )
-
-
-def _unix(text: str) -> float | None:
-    """Slurm prints local time without a zone, or None, Unknown, N/A."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
 
 
 def show_job(job_id: str) -> JobFacts | None:
@@ -188,10 +186,10 @@ def submit(script: Path, after: str, name: str) -> str:
     return run(["sbatch", *flags, str(script), "--after", after], environ=environ).strip().split(";")[0]
 
 
-def cancel(job_id: str) -> None:
-    """Cancel a job; one that has ended already is no error."""
+def cancel(*job_ids: str) -> None:
+    """Cancel jobs; one that has ended already is no error."""
     try:
-        run(["scancel", job_id])
+        run(["scancel", *job_ids])
     except CommandFailed as error:
         if "Invalid job id" not in str(error) and "already completed" not in str(error):
             raise
@@ -202,26 +200,14 @@ def requeue(job_id: str) -> None:
     run(["scontrol", "requeue", job_id])
 
 
+def broadcast(job_id: str, file: Path, target: Path) -> None:
+    """A copy of a file on the own disk of every node of a job that runs: from node to node, not all from its disk."""
+    run(["sbcast", "--force", f"--jobid={job_id}", str(file), str(target)], timeout=BROADCAST_TIMEOUT)
+
+
 def update(job_id: str, **fields: str) -> None:
     """Change a job that waits or runs; what its owner may change differs from site to site."""
     run(["scontrol", "update", f"JobId={job_id}", *(f"{key}={value}" for key, value in fields.items())])
-
-
-@dataclass(frozen=True)
-class Site:
-    """What a Slurm says of itself."""
-
-    name: str
-    version: tuple[int, ...]
-    """(22, 5) for 22.05.8."""
-    ages: bool
-    """A waiting job gains priority, but only while nothing but the queue holds it: not behind a dependency."""
-    largest_array: int
-    """Jobs that an array may have."""
-    enforces_limits: bool
-    """A job that its partition never admits is refused; else it waits in the queue for ever."""
-    accounts: bool
-    """It has an accounting database."""
 
 
 def site() -> Site | None:
@@ -229,26 +215,11 @@ def site() -> Site | None:
     if CONF in os.environ and not Path(os.environ[CONF]).exists():
         return None  # scontrol would wait a minute for the file
     try:
-        return parse_site(run(["scontrol", "show", "config"], patience=PATIENCE))
+        return site_facts.parse(run(["scontrol", "show", "config"], patience=PATIENCE))
     except CommandFailed as error:
         if "no such command" in str(error) or "configuration source" in str(error):
             return None
         raise
-
-
-def parse_site(text: str) -> Site:
-    facts = dict(re.findall(r"^(\w+)\s*=[ \t]*(.*?)[ \t]*$", text, re.MULTILINE))
-    version = re.search(r"^SLURM_VERSION\s*= (\d+)\.(\d+)", text, re.MULTILINE)
-    return Site(
-        name=facts["ClusterName"],
-        version=tuple(map(int, version.groups())) if version else (),
-        ages=facts.get("PriorityType") == "priority/multifactor"
-        and facts.get("PriorityWeightAge", "0") not in ("0", "(null)")
-        and "ACCRUE_ALWAYS" not in facts.get("PriorityFlags", ""),
-        largest_array=int(facts.get("MaxArraySize", "1")) - 1,  # the index must stay below it
-        enforces_limits=facts.get("EnforcePartLimits") != "NO",
-        accounts=facts.get("AccountingStorageType", "").endswith("slurmdbd"),
-    )
 
 
 def partitions() -> list[Partition]:
@@ -256,6 +227,12 @@ def partitions() -> list[Partition]:
     return partition.parse(
         run(["sinfo", "--all", "--noheader", "--noconvert", f"--format={partition.FIELDS}"], patience=PATIENCE)
     )
+
+
+def nodes() -> list[dict[str, str]]:
+    """Every node as `scontrol show nodes` tells of it: NodeName, State, Partitions, BootTime, Reason, ..."""
+    lines = run(["scontrol", "--oneliner", "show", "nodes"], patience=PATIENCE).splitlines()
+    return [dict(re.findall(r"(\w+)=(.*?)(?=\s+\w+=|$)", line)) for line in lines if line]
 
 
 def partition_access(name: str) -> dict[str, list[str]]:
@@ -297,21 +274,26 @@ def reservations() -> list[str]:
         return []
 
 
+def signal_steps(job_id: str, signum: str) -> None:
+    """To the ranks of a job, and neither to its batch script nor to the shell of an allocation."""
+    listed = run(["squeue", "--steps", "--noheader", "--format=%i", f"--jobs={sent_as(job_id)}"]).split()
+    for step in (step for step in listed if re.fullmatch(rf"{re.escape(job_id)}\.\d+", step)):
+        run(["scancel", f"--signal={signum}", step])
+
+
 # --- the queue ------------------------------------------------------------------------------------------
 
 
-ENDED = {
-    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
-    *("REVOKED", "TIMEOUT"),
-}
-# With a suffix and no width nothing is padded or cut. The log's path is last: it may hold any character.
-_QUEUE = "--Format=JobArrayID:|,State:|,Reason:|,TimeLeft:|,Dependency:|,STDOUT:"
+# Each task of an array by itself, as 812_4: also those that wait. With a suffix and no width nothing is padded or cut.
+# The log's path is last: it may hold any character.
+_FIELDS = ("JobArrayID", "State", "Reason", "TimeLeft", "Dependency", "StartTime", "TimeLimit")
+_QUEUE = ("--array", f"--Format={''.join(f'{field}:|,' for field in _FIELDS)}STDOUT:")
 
 
 @dataclass(frozen=True)
 class QueueLine:
     job_id: str
-    """812; of an array 812_3, and 812_[4-8] for those that wait."""
+    """812; of an array 812_3."""
     state: str
     reason: str
     left: str
@@ -319,15 +301,28 @@ class QueueLine:
     """The job that it waits behind."""
     log: str
     """As sbatch was given it, with its %-patterns."""
+    start: float | None = None
+    """Unix seconds at which it started, or at which Slurm expects that; None: it does not say."""
+    limit: Walltime | None = None
 
     @property
     def alive(self) -> bool:
         return self.state not in ENDED
 
+    @property
+    def log_folder(self) -> str:
+        """As it is called where the job runs: %% and %a (of a sweep) filled in."""
+        filled = {"%%": "%", "%a": self.job_id.partition("_")[2]}
+        return re.sub("%%|%a", lambda found: filled[found[0]], os.path.dirname(self.log))
+
     def waits_behind(self, job_id: str) -> bool:
         """It starts when that one has ended: by its dependency, or as the next one of the same array."""
-        same_array = "_" in job_id and sent_as(self.job_id) == sent_as(job_id)
+        same_array = "_" in job_id and sent_as(self.job_id) == sent_as(job_id) and self.job_id != job_id
         return self.state == "PENDING" and (same_array or self.after == job_id)
+
+    def is_one_of(self, job_ids: Collection[str]) -> bool:
+        """Whether these ids name it: by its own, or by that of its array."""
+        return self.job_id in job_ids or sent_as(self.job_id) in job_ids
 
 
 def sent_as(job_id: str) -> str:
@@ -338,31 +333,34 @@ def sent_as(job_id: str) -> str:
 def parse_queue(text: str) -> list[QueueLine]:
     found = []
     for line in filter(str.strip, text.splitlines()):
-        job_id, state, reason, left, dependency, log = line.split("|", 5)
+        job_id, state, reason, left, dependency, start, limit, log = line.split("|", 7)
         after = re.search(r"afterany:(\d+(?:_\d+)?)", dependency)
-        job_id = re.sub(r"%\d+\]", "]", job_id)  # 812_[4-8%1]: so many at a time
-        found.append(QueueLine(job_id, state, reason, left, after[1] if after else None, log.rstrip()))
+        told = left, after[1] if after else None, log.rstrip(), unix(start), partition.read_limit(limit)
+        found.append(QueueLine(job_id, state, reason, *told))
     return found
 
 
-def queue(job_ids: Sequence[str]) -> dict[str, QueueLine]:
-    """Jobs of these ids that wait or run, from one squeue; of an array each line of its own."""
-    if not job_ids:
+def queue(job_ids: Collection[str], ended: bool = False) -> dict[str, QueueLine]:
+    """Jobs of these ids that wait or run, from one squeue; of an array each task by itself. `ended`: also those that
+    have ended, for as long as Slurm remembers them."""
+    asked = ",".join(dict.fromkeys(map(sent_as, job_ids)))
+    if not asked:
         return {}
     try:
-        text = run(["squeue", "--noheader", _QUEUE, f"--jobs={','.join(job_ids)}"])
+        states = ["--states=all"] if ended else []
+        text = run(["squeue", "--noheader", *states, *_QUEUE, f"--jobs={asked}"])
     except CommandFailed as error:
         if "Invalid job id" in str(error):  # squeue's answer when it knows none of them
             return {}
         raise
-    return {line.job_id: line for line in parse_queue(text)}
+    wanted = set(job_ids)
+    return {line.job_id: line for line in parse_queue(text) if line.is_one_of(wanted)}
 
 
-def jobs_of(logs: Path, patience: float = 0.0) -> list[QueueLine]:
-    """This user's jobs that log into this folder, also those whose id nobody could write down, from one squeue.
+def jobs_of(log_folders: Collection[str], patience: float = 0.0) -> list[QueueLine]:
+    """This user's jobs that log into these folders, also those whose id nobody could write down, from one squeue.
 
     In any state: ENDED ones are among them for as long as Slurm remembers them.
     """
-    text = run(["squeue", "--noheader", "--states=all", _QUEUE, f"--user={os.getuid()}"], patience=patience)
-    folder = str(logs).replace("%", "%%")  # what script.py makes of it
-    return [line for line in parse_queue(text) if os.path.dirname(line.log) == folder]
+    text = run(["squeue", "--noheader", "--states=all", *_QUEUE, f"--user={os.getuid()}"], patience=patience)
+    return [line for line in parse_queue(text) if line.log_folder in log_folders]

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from msgspec import Meta
+from msgspec import Meta, field
+from msgspec.structs import replace
 
 from settings import ConfigError, Struct, convert, read_yaml
-from slurm.environment import is_secret
+from slurm.environment import OWN_DISK, is_secret
+from slurm.node.agents import AGENTS
 from slurm.walltime import Walltime
 
 Count = Annotated[int, Meta(ge=1)]
+MailTypes = Annotated[str, Meta(pattern=r"^[A-Za-z_0-9]+(,[A-Za-z_0-9]+)*$")]
+_ALL_MAILS = "BEGIN,END,FAIL,REQUEUE,STAGE_OUT"  # INVALID_DEPEND is of newer Slurms
+
+
+class Network(Struct, frozen=True):
+    environment: dict[str, str | int] = {}
+    """Variables of the ranks, where nobody else has set them."""
+    host_suffix: str = ""
+    """What makes a node's name that of its fast interface."""
+
+
+Event = Literal["start", "continuation", "stop", "done", "no_progress"]
+
+
+class Notify(Struct, frozen=True):
+    """Who is told how the run goes, by its supervisor."""
+
+    webhook: str | None = None
+    """$NAME of the variable of your shell that holds its URL, which is a secret: it gets a small JSON."""
+    command: list[str] = []
+    """Words of a command on the batch host; {text}, {event}, {run}, {step} are filled in, and the JSON is its input."""
+    events: list[Event] = field(default_factory=lambda: list(get_args(Event)))
 
 
 class JobConfig(Struct, frozen=True):
@@ -44,18 +69,32 @@ class JobConfig(Struct, frozen=True):
     gpu_type: str | None = None
     """Their kind, where the site wants it named: --gres=gpu:a100:4."""
     mail_user: str | None = None
+    """Who gets Slurm's mails; None: the submitting user."""
+    mail_type: MailTypes | None = None
+    """What Slurm mails: BEGIN, END, FAIL, TIME_LIMIT_80 ...; END is mailed for the run's last job alone. None: END,FAIL
+    to mail_user, and where there is none no mail."""
+    notify: Notify | None = None
+    """A webhook, or a command, that is told of starts and ends."""
     sbatch: dict[str, str | int | bool] = {}
     """Any other sbatch option by its long name; true is a flag without a value."""
     setup: list[str] = []
     """Shell lines that run before Python on the batch host (module loads); one that fails ends the job."""
     environment: dict[str, str] = {}
     """Variables of the ranks. No secrets: this file is readable by whoever reads the run folder."""
+    network: Network = Network()
+    """How the ranks reach each other: the profile's, and what is said here beside it."""
+    node_local: str = OWN_DISK
+    """A folder on each node's own disk, for compilers' caches and the archive; the node's $VARIABLES count."""
+    archive: str | None = None
+    """A packed environment (.tar, .tar.gz): every node unpacks it to its own disk, and the ranks run from there.
+    `launch.py prepare` packs this virtual environment into it; conda-pack does a conda environment."""
     launcher: Literal["srun", "torchrun", "deepspeed", "fork"] = "srun"
     """srun: one task a rank. torchrun, deepspeed: their own agent on each node. fork: one process a node imports once
     and forks its ranks."""
     rank_command: list[str] = []
     """Words before the ranks' Python, where their software is not the host's: [apptainer, exec, --nv, --bind,
-    "{binds}", image.sif]. {run_dir} and {binds} (host:host,...) are filled in."""
+    "{binds}", image.sif]. {run_dir} and {binds} (host:host,...) are filled in; a word with {bind} (host:host) stands
+    once for each folder."""
     rank_python: str | None = None
     """The ranks' Python, 3.11 or newer; None: this one, and with a rank command `python3`."""
     binds: list[str] = []
@@ -77,6 +116,8 @@ class JobConfig(Struct, frozen=True):
     """Seconds before the deadline at which a foreign command is told to stop; the trainer measures its own."""
     exclude_bad_nodes: bool = True
     """The next job keeps away from a node on which two attempts failed within a day; false: the site forbids that."""
+    purge_days: Count | None = None
+    """Days without an access after which the site removes what lies in the run's folder; None: nobody knows of it."""
     share: bool = False
     """The group may read the run; default: its user alone."""
     snapshot: bool = True
@@ -101,6 +142,17 @@ class JobConfig(Struct, frozen=True):
         return self.continue_by in ("auto", "chain", "array")
 
     @property
+    def mails(self) -> list[str]:
+        """What Slurm mails, ALL written out."""
+        kinds = (self.mail_type or ("END,FAIL" if self.mail_user else "")).upper()
+        return [kind for kind in kinds.replace("ALL", _ALL_MAILS).split(",") if kind]
+
+    @property
+    def mails_on_the_way(self) -> list[str]:
+        """What is mailed for a job that another may follow: its end is not the run's."""
+        return [kind for kind in self.mails if kind != "END" or self.continue_by == "none"]
+
+    @property
     def python(self) -> str:
         """The Python where the ranks are."""
         return self.rank_python or ("python3" if self.rank_command else sys.executable)
@@ -122,24 +174,51 @@ def counted(count: int, word: str) -> str:
 def make_job(data: Mapping[str, Any], source: str) -> JobConfig:
     """A user's words as a checked job. Raises ConfigError."""
     job = convert(data, JobConfig, source)
+    if archive := archive_of(data, source):
+        job = replace(job, archive=str(archive))
+        if job.rank_command:
+            raise ConfigError(f"{source}: archive and rank_command both say where the ranks' software is: take one")
     refuse_secrets(job, source)
+    check_notify(job, source)
     check_binds(job)
     check_command_only(job, source)
     return job
 
 
+def archive_of(data: Mapping[str, Any], source: str) -> Path | None:
+    """Where a job's packed environment lies, with the $VARIABLES of this shell. Raises ConfigError."""
+    path = os.path.expandvars(data.get("archive") or "")
+    if unset := re.search(r"\$\{?(\w+)", path):
+        raise ConfigError(f"{source}: archive={data['archive']}: {unset[1]} is not set in this shell")
+    return Path.cwd() / path if path else None
+
+
 def check_command_only(job: JobConfig, source: str) -> None:
     """What is said of a foreign command must not be lost on the trainer. Raises ConfigError."""
-    for field, given in (("stop_signal", job.stop_signal != "TERM"), ("progress", job.progress is not None)):
+    for name, given in (("stop_signal", job.stop_signal != "TERM"), ("progress", job.progress is not None)):
         if given and job.command is None:
             raise ConfigError(
-                f"{source}: {field} is for a command after --: the trainer hears every signal, and its steps are known"
+                f"{source}: {name} is for a command after --: the trainer hears every signal, and its steps are known"
             )
+
+
+def check_notify(job: JobConfig, source: str) -> None:
+    """A webhook's address comes from the shell, as every secret. Raises ConfigError."""
+    webhook = job.notify.webhook if job.notify else None
+    if webhook is None:
+        return
+    if not re.fullmatch(r"\$[A-Za-z_]\w*", webhook):
+        raise ConfigError(
+            f"{source}: notify.webhook: its address would be written to files: type `export OUTLAST_WEBHOOK=...` in "
+            "your shell, and give '$OUTLAST_WEBHOOK' here"
+        )
+    if webhook[1:] not in os.environ:
+        raise ConfigError(f"{source}: notify.webhook={webhook}: {webhook[1:]} is not set in this shell: export it")
 
 
 def check_binds(job: JobConfig) -> None:
     """Folders go to the rank command as host:host,... Raises ConfigError."""
-    bound = job.binds if "{binds}" in " ".join(job.rank_command) else []
+    bound = job.binds if re.search("{binds?}", " ".join(job.rank_command)) else []
     for path in (path for path in bound if re.search(r"[:,]", path)):
         raise ConfigError(f"{path}: a folder with a colon or a comma cannot be bound by a rank command: rename it")
 
@@ -147,7 +226,12 @@ def check_binds(job: JobConfig) -> None:
 def check_launcher(job: JobConfig) -> None:
     """For a job that starts from here: an agent's package must be in this Python, if it is the ranks'. Raises
     ConfigError."""
-    package = {"torchrun": "torch", "deepspeed": "deepspeed"}.get(job.launcher)
+    if job.archive and not Path(job.archive).is_file():
+        raise ConfigError(
+            f"archive={job.archive}: there is no such file: launch.py prepare RECIPE packs this environment"
+        )
+    agent = AGENTS.get(job.launcher)
+    package = agent.package if agent else None
     if package and job.python == sys.executable and not job.srun_args and find_spec(package) is None:
         raise ConfigError(f"--launcher {job.launcher}: {sys.executable} has no {package}: install it, or take another")
 
@@ -157,7 +241,8 @@ def refuse_secrets(job: JobConfig, source: str) -> None:
     # In a set-up line a name may get what a command or another variable holds: that value is in no file of ours.
     assigned = re.findall(r"(?:^|[;&]|\bexport)\s*([A-Za-z_]\w*)=(?![\"']?[$`])", "\n".join(job.setup), re.MULTILINE)
     exported = re.findall(r"([A-Za-z_]\w*)=", " ".join([str(job.sbatch.get("export", "")), *job.srun_args]))
-    for where, names in (("environment", job.environment), ("setup", assigned), ("export", exported)):
+    ours = {**job.environment, **job.network.environment}
+    for where, names in (("environment", ours), ("setup", assigned), ("export", exported)):
         for name in filter(is_secret, names):
             raise ConfigError(
                 f"{source}: {where}: {name} is a secret and would be written to files: type `export {name}=...` in"

@@ -3,50 +3,87 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from durable import write_atomic
 from settings import ConfigError, merge, read_yaml
-from slurm import cluster as clusters
-from slurm import commands, environment, launches, site_rules, snapshot
-from slurm.config import check_launcher, make_job
-from slurm.environment import without_job
-from slurm.logs import follow
+from slurm import commands, environment, launches
+from slurm.causes.failures import job_log
+from slurm.causes.logs import follow, new_lines
+from slurm.config import make_job
+from slurm.here import supervise_here
 from slurm.rundir import RunDir
-from slurm.submission import Submission, code_environment, write_job
+from slurm.sites import cluster as clusters
+from slurm.sites import site_rules
+from slurm.submission import Submission
+from slurm.watch.live import Live
 
 
 def run_here(run: RunDir, allocation: bool) -> int:
-    """The supervisor as a child of the terminal, with rank 0's lines shown. Returns its exit code.
+    """The supervisor as a child of the terminal, with its lines and rank 0's shown. Returns its exit code.
 
     `allocation`: in the one that this shell is in, as salloc gives it; else without a scheduler.
     """
-    argv = [sys.executable, "-P", "-m", "slurm.supervisor", str(run.path), *(["--here"] if allocation else [])]
-    environ = code_environment(run.path / "code")
-    supervisor = subprocess.Popen(argv, env=environ if allocation else without_job(environ))
-    with suppress(KeyboardInterrupt):  # the terminal has sent it to the supervisor as well
-        follow(run, 0, lambda: supervisor.poll() is None)
-    return supervisor.wait()
+    log = job_log(run, environment.allocation().job_id if allocation else None)
+    live = Live(run) if sys.stdout.isatty() else None
+    emit = live.emit if live else _say
+    # A file stands between: it outlives this terminal, and no line of the supervisor's breaks into the one of progress.
+    with open(log, "ab") as words:
+        position = words.tell()
+        child = supervise_here(run, allocation, words)
+
+        def beside(last: bool = False) -> None:
+            nonlocal position
+            lines, position = new_lines(log, position, last)
+            for line in lines:
+                emit(line)
+            if live:
+                live.draw()
+
+        signal.signal(signal.SIGINT, _once)
+        follow(run, 0, lambda: child.poll() is None, emit, beside)
+        code = child.wait()
+        beside(last=True)
+    if live:
+        live.close()
+    return code
 
 
-def stop(run: RunDir, why: str) -> str:
-    """Ask a run to save and end. Returns what happens, in words."""
-    if run.over:
-        return f"{run.name} is {'done' if run.done else 'ended already'}"
-    launches.reconcile(run)
-    waiting = commands.queue([record["job"] for record in run.jobs()])
-    if not any(line.state == "RUNNING" for line in waiting.values()) and not supervised(run):
-        run.cancel("stop", why)
-        for job_id in waiting:
-            commands.cancel(job_id)
-        what = "its place in the queue is given up" if waiting else "nothing of it is in the queue"
-        return f"{run.name} was not running: {what}; go on with launch.py resume {run.name}"
-    write_atomic(run.stop_file, why + "\n")
-    return f"{run.name} saves at its next step and ends; go on with launch.py resume {run.name}"
+def _once(signum: int, frame: object) -> None:
+    """The terminal has sent it to the supervisor as well, which saves and ends: its lines are still to be read."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def stop(runs: Sequence[RunDir], why: str) -> list[str]:
+    """Ask runs to save and end. Returns what happens to each, in words."""
+    for run in runs:
+        if not run.over:
+            launches.reconcile(run)
+    live = commands.queue([record["job"] for run in runs if not run.over for record in run.jobs()])
+    told, given_up = [], []
+    for run in runs:
+        ours = {record["job"] for record in run.jobs()}
+        mine = [line for line in live.values() if line.is_one_of(ours)]
+        if run.over:
+            told.append(f"{run.name} is {'done' if run.done else 'ended already'}")
+        elif any(line.state == "RUNNING" for line in mine) or supervised(run):
+            write_atomic(run.stop_file, why + "\n")
+            told.append(f"{run.name} saves at its next step and ends; go on with launch.py resume {run.name}")
+        else:
+            run.cancel("stop", why)
+            given_up += [line.job_id for line in mine]
+            what = "its place in the queue is given up" if mine else "nothing of it is in the queue"
+            told.append(f"{run.name} was not running: {what}; go on with launch.py resume {run.name}")
+    if given_up:
+        commands.cancel(*given_up)
+    return told
 
 
 def supervised(run: RunDir) -> str | None:
@@ -112,14 +149,3 @@ def reopen(run: RunDir, changes: Mapping[str, Any], cluster: str, dry_run: bool 
     site_rules.check(job, where.profile, where.version)
     clusters.check_fits(job, where)
     return Submission(clusters.with_continuation(job, where), where, run, None)
-
-
-def rewrite(submission: Submission, update_code: bool) -> None:
-    """The run's files as it goes on with them. Raises ConfigError."""
-    run = submission.run
-    check_launcher(submission.job)
-    if update_code:
-        snapshot.copy_ours(run.path)
-    if submission.config_text is not None:
-        write_atomic(run.path / "config.yaml", submission.config_text)
-    write_job(submission, run)

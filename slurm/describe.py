@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from settings import to_plain
-from slurm import environment, site_rules
+from settings import ConfigError, to_plain
+from slurm import environment
 from slurm.environment import Layout
+from slurm.sites import site_rules
 from slurm.submission import Submission
 from slurm.walltime import Walltime
+
+
+def show(ready: Submission, plain: bool) -> int:
+    """A dry run: the script alone on standard output, what it means beside it; `plain`: all of it as JSON."""
+    if plain:
+        print(json.dumps(as_json(ready), indent=2))
+        return 0
+    print("\n".join(account(ready)), end="\n\n", file=sys.stderr, flush=True)
+    sys.stdout.write(ready.script)
+    return 0
 
 
 def account(ready: Submission) -> list[str]:
@@ -22,7 +35,9 @@ def account(ready: Submission) -> list[str]:
     lines += [f"code: {len(ready.code.files)} files of {ready.code.root} are copied and run"] if ready.code else []
     lines += [f"starts from {ready.fork}"] if ready.fork else []
     lines += [continuation(ready), *cost(ready), f"run folder: {os.path.relpath(ready.run.path)}", "every rank gets:"]
-    return lines + [f"  {name:<20} {value}" for name, value in variables(ready)]
+    table = variables(ready)
+    width = max(len(name) for name, _ in table)
+    return lines + [f"  {name:<{width}}  {value}" for name, value in table]
 
 
 def noted(ready: Submission) -> list[str]:
@@ -33,7 +48,8 @@ def noted(ready: Submission) -> list[str]:
 
 def variables(ready: Submission) -> list[tuple[str, str]]:
     job = ready.job
-    return environment.promised(Layout(job.nodes, job.gpus_per_node), ready.run.path, job.environment)
+    layout, network = Layout(job.nodes, job.gpus_per_node), job.network
+    return environment.promised(layout, ready.run.path, job.environment, network.environment, network.host_suffix)
 
 
 def continuation(ready: Submission) -> str:
@@ -59,7 +75,9 @@ def cost(ready: Submission) -> list[str]:
         bound = f"at most {each.gpu_hours * job.max_attempts:,.1f} in {job.max_attempts} attempts"
     else:
         bound = "as many jobs as it takes (limits: --max-attempts, --max-gpu-hours)"
-    return [f"cost: {each}", f"      {bound}"]
+    billing = ready.cluster.profile.billing
+    units = billing.counted(each.gpu_hours, each.node_hours) if billing else None
+    return [f"cost: {each}{f', {units}' if units else ''}", f"      {bound}"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +92,16 @@ class Cost:
     def gpu_hours(self) -> float:
         return self.gpus * self.limit / timedelta(hours=1)
 
+    @property
+    def node_hours(self) -> float:
+        return self.nodes * self.limit / timedelta(hours=1)
+
     def __str__(self) -> str:
         return f"at most {self.gpu_hours:,.1f} GPU-hours a job ({self.gpus} GPUs x {self.limit})"
+
+
+def not_here(ready: Submission) -> ConfigError:
+    return ConfigError(f"no Slurm of the cluster {ready.job.cluster} answers here: --dry-run shows what it would get")
 
 
 def as_json(ready: Submission) -> dict[str, object]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm import node_memory
+from slurm.node import node_memory
 
 # Every variable of Slurm that we depend on. Names of 20.11 to 26.05; SLURM_STEP_* are of the srun step.
 JOB_ID = "SLURM_JOB_ID"
@@ -23,6 +23,8 @@ TASK_LOCAL_RANK = "SLURM_LOCALID"
 NODE_NAME = "SLURMD_NODENAME"
 LAUNCH_ADDRESS = "SLURM_LAUNCH_NODE_IPADDR"  # address of the host that runs srun
 CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
+GPUS_ON_NODE = "SLURM_GPUS_ON_NODE"
+MEMORY_OF_NODE = "SLURM_MEM_PER_NODE"  # MiB; set where the job asks for memory
 CONF = "SLURM_CONF"
 DEVICES = "CUDA_VISIBLE_DEVICES"  # set by Slurm for a job with GPUs, else by the user
 
@@ -39,6 +41,17 @@ _RANK_NAMES = (
     "NODE_RANK",  # Lightning's
 )
 _KEPT = (CONF, "OUTLAST_POCKET_DIR")
+OWN_DISK = "/tmp"
+"""Of a node, where no profile says better."""
+
+CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "MIOPEN_USER_DB_PATH": "miopen",
+    "MIOPEN_CUSTOM_CACHE_DIR": "miopen",
+}
+"""What compilers keep, by their own names. On NFS and Lustre these crash ranks, which lock and rename in them at once;
+what lies in them is loaded as code."""
 _SECRET = {"TOKEN", "KEY", "SECRET", "PASSWORD"}
 
 
@@ -67,6 +80,11 @@ def account(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("SBATCH_ACCOUNT") or environ.get("SLURM_ACCOUNT")
 
 
+def overrides(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables of the user's shell that override a script's own flags, but for the account, which is read first."""
+    return {name: value for name, value in environ.items() if name.startswith("SBATCH_") and name != "SBATCH_ACCOUNT"}
+
+
 @dataclass(frozen=True)
 class Allocation:
     """The job that this process was started by; without Slurm: no id, this host alone."""
@@ -92,6 +110,10 @@ class Task:
     host: str
     launch_address: str | None
     cpus: int | None
+    gpus: int | None = None
+    """Those of its node that this task was given; None: Slurm gives none, or does not tell."""
+    memory_mb: int | None = None
+    """Of its node, in MiB, as the job asks for it."""
 
 
 def task(environ: Mapping[str, str] = os.environ) -> Task:
@@ -101,8 +123,20 @@ def task(environ: Mapping[str, str] = os.environ) -> Task:
         local_rank=int(environ.get(TASK_LOCAL_RANK, 0)),
         host=environ.get(NODE_NAME) or os.uname().nodename,
         launch_address=environ.get(LAUNCH_ADDRESS),
-        cpus=int(environ[CPUS_PER_TASK]) if CPUS_PER_TASK in environ else None,
+        cpus=_number(environ.get(CPUS_PER_TASK)),
+        gpus=_gpus(environ),
+        memory_mb=_number(environ.get(MEMORY_OF_NODE)),
     )
+
+
+def _gpus(environ: Mapping[str, str]) -> int | None:
+    """Slurm's word, and what is visible by it: where a site binds each task to its GPU, that is one."""
+    told, visible = _number(environ.get(GPUS_ON_NODE)), environ.get(DEVICES)
+    return told if told is None or visible is None else min(told, len([*filter(None, visible.split(","))]))
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
 
 
 @dataclass(frozen=True)
@@ -149,16 +183,26 @@ def attempt_variables(
     return out
 
 
-def promised(layout: Layout, run_dir: Path, own: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What every rank gets under every launcher, as a table: name, and value or meaning. `own`: the job's own."""
+def promised(
+    layout: Layout,
+    run_dir: Path,
+    own: Mapping[str, str],
+    site: Mapping[str, str | int],
+    host_suffix: str,
+    environ: Mapping[str, str] = os.environ,
+) -> list[tuple[str, str]]:
+    """What every rank gets under every launcher, as a table: name, and value or meaning. `own`: the job's own; `site`:
+    the network's; `environ`: of the shell, which goes along."""
     ranks, nodes = layout.ranks_per_node, layout.nodes
+    first = "an address of the first node that the others reach"
+    first = f"the first node's name with {host_suffix} behind it, else another address of it" if host_suffix else first
     table = [
         ("RANK", f"0 to {layout.world_size - 1}, node by node"),
         ("WORLD_SIZE", str(layout.world_size)),
         ("LOCAL_RANK", f"0 to {ranks - 1}: the rank's device on its node"),
         ("LOCAL_WORLD_SIZE", str(ranks)),
         ("GROUP_RANK", f"0 to {nodes - 1}: the rank's node"),
-        ("MASTER_ADDR", "an address of the first node that the others reach" if nodes > 1 else "127.0.0.1"),
+        ("MASTER_ADDR", first if nodes > 1 else "127.0.0.1"),
         ("MASTER_PORT", "a free port of the first node, held for rank 0"),
         ("OUTLAST_RUN_DIR", str(run_dir)),
         ("OUTLAST_ATTEMPT", "1, 2, 3 ...: this start of the ranks"),
@@ -168,9 +212,12 @@ def promised(layout: Layout, run_dir: Path, own: Mapping[str, str]) -> list[tupl
         ("OUTLAST_DEADLINE", "unix seconds at which the allocation ends, if it does"),
         ("OMP_NUM_THREADS", "your shell's, else the CPUs of a rank"),
     ]
+    table += [(name, "your shell's, else a folder on the node's own disk") for name in CACHES]
     if nodes > 1:
-        table.append(("GLOO_SOCKET_IFNAME", "your shell's, else the way to the other nodes if the host name hides it"))
-    return [*table, *own.items()]
+        table.append(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME's first, else the way that the host name hides"))
+    network = {name: f"{value} (the site's)" for name, value in site.items()}
+    network |= {name: f"{environ[name]} (your shell's)" for name in network if name in environ}
+    return [*{**dict(table), **network, **own}.items()]
 
 
 def worker_rank(environ: Mapping[str, str] = os.environ) -> int:

@@ -11,6 +11,8 @@ STOPPED = 77
 """Ended by the user's word, or by a limit that the user set."""
 CONFIG = 78
 """Configuration error: starting again cannot help."""
+UNFIT = 79
+"""A shim's: its node is no place for ranks."""
 HANG = 86
 NO_PROGRESS = 93
 

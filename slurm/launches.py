@@ -44,7 +44,10 @@ class Launch:
 
 def newest(run: RunDir) -> int:
     """Number of the last submission that began; 0: none."""
-    return max((int(path.name) for path in _folder(run).glob("[0-9]*")), default=0)
+    try:
+        return max((int(name) for name in os.listdir(_folder(run)) if name.isdigit()), default=0)
+    except FileNotFoundError:
+        return 0
 
 
 def begin(run: RunDir, number: int) -> Launch:
@@ -82,11 +85,18 @@ def unsettled(run: RunDir) -> Launch | None:
 
 
 def reconcile(run: RunDir) -> str | None:
-    """Settle a submission of this run that was cut short before its job was noted.
+    """Settle a submission of this run, or of its sweep, that was cut short before its job was noted.
 
     Any verb may call it before it reads the run's jobs. Returns what was found, in words; None: all was settled.
     Raises CommandFailed while that cannot be known: a job may be in the queue then, and no other must be sent.
     """
+    if run.sweep is not None:
+        settle(run.sweep)
+    return settle(run)
+
+
+def settle(run: RunDir) -> str | None:
+    """`reconcile` of a run, or of a sweep, alone."""
     launch = unsettled(run)
     if launch is None:
         return None
@@ -101,7 +111,7 @@ def reconcile(run: RunDir) -> str | None:
 
 def check_free(run: RunDir) -> None:
     """Raises ConfigError when a job of this run waits or runs, noted or not; CommandFailed when nobody can tell."""
-    job = next((job for job in commands.jobs_of(run.logs, commands.PATIENCE) if job.alive), None)
+    job = next((job for job in commands.jobs_of(run.log_folders(), commands.PATIENCE) if job.alive), None)
     if job is not None:
         raise ConfigError(
             f"{run.name} is in the queue already: job {job.job_id} is {job.state}: see launch.py status {run.name}"
@@ -112,7 +122,7 @@ def _find_job(run: RunDir) -> QueueLine | None:
     """The job of this run that is not noted; of several one that is alive."""
     noted = {record["job"] for record in run.jobs()}
     for pause in (SETTLING_SECONDS, 0.0):
-        jobs = commands.jobs_of(run.logs, commands.PATIENCE)
+        jobs = commands.jobs_of(run.log_folders(), commands.PATIENCE)
         found = [job for job in jobs if commands.sent_as(job.job_id) not in noted]
         if found:
             return max(found, key=lambda job: (job.alive, int(commands.sent_as(job.job_id))))

@@ -33,7 +33,11 @@ def _split(text: str) -> list[str]:
 def _expand_one(part: str) -> list[str]:
     pieces = _BRACKETS.split(part)  # text, ranges, text, ranges, ..., text
     choices = [_ranges(piece, part) if index % 2 else [piece] for index, piece in enumerate(pieces)]
-    return ["".join(names) for names in product(*choices)]
+    found = ["".join(names) for names in product(*choices)]
+    for name in found:  # they become words of commands, and lines of the hostfile
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise SlurmError(f"node list '{part}': {name!r} is no name of a host")
+    return found
 
 
 def _ranges(text: str, part: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The time limit of a job that names none: from how long its run is planned to take."""
+"""The time limit of a job and the GPU-hours of its run where nobody names them: from how long it is planned to take."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from slurm import commands
-from slurm.cluster import Cluster
 from slurm.config import JobConfig
+from slurm.sites.cluster import Cluster
 from slurm.submission import Submission
 from slurm.walltime import Walltime
 
@@ -35,19 +35,25 @@ def may_be_planned(ready: Submission) -> bool:
 
 
 def planned(ready: Submission, check: Check, args: Namespace) -> Submission:
-    """Checked against the plan; with a time limit, and what is said of it, where nobody has given one. Raises
-    ConfigError."""
+    """Checked against the plan; with a time limit and a limit of GPU-hours, and what is said of them, where nobody has
+    given one. Raises ConfigError."""
     job, kind = ready.job, ready.cluster.profile.gpu
     assert ready.config_text is not None and kind is not None
     asked = check(ready.config_text, job.nodes, job.gpus_per_node, kind, ready.run.path, args.force)
-    if asked is None or job.walltime is not None or args.here or job.cluster == "local":
+    if asked is None or args.here or job.cluster == "local":
         return ready
     seconds, said = asked
-    attempts, limit = divided(seconds, _longest(job, ready.cluster))
-    walltime = Walltime(seconds=max(limit, job.time_min.total_seconds() if job.time_min else 0))
-    times = f", in {attempts} jobs" if attempts > 1 else ""
-    text = f"time limit {walltime}: {said}{times}; another: --walltime"
-    return dataclasses.replace(ready, job=replace(job, walltime=walltime), proposed=text)
+    longest = job.walltime.total_seconds() if job.walltime else _longest(job, ready.cluster)
+    attempts, limit = divided(seconds, longest)
+    lines = []
+    if job.walltime is None:
+        job = replace(job, walltime=Walltime(seconds=max(limit, job.time_min.total_seconds() if job.time_min else 0)))
+        times = f", in {attempts} jobs" if attempts > 1 else ""
+        lines.append(f"time limit {job.walltime}: {said}{times}; another: --walltime")
+    if job.max_gpu_hours is None:
+        job = replace(job, max_gpu_hours=math.ceil(2 * attempts * limit / 3600 * job.world_size))
+        lines.append(f"ends after {job.max_gpu_hours:,} GPU-hours: twice what the plan asks for; --max-gpu-hours")
+    return dataclasses.replace(ready, job=job, proposed="\n".join(lines))
 
 
 def divided(seconds: float, longest: float) -> tuple[int, float]:

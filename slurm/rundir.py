@@ -5,7 +5,6 @@ Standard library only: every rank's shim imports it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -34,6 +33,17 @@ class Claim:
     host: str | None = None
     pid: int | None = None
     """Of the supervisor."""
+    ranks: int | None = None
+    """That are started."""
+    events_start: int = 0
+    """Bytes that events.jsonl had: what this attempt tells stands behind them."""
+    total_steps: int | None = None
+    """Of the whole run, in the trainer's words."""
+
+    @property
+    def starter(self) -> str | None:
+        """Two attempts of the same one are in the same allocation."""
+        return None if self.pid is None else f"{self.host}:{self.pid}"
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,12 @@ class RunDir:
 
     @property
     def logs(self) -> Path:
-        """By this folder a job of the run is known in the queue, since its own log goes here."""
         return self.path / "logs"
+
+    def log_folders(self) -> set[str]:
+        """By the folder of its log a job of the run is known in the queue."""
+        sweep, task = self.sweep, self.task
+        return {str(self.logs), *([] if sweep is None or task is None else [sweep.log_folder(task)])}
 
     @property
     def stop_file(self) -> Path:
@@ -73,6 +87,20 @@ class RunDir:
     @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
+
+    # --- its place in a sweep ---
+
+    @property
+    def task(self) -> int | None:
+        """Its number in the arrays of its sweep; None: it is in none."""
+        try:
+            return int((self.path / "task").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @property
+    def sweep(self) -> Sweep | None:
+        return Sweep(self.path.parent) if self.task is not None else None
 
     # --- how it ended ---
 
@@ -122,7 +150,7 @@ class RunDir:
     def claims_dir(self) -> Path:
         return self.path / "claims"
 
-    def claim(self, job_id: str | None, restart_count: int, after: int) -> Claim | None:
+    def claim(self, job_id: str | None, restart_count: int, after: int, ranks: int | None = None) -> Claim | None:
         """The attempt that follows `after`, ours alone; None: another starter has it, or a later one.
 
         O_EXCL lets one starter win a number, also over NFS and Lustre. Who lost must look anew at how things stand.
@@ -130,7 +158,10 @@ class RunDir:
         self.claims_dir.mkdir(exist_ok=True)
         if self.newest_epoch() != after:
             return None
-        record = Claim(after + 1, job_id, restart_count, time.time(), host=os.uname().nodename, pid=os.getpid())
+        host, told = os.uname().nodename, _size(self.events)
+        record = Claim(
+            after + 1, job_id, restart_count, time.time(), host=host, pid=os.getpid(), ranks=ranks, events_start=told
+        )
         try:
             fd = os.open(self.claims_dir / f"{record.epoch:04d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -147,9 +178,9 @@ class RunDir:
     def read_claim(self, epoch: int) -> Claim | None:
         """None: there is none, or its writer died before the content was written."""
         try:
-            data = json.loads((self.claims_dir / f"{epoch:04d}.json").read_text(encoding="utf-8"))
-            return Claim(**{field.name: data.get(field.name) for field in dataclasses.fields(Claim)})
-        except (FileNotFoundError, ValueError):
+            data = json.loads((self.claims_dir / f"{epoch:04d}.json").read_bytes())
+            return Claim(**{name: data[name] for name in Claim.__match_args__ if name in data})
+        except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def open_claim(self) -> Claim | None:
@@ -160,7 +191,9 @@ class RunDir:
 
     def supervisor_here(self) -> int | None:
         """Process id of the newest attempt's supervisor when it lives on this host."""
-        claim = self.read_claim(self.newest_epoch())
+        return self.supervisor_of(self.read_claim(self.newest_epoch()))
+
+    def supervisor_of(self, claim: Claim | None) -> int | None:
         if claim is None or claim.pid is None or claim.host != os.uname().nodename:
             return None
         try:
@@ -177,13 +210,15 @@ class RunDir:
 
     def committed_step(self) -> int:
         """Step of the newest committed checkpoint; 0: none yet."""
+        newest = self.newest_checkpoint()
+        match = _CHECKPOINT.fullmatch(newest.name) if newest else None
+        return int(match[1]) if match else 0
+
+    def newest_checkpoint(self) -> Path | None:
+        """Of the highest committed step."""
         folder = self.path / "checkpoints"
-        steps = (
-            int(m[1])
-            for m in map(_CHECKPOINT.fullmatch, _names(folder))
-            if m and (folder / m[0] / "MANIFEST.json").exists()
-        )
-        return max(steps, default=0)
+        names = sorted(filter(_CHECKPOINT.fullmatch, _names(folder)), reverse=True)
+        return next((folder / name for name in names if (folder / name / "MANIFEST.json").exists()), None)
 
     def attempt_dir(self, epoch: int) -> Path:
         return self.logs / f"attempt-{epoch:04d}"
@@ -211,8 +246,13 @@ class RunDir:
     # --- its jobs ---
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Jobs submitted for this run, oldest first: {"job": id, "after": predecessor's id or null}."""
-        return read_lines(self.path / "jobs.jsonl")
+        """Jobs submitted for this run, oldest first: {"job": id, "after": predecessor's id or null}. Of an array of its
+        sweep one is its own: 812_3."""
+        task, own = self.task, read_lines(self.path / "jobs.jsonl")
+        if task is None:
+            return own
+        arrays = [array for array in Sweep(self.path.parent).jobs() if task in array["tasks"]]
+        return sorted([*({**array, "job": f"{array['job']}_{task}"} for array in arrays), *own], key=_time)
 
     def record_job(self, job_id: str, after: str | None) -> None:
         """Once, whoever comes to know of it first."""
@@ -220,10 +260,67 @@ class RunDir:
             append_line(self.path / "jobs.jsonl", {"job": job_id, "after": after, "time": time.time()}, sync=True)
 
 
+@dataclass(frozen=True)
+class Sweep(RunDir):
+    """Runs of one recipe that differ in some settings. Their folders lie in this one, each is a task of its arrays."""
+
+    @property
+    def file(self) -> Path:
+        return self.path / "sweep.json"
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Its runs in the order in which they came: {"run": name, "task": number, "values": {dotted key: value}}."""
+        return list(self._read()["runs"])
+
+    @property
+    def runs(self) -> list[RunDir]:
+        return [RunDir(self.path / entry["run"]) for entry in self.entries()]
+
+    def sent(self) -> list[int]:
+        """Tasks of the array that is, or was, sent last."""
+        return list(self._read()["sent"])
+
+    def write(self, entries: list[dict[str, Any]], sent: list[int]) -> None:
+        write_atomic(self.file, json.dumps({"sent": sent, "runs": entries}, indent=1) + "\n")
+
+    def _read(self) -> dict[str, Any]:
+        return dict(json.loads(self.file.read_text(encoding="utf-8")))
+
+    def link(self, task: int) -> Path:
+        """Leads to the run of a task: one array's script serves all."""
+        return self.path / "tasks" / str(task)
+
+    def log_folder(self, task: int) -> str:
+        """Where the job of a task logs, as the array's script calls it."""
+        return str(self.link(task) / "logs")
+
+    def log_folders(self) -> set[str]:
+        return {self.log_folder(task) for task in self.sent()}
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Its arrays, oldest first."""
+        return read_lines(self.path / "jobs.jsonl")
+
+    def record_job(self, job_id: str, after: str | None) -> None:
+        record = {"job": job_id, "after": after, "time": time.time(), "tasks": self.sent()}
+        append_line(self.path / "jobs.jsonl", record, sync=True)
+
+
+def _time(record: dict[str, Any]) -> float:
+    return float(record["time"])
+
+
 def one_of_each(ends: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of two ends of an attempt the first counts: a lost node's supervisor may come back and write another."""
     first = {end["attempt"]: end for end in reversed(ends)}
     return [first[attempt] for attempt in sorted(first)]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _names(folder: Path) -> list[str]:

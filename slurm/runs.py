@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from settings import ConfigError, nearest
 from slurm.commands import sent_as
-from slurm.rundir import RunDir
+from slurm.rundir import RunDir, Sweep
 
 
 def all_runs(runs_dir: Path) -> list[RunDir]:
-    """Runs of a folder, the one that was started last first."""
-    folders = [path for path in runs_dir.glob("*/") if (path / "job.yaml").exists()] if runs_dir.is_dir() else []
-    return [RunDir(path.resolve()) for path in sorted(folders, key=_started, reverse=True)]
+    """Runs of a folder, also those of its sweeps, the one that was started last first."""
+    started = {}
+    for place in [runs_dir, *(sweep.path for sweep in _sweeps(runs_dir))] if runs_dir.is_dir() else ():
+        for folder in os.scandir(place.resolve()):
+            with suppress(OSError):  # no run
+                path = Path(folder).resolve() if folder.is_symlink() else Path(folder)
+                started[path] = os.stat(f"{folder.path}/job.yaml").st_mtime
+    return [RunDir(path) for path in sorted(started, key=started.__getitem__, reverse=True)]
 
 
-def _started(path: Path) -> float:
-    return (path / "job.yaml").stat().st_mtime
+def _sweeps(runs_dir: Path) -> list[Sweep]:
+    return [Sweep(file.parent.resolve()) for file in runs_dir.glob("*/sweep.json")]
+
+
+def find_sweep(word: str, runs_dir: Path) -> Sweep | None:
+    """The sweep that a person means by its name, its folder or its array's id, if any."""
+    if (Path(word) / "sweep.json").exists():
+        return Sweep(Path(word).resolve())
+    found = (one for one in _sweeps(runs_dir) if one.name == word or any(array["job"] == word for array in one.jobs()))
+    return next(found, None)
 
 
 def find_run(word: str | None, runs_dir: Path) -> RunDir:
@@ -29,8 +44,13 @@ def find_run(word: str | None, runs_dir: Path) -> RunDir:
     if (Path(word) / "job.yaml").exists():
         return RunDir(Path(word).resolve())
     for run in runs:
-        if run.name == word or any(record["job"] == sent_as(word) for record in run.jobs()):
+        if run.name == word or any(record["job"] in (word, sent_as(word)) for record in run.jobs()):
             return run
+    if (sweep := find_sweep(word, runs_dir)) is not None:
+        named = sweep.entries()[0]["run"]
+        raise ConfigError(
+            f"{sweep.name} is a sweep: name one of its runs, as {named}: see launch.py status {sweep.name}"
+        )
     near = nearest(word, [run.name for run in runs])
     hint = f"did you mean {near}?" if near else f"looked in {runs_dir}; another folder: --runs-dir DIR"
     raise ConfigError(f"there is no run {word}: {hint}")

@@ -6,10 +6,11 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from slurm import commands, nodelist
-from slurm.cause import bad_nodes
+from slurm.causes.cause import bad_nodes
 from slurm.commands import JobFacts
 from slurm.config import JobConfig
 from slurm.environment import Allocation
@@ -32,10 +33,16 @@ class Scheduler(Protocol):
 
     def step_argv(self, step: Step) -> list[str]: ...
 
+    def broadcast(self, file: Path, target: Path) -> Path:
+        """A file, on every node's own disk. Returns where it is read there. Raises CommandFailed."""
+
     def queue_successor(self) -> str | None:
         """Make sure that a job waits to go on after this one. Returns what was done, in words."""
 
     def cancel_successor(self) -> None: ...
+
+    def mail_the_end(self) -> None:
+        """This job is the last one of what its user waits for: its end is mailed, if that is wanted."""
 
     def go_on(self) -> str | None:
         """Hand over to the next job as this process's last act. Returns who goes on, in words; None: this process.
@@ -75,18 +82,23 @@ class Slurm:
     def step_argv(self, step: Step) -> list[str]:
         return srun_argv(step, self.job.cpus_per_gpu, self.job.srun_args)
 
-    def successor(self) -> str | None:
-        """The job of this run that waits behind ours, noted or not: we may have been killed after an sbatch."""
-        jobs = commands.jobs_of(self.run.logs)
+    def broadcast(self, file: Path, target: Path) -> Path:
+        commands.broadcast(self._id, file, target)
+        return target
+
+    def successors(self) -> list[str]:
+        """The jobs of this run that wait behind ours, noted or not: we may have been killed after an sbatch."""
+        jobs = commands.jobs_of(self.run.log_folders())
         # One that runs already owns the run: then it is us who are lost to Slurm.
-        return next((job.job_id for job in jobs if job.waits_behind(self._id)), None)
+        return [job.job_id for job in jobs if job.waits_behind(self._id)]
 
     def queue_successor(self) -> str | None:
         wanted = self.job.chained or (self._ending and self.job.continue_by != "none")
         return self._queue_successor() if wanted and self._successor is None else None
 
     def _queue_successor(self) -> str:
-        job_id = self.successor() or commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
+        waiting = self.successors()
+        job_id = waiting[0] if waiting else self._submit()
         self._successor = job_id
         self.run.record_job(commands.sent_as(job_id), after=self._id)
         # Until here Slurm's own requeue would have gone on after the loss of our node. From here on it would only make
@@ -96,6 +108,9 @@ class Slurm:
         self.avoid_bad_nodes(job_id)
         return f"job {job_id} waits to go on after this one"
 
+    def _submit(self) -> str:
+        return commands.submit(self.run.script, after=self._id, name=f"{self.job.name}+next")
+
     def take_name(self, facts: JobFacts | None) -> None:
         """A successor was queued as NAME+next; now that it runs it is the run."""
         if facts is not None and facts.name != self.job.name:
@@ -103,9 +118,13 @@ class Slurm:
                 commands.update(self._id, JobName=self.job.name)
 
     def cancel_successor(self) -> None:
-        job_id = self.successor()
-        if job_id is not None:
-            commands.cancel(job_id)
+        if waiting := self.successors():
+            commands.cancel(*waiting)
+
+    def mail_the_end(self) -> None:
+        if self.job.mails != self.job.mails_on_the_way:
+            each = ["ARRAY_TASKS"] if "_" in self._id else []  # else of an array as a whole
+            commands.update(self._id, MailType=",".join([*self.job.mails, *each]))
 
     def go_on(self) -> str | None:
         """By the way that was asked for, and where that is refused by the other one."""
@@ -164,6 +183,9 @@ class Here(Slurm):
     def cancel_successor(self) -> None:
         return None
 
+    def mail_the_end(self) -> None:
+        return None
+
     def go_on(self) -> str | None:
         return "the allocation ends: launch.py resume goes on in another one, or in the queue"
 
@@ -191,10 +213,16 @@ class Local:
         """There is no srun: one shim spawns all ranks."""
         return shim_argv(replace(step, launcher="spawn") if step.launcher == "srun" else step)
 
+    def broadcast(self, file: Path, target: Path) -> Path:
+        return file
+
     def queue_successor(self) -> str | None:
         return None
 
     def cancel_successor(self) -> None:
+        return None
+
+    def mail_the_end(self) -> None:
         return None
 
     def go_on(self) -> str | None:

@@ -17,7 +17,7 @@ from durable import nonce, write_atomic
 from settings import ConfigError
 
 ROOT = Path(__file__).parent.parent
-OURS = ("settings.py", "durable.py", "launch.py", "slurm", "trainer", "envs")
+OURS = ("settings.py", "durable.py", "timeline.py", "flags.py", "launch.py", "slurm", "trainer", "envs")
 
 MAX_BYTES, MAX_FILES = 64 << 20, 5000
 # What is no code, where no .gitignore says so; environments are known by what lies in them.
@@ -68,6 +68,18 @@ def copy_ours(run_dir: Path) -> None:
     ]
     digest = _copy(ROOT, files, run_dir / "code")
     write_atomic(run_dir / "code.json", json.dumps({"sha256": digest, "files": len(files), "time": time.time()}) + "\n")
+
+
+def link_ours(run_dir: Path) -> None:
+    """The code of the folder above, a sweep's, in place of a copy: many runs would be many thousand files."""
+    for name in ("code", "code.json"):
+        (run_dir / name).symlink_to(Path("..") / name)
+
+
+def code_environment(code: Path) -> dict[str, str]:
+    """This process's environment, for a child that runs our code from this folder."""
+    paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def code_hash(run_dir: Path) -> str | None:
@@ -204,6 +216,8 @@ def _copy(root: Path, files: Iterable[Path], target: Path) -> str:
         (fresh / file).write_bytes(content)
         if os.access(root / file, os.X_OK):
             (fresh / file).chmod(0o777 & ~_umask())
+    if target.is_symlink():  # of a run of a sweep: from now on its code is its own
+        target.unlink()
     if target.exists():
         old = fresh.with_name(f"{fresh.name}.old")
         target.rename(old)

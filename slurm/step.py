@@ -9,16 +9,16 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm.environment import Layout
+from slurm.environment import OWN_DISK, Layout
 from slurm.rundir import RunDir
 
 CODE = Path(__file__).parent.parent
 """The folder of our code, which a foreign command must not see."""
-_SHIM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from slurm.shim import main; sys.exit(main(sys.argv[1]))"
+_SHIM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from slurm.node.shim import main; sys.exit(main(sys.argv[1]))"
 EXITS = "rank-*.exit"
 """A rank's end, in the logs of its attempt."""
 
@@ -39,6 +39,8 @@ class Step:
     """What a foreign command's ranks get, whatever the word to stop came by."""
     deadline: float | None = None
     """Unix seconds at which the allocation ends."""
+    started: float = 0.0
+    """Unix seconds by the batch host's clock."""
     cut_short: bool = False
     """Slurm took the nodes from the last attempt before it had committed a step."""
     forget: bool = False
@@ -47,6 +49,16 @@ class Step:
     """The Python where the ranks are."""
     prefix: tuple[str, ...] = ()
     """What takes a process to where the ranks are (a container, another root), before their Python."""
+    network: Mapping[str, str] = field(default_factory=dict)
+    """The site's variables for the ranks, where nobody else has set them."""
+    host_suffix: str = ""
+    """What makes a node's name that of its fast interface."""
+    node_local: str = OWN_DISK
+    """A folder on each node's own disk."""
+    environment: str = ""
+    """Folder of the ranks' packed environment, as each node has unpacked it to its own disk."""
+    unpack: str = ""
+    """No ranks: this archive becomes `environment`, where it is not there yet."""
 
     @property
     def run(self) -> RunDir:
@@ -91,13 +103,18 @@ def shim_argv(step: Step) -> list[str]:
 
 
 def enter(words: Sequence[str], run_dir: Path, binds: Sequence[str]) -> tuple[str, ...]:
-    """A rank command with {run_dir} and {binds} (host:host,...) filled in; the run folder is always bound."""
+    """A rank command with {run_dir} and {binds} (host:host,...) filled in, and a word with {bind} once for each path;
+    the run folder is always bound."""
     paths = dict.fromkeys([str(run_dir), *binds])  # each once, in this order
     filled = {"{run_dir}": str(run_dir), "{binds}": ",".join(f"{path}:{path}" for path in paths)}
-    return tuple(_replace(word, filled) for word in words)
+    each = [
+        word.replace("{bind}", f"{path}:{path}") for word in words for path in (paths if "{bind}" in word else [""])
+    ]
+    return tuple(fill(word, filled) for word in each)
 
 
-def _replace(word: str, filled: Mapping[str, str]) -> str:
+def fill(word: str, filled: Mapping[str, str]) -> str:
+    """A word of a user's with {names} replaced."""
     for name, value in filled.items():
         word = word.replace(name, value)
     return word

@@ -17,16 +17,17 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from durable import fsync_path, nonce, write_atomic
+from durable import fsync_path, keep, nonce, write_atomic
 from settings import ConfigError, convert, dump_yaml, merge, override, to_plain
-from slurm import cluster as clusters
-from slurm import commands, environment, launches, refusals, site_rules, snapshot
-from slurm.cluster import Cluster
+from slurm import commands, environment, launches, snapshot
 from slurm.config import JobConfig, check_binds, check_launcher, make_job
 from slurm.errors import CommandFailed, ControllerAway
 from slurm.launches import Launch
 from slurm.rundir import RunDir
 from slurm.script import options, submission_text
+from slurm.sites import cluster as clusters
+from slurm.sites import refusals, run_root, site_rules
+from slurm.sites.cluster import Cluster
 from slurm.snapshot import CommandCode
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}"
@@ -45,8 +46,10 @@ class Submission:
     """Of a foreign command: what is copied, and runs."""
     fork: Path | None = None
     """Another run's checkpoint that this one starts from."""
+    task: int | None = None
+    """Its number in the arrays of its sweep, whose code it runs."""
     proposed: str = ""
-    """What is said of a time limit that nobody has given."""
+    """What is said of limits that nobody has given."""
 
     @property
     def script(self) -> str:
@@ -55,8 +58,25 @@ class Submission:
         return submission_text(self.job, self.run.path, Path(sys.executable), workdir)
 
 
-def resolve_job(layers: list[tuple[Mapping[str, Any], str]], cluster: Cluster) -> JobConfig:
-    """The job of defaults < profile < recipe < flags < key=value, each with its source. Raises ConfigError."""
+Layers = list[tuple[Mapping[str, Any], str]]
+"""What is said of a job, each with its source; a later one wins."""
+
+
+def resolve_job(layers: Layers, cluster: Cluster) -> JobConfig:
+    """The job of a run: of `asked_job`, with the way in which it goes on here. Raises ConfigError."""
+    return clusters.with_continuation(asked_job(layers, cluster), cluster)
+
+
+def asked_job(layers: Layers, cluster: Cluster) -> JobConfig:
+    """The job of defaults < profile < recipe < flags < key=value, as its site takes it. Raises ConfigError."""
+    job = merged_job(layers, cluster)
+    site_rules.check(job, cluster.profile, cluster.version)
+    clusters.check_fits(job, cluster)
+    return job
+
+
+def merged_job(layers: Layers, cluster: Cluster) -> JobConfig:
+    """The same before the site's limits are looked at. Raises ConfigError."""
     account = environment.account()
     data: dict[str, Any] = {"account": account} if account else {}
     for layer, source in ((cluster.profile.job, f"profile {cluster.profile.name}"), *layers):
@@ -74,9 +94,7 @@ def resolve_job(layers: list[tuple[Mapping[str, Any], str]], cluster: Cluster) -
         raise ConfigError(
             f"--time-min {job.time_min} is longer than --walltime {job.walltime}: Slurm may only shorten it"
         )
-    site_rules.check(job, cluster.profile, cluster.version)
-    clusters.check_fits(job, cluster)
-    return clusters.with_continuation(job, cluster)
+    return job
 
 
 def check_name(name: str) -> None:
@@ -84,6 +102,11 @@ def check_name(name: str) -> None:
     if not re.fullmatch(_NAME, name):
         near = re.sub(r"[^A-Za-z0-9._+]+", "-", name).strip("-.+_")[:100] or "NAME"
         raise ConfigError(f"the name {name!r}: letters, digits and . _ + - only, at most 100: take --name {near}")
+
+
+def placed(job: JobConfig, run: RunDir, cluster: Cluster) -> JobConfig:
+    """A job that knows what becomes of its run's folder."""
+    return replace(job, purge_days=run_root.purge_days(run.path, cluster.profile))
 
 
 def check_folder(path: Path) -> None:
@@ -95,7 +118,7 @@ def check_folder(path: Path) -> None:
 def check_sbatch_table(job: JobConfig) -> None:
     """What has its own flag, or what the continuation depends on, is not given a second time. Raises ConfigError."""
     ours = {key for key, _ in options(replace(job, sbatch={}), Path(), Path())} - {"gres"}
-    taken = ours | {"requeue", "no-requeue", "time", "dependency", "array"}
+    taken = ours | {"requeue", "no-requeue", "time", "dependency", "array", "mail-type", "mail-user"}
     for key in job.sbatch:
         if key in taken or len(key) == 1:
             raise ConfigError(f"--sbatch {key}: launch.py sets it: see its own flags in --help")
@@ -122,13 +145,13 @@ def command_name(command: list[str]) -> str:
 
 def with_config(submission: Submission, text: str, batch: str, folders: list[str]) -> Submission:
     """With the trainer's config, as the trainer's half has checked it, and the folders that its ranks must see."""
-    job = submission.job
+    job, soon = submission.job, run_root.expiring(folders, submission.cluster.profile)
     if job.rank_command:
         # Also another run's checkpoint: what this run keeps of it may be a link.
         fork = [str(submission.fork)] if submission.fork else []
         job = replace(job, binds=list(dict.fromkeys([*job.binds, *folders, *fork])))
         check_binds(job)
-    return dataclasses.replace(submission, job=job, config_text=text, batch=batch)
+    return dataclasses.replace(submission, job=job, config_text=text, batch="\n".join([batch, *soon]))
 
 
 def with_code(submission: Submission, cwd: Path) -> Submission:
@@ -160,6 +183,11 @@ def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
     return replace(job, name=name)
 
 
+def named(job: JobConfig, name: str) -> JobConfig:
+    """The job of a run that has its name."""
+    return replace(job, name=name)
+
+
 def write_run_dir(submission: Submission) -> None:
     """Everything that the run is, in its folder, before anything is queued: whole, or not there. Raises ConfigError."""
     run, job = submission.run, submission.job
@@ -177,12 +205,12 @@ def write_run_dir(submission: Submission) -> None:
         fresh.rename(run.path)
         fsync_path(run.path.parent)
     except OSError as error:  # also another submission of the same name
-        raise _unwritable(run, error) from None
+        raise unwritable(run, error) from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _unwritable(run: RunDir, error: OSError) -> Exception:
+def unwritable(run: RunDir, error: OSError) -> Exception:
     """A folder that takes no files is the user's mistake; anything else stays as it is."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     if full or str(error.filename).startswith(str(run.path.parent)):
@@ -194,11 +222,27 @@ def _fill(submission: Submission, run: RunDir) -> None:
     """`run` is where the folder is made; what its files say of it is where it will be."""
     for folder in (run.claims_dir, run.logs, run.path / "submitit"):
         folder.mkdir()
-    snapshot.copy_ours(run.path)
+    if submission.task is not None:
+        write_atomic(run.path / "task", f"{submission.task}\n")
+    if submission.task is None or submission.job.rank_command:  # a container need not see more than the run's folder
+        snapshot.copy_ours(run.path)
+    else:
+        snapshot.link_ours(run.path)
     if submission.code is not None:
         snapshot.copy_command(submission.code, command_copy(run))
     if submission.fork is not None:
         keep(submission.fork, fork_copy(run, submission.fork))
+    if submission.config_text is not None:
+        write_atomic(run.path / "config.yaml", submission.config_text)
+    write_job(submission, run)
+
+
+def rewrite(submission: Submission, update_code: bool) -> None:
+    """The run's files as it goes on with them. Raises ConfigError."""
+    run = submission.run
+    check_launcher(submission.job)
+    if update_code:
+        snapshot.copy_ours(run.path)
     if submission.config_text is not None:
         write_atomic(run.path / "config.yaml", submission.config_text)
     write_job(submission, run)
@@ -218,19 +262,6 @@ def command_copy(run: RunDir) -> Path:
 def fork_copy(run: RunDir, checkpoint: Path) -> Path:
     """Where a run keeps the checkpoint of another that it starts from."""
     return run.path / "fork" / checkpoint.name
-
-
-def keep(checkpoint: Path, target: Path) -> None:
-    """The checkpoint under another name: its run may remove it. By hard links, which cost nothing; where the file
-    system or its owner allows none, a link to where it lies."""
-    target.parent.mkdir()
-    try:
-        target.mkdir()
-        for file in checkpoint.iterdir():
-            os.link(file, target / file.name)
-    except OSError:
-        shutil.rmtree(target)
-        target.symlink_to(checkpoint)
 
 
 def rehearse(submission: Submission) -> list[str]:
@@ -263,7 +294,7 @@ def send(submission: Submission) -> tuple[Submission, str]:
     try:
         launch = launches.begin(run, number)
     except OSError as error:
-        raise _unwritable(run, error) from None
+        raise unwritable(run, error) from None
     try:
         submission, job_id = _send_what_fits(submission)
     except (CommandFailed, OSError, KeyboardInterrupt) as error:
@@ -328,18 +359,21 @@ def _explained(error: CommandFailed, submission: Submission) -> Exception:
     return ConfigError(refusals.explain(error.words, job, lambda field: clusters.valid_names(field, job, cluster)))
 
 
-def prepare_data(submission: Submission) -> None:
-    """Tokenize on the login node, so that bad data is found before the queue. Raises ConfigError."""
-    config = submission.run.path / "config.yaml"
+def prepare_data(*submissions: Submission) -> None:
+    """Tokenize on the login node, so that bad data is found before the queue; what several share once. Raises
+    ConfigError."""
+    configs = [str(one.run.path / "config.yaml") for one in submissions]
     result = subprocess.run(
-        [sys.executable, "-P", "-m", "trainer.prepare", str(config)],
-        env=code_environment(submission.run.path / "code"),
+        [sys.executable, "-P", "-m", "trainer.prepare", *configs],
+        env=snapshot.code_environment(submissions[0].run.path / "code"),
         stderr=subprocess.PIPE,
         text=True,
     )
     if result.returncode:
         lines = result.stderr.strip().splitlines()
-        raise ConfigError(lines[-1].removeprefix("outlast: ") if lines else f"{config}: the data could not be prepared")
+        raise ConfigError(
+            lines[-1].removeprefix("outlast: ") if lines else f"{configs[0]}: the data could not be prepared"
+        )
 
 
 def discard(submission: Submission) -> None:
@@ -347,9 +381,3 @@ def discard(submission: Submission) -> None:
     run = submission.run
     if not run.jobs() and not run.newest_epoch() and launches.unsettled(run) is None:
         shutil.rmtree(run.path)
-
-
-def code_environment(code: Path) -> dict[str, str]:
-    """This process's environment, for a child that runs our code from this folder."""
-    paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

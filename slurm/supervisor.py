@@ -16,14 +16,17 @@ from durable import write_atomic
 from settings import ConfigError
 from slurm import commands, environment, progress
 from slurm.attempt import Attempt, describe
-from slurm.cause import FAILURES, Decision, Next, decide, predecessor_cause, scheduler_cause
-from slurm.config import JobConfig, read_job
+from slurm.causes.cause import FAILURES, Decision, Next, decide, predecessor_cause, scheduler_cause
+from slurm.causes.ends import trained
+from slurm.causes.logs import last_words
+from slurm.config import Event, JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
 from slurm.exits import CONFIG, NO_PROGRESS, STOP_SIGNALS, STOPPED
-from slurm.logs import last_words
+from slurm.node.shim import WAITED
+from slurm.notify import Notifier
 from slurm.rundir import Claim, RunDir
 from slurm.scheduler import Here, Local, Scheduler, Slurm
-from slurm.shim import WAITED
+from slurm.watch.pace import allocated_seconds
 
 # Ranks that start anew in what is left of an allocation need time to load and to train.
 WORTH_A_RESTART = 30.0  # seconds
@@ -36,6 +39,7 @@ class Supervisor:
         self.epoch = 0
         self.refusal = ""
         """Why no successor could be queued; it is tried again at every look, and said when it changes."""
+        self.notifier = Notifier(run, job.notify)
 
     def supervise(self) -> int:
         """Attempts until the run is over, or another job takes it on. Returns the exit code of the batch job."""
@@ -48,7 +52,9 @@ class Supervisor:
         while claim is not None:
             self.queue_successor()
             step, launcher = self.run.committed_step() or progress.step(self.run) or 0, self.job.launcher
-            say(f"attempt {claim.epoch} starts at step {step}: {self.job.layout}, {launcher}")
+            say(text := f"attempt {claim.epoch} starts at step {step}: {self.job.layout}, {launcher}")
+            first = claim.epoch == self.run.resumed_after() + 1
+            self.tell("start" if first else "continuation", text, step)
             seen = self.cancel_run, self.queue_successor
             attempt = Attempt(self.run, self.job, self.scheduler, claim, *seen, self.budget_ends())
             record = attempt.execute()
@@ -64,7 +70,8 @@ class Supervisor:
 
     def claim(self) -> Claim | None:
         """The attempt after the one that we know, so that nobody's claim between the two is overrun."""
-        claim = self.run.claim(self.scheduler.job_id, self.scheduler.restart_count, after=self.epoch)
+        job_id, restarts = self.scheduler.job_id, self.scheduler.restart_count
+        claim = self.run.claim(job_id, restarts, after=self.epoch, ranks=self.job.world_size)
         if claim is not None:
             self.epoch = claim.epoch
         return claim
@@ -120,8 +127,9 @@ class Supervisor:
         job_id = self.scheduler.job_id
         if isinstance(self.scheduler, Here):
             return
-        if job_id is not None:
-            self.run.record_job(commands.sent_as(job_id), self.after)
+        if job_id is not None:  # of an array of its own all tasks are this run's, of its sweep's this one
+            ours = commands.sent_as(job_id) if self.job.continue_by == "array" else job_id
+            self.run.record_job(ours, self.after)
 
     def job_before(self) -> str | None:
         """Who held the run last; whom we were queued behind, when its user has resumed the run since, or nobody did."""
@@ -156,13 +164,15 @@ class Supervisor:
             if epoch not in known and claim is not None:
                 resumed = (claim.resume_from or {}).get("step", 0)
                 lost = {"attempt": epoch, "job_id": claim.job_id, "restart_count": claim.restart_count}
-                times = {"start": claim.time, "end": max(claim.time, self.last_sign(epoch)), "exits": {}, "hosts": []}
-                steps: dict[str, Any] = {"first_step": resumed, "committed_step": self.run.committed_step()}
+                start, last = claim.time, max(claim.time, self.last_sign(epoch))
                 if self.job.command is not None:
                     steps = progress.since(self.run, self.job.progress, epoch)
-                end = {"cause": cause, "reason": "its supervisor was killed"}
+                else:
+                    steps = trained(self.run, epoch, resumed, start, last)
+                about = {"start": start, "end": last, "ranks": claim.ranks, "starter": claim.starter}
+                end = {"cause": cause, "reason": "its supervisor was killed", "exits": {}, "hosts": []}
                 host = claim.host if cause == "node_failure" else None
-                self.run.record_attempt({**lost, **times, **steps, **end, "failed_on": host})
+                self.run.record_attempt({**lost, **about, **steps, **end, "failed_on": host})
 
     def last_sign(self, epoch: int) -> float:
         """Unix time at which an attempt last wrote into its logs."""
@@ -234,8 +244,7 @@ class Supervisor:
         return [record for record in self.run.attempts() if record["attempt"] in known]
 
     def gpu_hours(self) -> float:
-        seconds: float = sum(record["end"] - record["start"] for record in self.attempts())
-        return seconds / 3600 * self.job.world_size
+        return allocated_seconds(self.attempts()) / 3600 * self.job.world_size
 
     def budget_ends(self) -> float | None:
         """Unix seconds at which the user's GPU-hours are used up, when ranks start now."""
@@ -256,8 +265,22 @@ class Supervisor:
             ends = f"the run ends unfinished at step {self.run.committed_step()}: {decision.reason}"
             said = "\n".join([ends, *lines])
         self.cancel_successor()
+        self.mail_the_end()
         self.run.stop_file.unlink(missing_ok=True)
         say(said)
+        event: Event = "no_progress" if decision.code == NO_PROGRESS else "stop"
+        self.tell("done" if decision.next is Next.FINISH else event, said, self.run.committed_step())
+
+    def tell(self, event: Event, text: str, step: int) -> None:
+        self.notifier.tell(event, text, step=step, attempt=self.epoch, job=self.scheduler.job_id)
+
+    def mail_the_end(self) -> None:
+        """Of a sweep's runs the last one does it for all."""
+        try:
+            if self.owns_run() and all(run.over for run in ([] if self.run.sweep is None else self.run.sweep.runs)):
+                self.scheduler.mail_the_end()
+        except CommandFailed as error:
+            say(f"no mail will tell of the end: {error}")
 
     def cancel_run(self, reason: str) -> None:
         """The user's scancel: within milliseconds, since Slurm ends this process soon."""
@@ -300,7 +323,10 @@ def main(argv: list[str]) -> int:
     after = argv[argv.index("--after") + 1] if "--after" in argv else None
     try:
         job = read_job(run.path)
-        return Supervisor(run, job, make_scheduler(run, job, here="--here" in argv), after).supervise()
+        supervisor = Supervisor(run, job, make_scheduler(run, job, here="--here" in argv), after)
+        code = supervisor.supervise()
+        supervisor.notifier.finish()
+        return code
     except ConfigError as error:
         say(str(error))
         return CONFIG

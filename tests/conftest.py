@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import hypothesis
 import pytest
 
+from tests import quick_python
+from tests.trainer.ranks import Zygote
 from tests.workers import WORKER
 
 # A shared, noisy machine: how long an example takes says nothing.
 hypothesis.settings.register_profile("outlast", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("outlast")
+
+# A test that needs a Slurm names it: a pocket of this machine's user, or what an earlier run has left, is none of its own.
+os.environ["SLURM_CONF"] = "/nonexistent/slurm.conf"
 
 CLUSTER = "tests/cluster/test_"
 TRAININGS = tuple(f"{CLUSTER}{name}_on_slurm" for name in ("drill", "launchers", "root", "training"))
@@ -63,3 +69,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return Pieces(config, log)
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def quick_imports(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this test's process starts by `python -P -m MODULE` has its imports done."""
+    file = tmp_path_factory.mktemp("python") / "python"
+    monkeypatch.setattr(sys, "executable", str(quick_python.write(file, zygote.address)))

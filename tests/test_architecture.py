@@ -15,9 +15,9 @@ import slurm.exits
 import trainer.exits
 
 ROOT = Path(__file__).parent.parent
-TOP = [ROOT / f"{name}.py" for name in ("launch", "settings", "durable")]
+TOP = [ROOT / f"{name}.py" for name in ("command", "launch", "flags", "settings", "durable", "timeline")]
 PRODUCT = [*TOP, *(p for d in ("slurm", "trainer", "envs") for p in (ROOT / d).rglob("*.py"))]
-OURS = {"launch", "settings", "durable", "slurm", "trainer", "envs", "recipes"}
+OURS = {"launch", "flags", "settings", "durable", "timeline", "slurm", "trainer", "envs", "recipes"}
 STDLIB = sys.stdlib_module_names
 
 
@@ -60,39 +60,35 @@ def files(folder: str) -> list[Path]:
 def test_arrows_run_one_way() -> None:
     for path in files("slurm"):
         submitit = {"submitit"} if path.name == "submit.py" else set()
-        assert not outside(path, {"slurm", "settings", "durable", "msgspec", *submitit}), name(path)
+        assert not outside(path, {"slurm", "settings", "durable", "timeline", "msgspec", *submitit}), name(path)
     for path in files("trainer"):
         found = {module.split(".")[0] for module in imports(path)}
-        assert not found & {"slurm", "submitit", "envs", "launch"}, name(path)
+        assert not found & {"slurm", "submitit", "envs", "launch", "flags"}, name(path)
     for path in files("envs/pocket"):
         assert not outside(path, {"envs"}), name(path)
     assert not outside(ROOT / "settings.py", {"msgspec", "yaml"})
     assert not outside(ROOT / "durable.py", set())
+    assert not outside(ROOT / "timeline.py", set())
+    assert not outside(ROOT / "flags.py", {"settings"})
     assert not outside(
-        ROOT / "launch.py", {"settings", "slurm", "trainer.recipe", "trainer.plan", "envs.pocket", "envs.drill"}
+        ROOT / "launch.py",
+        {"flags", "settings", "slurm", "trainer.recipe", "trainer.plan", "envs.pocket", "envs.drill"},
     )
 
 
 def test_the_shim_needs_the_standard_library_only() -> None:
     modules = (
-        "shim",
+        *(f"node.{path.stem}" for path in files("slurm/node") if path.stem != "__init__"),
         "exits",
-        "memory",
-        "node_memory",
-        "forked",
         "step",
-        "agents",
-        "below",
-        "hostfile",
         "rundir",
         "environment",
-        "rendezvous",
         "errors",
     )
     for module in modules:
         allowed = {"durable", *(f"slurm.{other}" for other in modules)}
-        assert not outside(ROOT / "slurm" / f"{module}.py", allowed), module
-    code = "import sys, slurm.shim; print(sorted(m for m in sys.modules if m in ('msgspec', 'yaml', 'torch', 'numpy')))"
+        assert not outside((ROOT / "slurm" / module.replace(".", "/")).with_suffix(".py"), allowed), module
+    code = "import sys, slurm.node.shim; print(sorted(m for m in sys.modules if m in ('msgspec', 'yaml', 'torch', 'numpy')))"
     argv = [sys.executable, "-P", "-S", "-c", code]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})
     assert shown.stdout.strip() == "[]"
@@ -122,7 +118,7 @@ def test_one_file_reads_slurms_variables_and_one_reads_torchs() -> None:
             ]
             named = [s for s in strings if re.fullmatch(r"(SLURM|SBATCH|SRUN)_[A-Z_]+", s)]
             assert not named or name(path) == "launch.py" and named == ["SLURM_CONF"] * len(named), name(path)
-        if name(path) not in ("slurm/environment.py", "slurm/shim.py", "trainer/runtime.py"):
+        if name(path) not in ("slurm/environment.py", "slurm/node/shim.py", "trainer/runtime.py"):
             assert not re.search(r"environ\S*[\"'](LOCAL_)?(RANK|WORLD_SIZE)[\"']", text), name(path)
 
 
@@ -171,7 +167,7 @@ def test_both_halves_mean_the_same_by_an_exit_code() -> None:
 
 
 def test_what_a_login_node_runs_loads_no_torch() -> None:
-    code = "import sys, trainer.config, trainer.plan, trainer.prepare, trainer.schedule; print('torch' in sys.modules)"
+    code = "import sys, trainer.config, trainer.evaluate.compare, trainer.plan, trainer.prepare, trainer.report.files, trainer.schedule; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "False"
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import __main__ as bench
-from benchmarks import machine, peers
+from benchmarks import machine, page, peers
 from benchmarks.goodput import account, model, runs
 from benchmarks.goodput import measure as goodput
 from benchmarks.rows import Row, table
@@ -213,3 +213,15 @@ def test_no_interval_loses_less_than_youngs(stall: float, between: float, other:
 
     every = model.interval(stall, between)
     assert lost(every) <= lost(every * other) * (1 + 1e-9)
+
+
+def test_the_page_and_the_readme_show_the_newest_results() -> None:
+    assert page.PAGE.read_text() == page.page(), "python -m benchmarks.page"
+    assert page.README.read_text() == page.readme(page.README.read_text()), "python -m benchmarks.page"
+    found = {block.name: block for block in page.newest()}
+    assert all(
+        block.date == max(file.stem for file in RESULTS if name in json.loads(file.read_text()))
+        for name, block in found.items()
+    )
+    missed = [row.name for block in found.values() for row in block.rows if row.met is False]
+    assert all(name in page.summary() for name in missed)

@@ -18,6 +18,7 @@ from benchmarks import __main__ as bench
 from benchmarks.forgetting import corpus, figures, measure
 from benchmarks.forgetting.experiment import FULL, Arm, Place
 from benchmarks.forgetting.figures import Course
+from recipes import prose
 from settings import merge, parse_yaml
 from trainer.config import resolve
 
@@ -38,20 +39,20 @@ pieces = st.lists(st.lists(words, min_size=1, max_size=12).map(" ".join), max_si
 
 
 @given(st.lists(st.tuples(st.sampled_from([f"file{n}.py" for n in range(60)]), pieces), max_size=30))
-def test_every_piece_is_in_one_split_once(documents: list[corpus.Document]) -> None:
-    splits = corpus.divided(documents, corpus.SPLITS["general"])
-    found = [corpus.plain(piece) for texts in splits.values() for text in texts for piece in text.split("\n\n")]
-    given = {corpus.plain(piece) for _, some in documents for piece in some}
+def test_every_piece_is_in_one_split_once(documents: list[prose.Document]) -> None:
+    splits = prose.divided(documents, corpus.SPLITS["general"])
+    found = [prose.plain(piece) for texts in splits.values() for text in texts for piece in text.split("\n\n")]
+    given = {prose.plain(piece) for _, some in documents for piece in some}
     assert sorted(found) == sorted(given)
     for split, texts in splits.items():  # and all of a file in the same one
-        theirs = {piece for name, some in documents for piece in some if corpus.split_of(name, splits) == split}
+        theirs = {piece for name, some in documents for piece in some if prose.split_of(name, splits) == split}
         assert {piece for text in texts for piece in text.split("\n\n")} <= theirs
 
 
 def test_no_split_is_empty_and_held_out_is_a_twentieth() -> None:
     names = [f"folder/module{number}.py" for number in range(4000)]
     for kind, shares in (("general", {"held_out": 0.05, "kept": 0.15}), ("domain", {"held_out": 0.05})):
-        placed = [corpus.split_of(name, corpus.SPLITS[kind]) for name in names]
+        placed = [prose.split_of(name, corpus.SPLITS[kind]) for name in names]
         for split, share in shares.items():
             assert placed.count(split) / len(names) == pytest.approx(share, abs=0.015)
         assert set(placed) == set(corpus.SPLITS[kind])
@@ -67,8 +68,8 @@ def test_prose_is_what_stands_in_whole_sentences() -> None:
 
     name -- the one that the caller has given to this function
     """
-    assert list(corpus.sentences(docstring)) == ["Open the file that is named here and read all of it."]
-    assert corpus.plain("Reads all that the `Foo` has for the one who is asking.") == corpus.plain(
+    assert list(prose.sentences(docstring)) == ["Open the file that is named here and read all of it."]
+    assert prose.plain("Reads all that the `Foo` has for the one who is asking.") == prose.plain(
         "Reads all that the `Bar` has for the one who is asking."
     )
 

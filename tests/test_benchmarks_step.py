@@ -107,7 +107,7 @@ def test_where_others_never_rest_the_race_ends_with_the_least_disturbed(
 
 
 def test_peers_run_without_outlast() -> None:
-    ours = {"benchmarks", "trainer", "settings", "durable", "slurm", "envs", "recipes"}
+    ours = {"benchmarks", "trainer", "settings", "durable", "timeline", "slurm", "envs", "recipes"}
     for path in PEERS.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -152,7 +152,7 @@ def test_a_text_becomes_the_tokens_that_were_drawn(tmp_path: Path) -> None:
     tree = place.recipe(tmp_path, shape.length, shape.rows, "fp32")
     tokens = place.in_order(tree, 6)
     assert tokens.shape == (6, 8) and (tokens[:, -1] == 0).all() and (tokens[:, :-1] > 0).all()
-    assert packing.filled(tree) == 87.5  # seven pairs of an input and its target in eight places
+    assert packing.filled(tree) == (87.5, 87.5)  # seven pairs of an input and its target in eight places
     packed = packing.as_packed(tree, 3)
     assert [[*first, *second] for first, second in packed] == tokens.reshape(3, 16).tolist()
     assert sorted(map(len, sum(packing.at_random(tree), []))) == [8] * 7

@@ -1,6 +1,6 @@
 """`python -m trainer RUN_DIR/config.yaml`: one rank of a training, also under torchrun, or alone."""
 
-from trainer import signals
+from trainer.stop import signals
 
 signals.install()  # before any import that takes time: from here on a stop signal is remembered
 

@@ -8,19 +8,19 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from settings import ConfigError
-from trainer import events
 from trainer.data.prepare import cache_folder, prepare_source
 from trainer.data.prepared import Prepared
-from trainer.events import Events
-from trainer.lead import LeadTime
-from trainer.new_tokens import tokenizer_folder
+from trainer.model.new_tokens import tokenizer_folder
+from trainer.records import events
+from trainer.records.events import Events
 from trainer.runtime import Runtime
 from trainer.schema import TrainConfig
 from trainer.sources import Source
-from trainer.star import Star
-from trainer.stop import Stop
-from trainer.stragglers import Stragglers
-from trainer.watchdog import Watchdog
+from trainer.stop.lead import LeadTime
+from trainer.stop.star import Star
+from trainer.stop.stop import Stop
+from trainer.stop.stragglers import Stragglers
+from trainer.stop.watchdog import Watchdog
 
 T = TypeVar("T")
 

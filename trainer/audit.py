@@ -13,20 +13,22 @@ from dataclasses import dataclass, field
 from math import gcd
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from settings import ConfigError
 from trainer import config
 from trainer.data.order import stream
-from trainer.data.prepare import cache_folder, prepare
+from trainer.data.prepare import cache_folder, fingerprint, prepare, source_of
 from trainer.data.prepared import Pool, Prepared, sequence_hash
-from trainer.new_tokens import tokenizer_folder
+from trainer.model.new_tokens import tokenizer_folder
+from trainer.records.events import NAME
+from trainer.records.history import History, Mask, read
 from trainer.schema import TrainConfig
 from trainer.stages import Course, Stretch
 
 Hashes = npt.NDArray[np.int64]
+_AT_ONCE = 1 << 20  # samples that are enumerated together
 
 
 @dataclass
@@ -36,7 +38,16 @@ class Audit:
     summary: str = ""
     notes: list[str] = field(default_factory=list)
     """What was seen and is no fault."""
-    problems: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    """Problems of what was written: lines that were changed."""
+    steps: list[str] = field(default_factory=list)
+    """Steps that are missing, or stand twice."""
+    samples: list[str] = field(default_factory=list)
+    """Steps that used others than planned."""
+
+    @property
+    def problems(self) -> list[str]:
+        return self.lines + self.steps + self.samples
 
     @property
     def ok(self) -> bool:
@@ -46,161 +57,162 @@ class Audit:
         return "\n".join([*self.notes, *(f"WRONG: {problem}" for problem in self.problems), self.summary])
 
 
-def audit(run_dir: Path) -> Audit:
-    """Checks RUN_DIR/events.jsonl against the plan and the data. Raises ConfigError when that cannot be."""
+def audit(run_dir: Path, told: History | None = None, make: bool = True) -> Audit:
+    """Checks RUN_DIR/events.jsonl against the plan and the data. `told`: the events, where they were read already;
+    `make`: data that is not prepared any more is prepared anew. Raises ConfigError when that cannot be."""
     settings = config.read(run_dir / "config.yaml")
-    cache = cache_folder(settings.data, run_dir)
-    tokenizer = tokenizer_folder(settings.model, run_dir)
-    pool = Pool(
-        {
-            name: prepare(settings.data, tokenizer, cache, key, say=lambda _: None)
-            for name, key in settings.data.keys("train").items()
-        }
-    )
+    pool = _pool(settings, run_dir, make)
     out = Audit()
-    every = _read_events(run_dir / "events.jsonl", out)
-    begin = min((event.step for event in every if event.event == "resume"), default=0) if settings.fork else 0
+    history = told if told is not None else _read_events(run_dir)
+    out.notes += [f"line {number} of {NAME} was torn by a kill: dropped" for number in history.torn]
+    out.lines += history.problems
+    resumed = [int(event["step"]) for event in history.told("resume")]
+    begin = min(resumed, default=0) if settings.fork else 0
     if begin:
         out.notes.append(f"steps 1-{begin} are of the run that this one was forked from")
-    events = _lineage(every, out)
-    if not events:
-        out.problems.append("there is no finished step")
+    kept = _lineage(history, out)
+    if not kept.any():
+        out.steps.append("there is no finished step")
         return out
-    recorded = _by_step(events, begin, out)
-    if out.ok:
-        planned = _planned(Course(settings, pool.sizes), pool, settings, begin + len(recorded), out)
-        hashes = np.concatenate([_sequence_hashes(name, prepared) for name, prepared in pool.sources.items()])
-        used = np.concatenate([ids for _, ids in planned])
-        recorded = _compare(recorded, used, begin, hashes, pool, out)
-        for stretch, ids in planned:
-            if stretch.mixture is None:
-                _check_passes(recorded[stretch.first :][: len(ids)], stretch, ids.shape[1], hashes, out)
-            _count_uses(ids, stretch, pool, out)
-        if settings.stages is not None:
-            out.summary = (
-                f"{len(used):,} steps, {used.size:,} samples in {len(planned)} of {len(settings.stages)} stages; "
-                "none skipped, none twice in a pass"
-            )
+    recorded = _by_step(history, kept, begin, out)
+    if not out.steps:
+        _check_samples(recorded, begin, settings, pool, out)
     if not out.ok:
         out.summary = f"problems: {len(out.problems)}: the samples were not used as planned"
     return out
 
 
+def _pool(settings: TrainConfig, run_dir: Path, make: bool) -> Pool:
+    cache, tokenizer = cache_folder(settings.data, run_dir), tokenizer_folder(settings.model, run_dir)
+    for key in () if make else settings.data.keys("train").values():
+        source = source_of(settings.data, key)
+        if not (cache / fingerprint(source, settings.data.cut_for(source), tokenizer, cache)).is_dir():
+            raise ConfigError(f"data.{key} is not prepared any more: python -m trainer.audit {run_dir} does it anew")
+    about = settings.data, tokenizer, cache
+    return Pool({name: prepare(*about, key, say=lambda _: None) for name, key in settings.data.keys("train").items()})
+
+
 # --- events ---------------------------------------------------------------------------------------------
 
 
-class _Event(msgspec.Struct, frozen=True):
-    """A line of events.jsonl; what else it carries is not read."""
-
-    event: str
-    epoch: int = 0
-    step: int = 0
-    """Of a `step`: its number from 1. Of a `resume`: the steps that were finished before."""
-    hash: int = 0
-
-
-def _read_events(path: Path, out: Audit) -> list[_Event]:
+def _read_events(run_dir: Path) -> History:
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}: nothing to audit") from None
-    decoder = msgspec.json.Decoder(_Event)
-    events = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            event = decoder.decode(line)
-        except msgspec.DecodeError:
-            out.notes.append(f"line {number} of {path.name} was torn by a kill: dropped")
-            continue
-        if event.event == "step" and event.step < 1:
-            out.problems.append(f"line {number} of {path.name}: step {event.step}: steps are counted from 1")
-        elif event.event in ("step", "resume"):
-            events.append(event)
-    return events
+        return read(run_dir)
+    except ConfigError as error:
+        raise ConfigError(f"{error}: nothing to audit") from None
 
 
-def _lineage(events: list[_Event], out: Audit) -> list[_Event]:
-    """The steps that count: an epoch ends where a later one resumed, also if it went on as a zombie."""
-    resumes = [event for event in events if event.event == "resume"]
-    steps = [event for event in events if event.event == "step"]
-    ends = {
-        epoch: min((resume.step for resume in resumes if resume.epoch > epoch), default=sys.maxsize)
-        for epoch in {event.epoch for event in steps}
-    }
-    for epoch, end in sorted(ends.items()):
-        if cut := [event.step for event in steps if event.epoch == epoch and event.step > end]:
-            out.notes.append(f"attempt {epoch}: {_ranges(cut)} dropped: a later attempt resumed before")
-    return [event for event in steps if event.step <= ends[event.epoch]]
+def _lineage(history: History, out: Audit) -> Mask:
+    """The steps that count."""
+    kept, epochs, steps = history.kept(), history.whole("epoch"), history.whole("step")
+    for epoch in np.unique(epochs[~kept]).tolist():
+        cut = np.unique(steps[~kept & (epochs == epoch)])
+        out.notes.append(f"attempt {epoch}: {_ranges(cut)} dropped: a later attempt resumed before")
+    return kept
 
 
-def _by_step(events: list[_Event], begin: int, out: Audit) -> Hashes:
+def _by_step(history: History, kept: Mask, begin: int, out: Audit) -> Hashes:
     """The recorded hash of steps begin + 1 .. last; one that is missing or stands twice is a problem."""
-    steps = np.array([event.step for event in events]) - begin
-    count = np.bincount(steps)[1:]
-    if missing := (np.flatnonzero(count == 0) + begin + 1).tolist():
-        out.problems.append(f"{_ranges(missing)} skipped: no attempt recorded it")
-    for step in (np.flatnonzero(count > 1) + begin + 1).tolist():
-        epochs = ", ".join(str(event.epoch) for event in events if event.step == step)
-        out.problems.append(f"step {step} was done {count[step - begin - 1]} times (attempts {epochs})")
-    recorded = np.zeros(len(count), np.int64)
-    recorded[steps - 1] = [event.hash for event in events]
-    return recorded
+    steps, epochs = history.whole("step")[kept], history.whole("epoch")[kept]
+    done, first, count = np.unique(steps, return_index=True, return_counts=True)
+    before = np.concatenate([[begin], done[:-1]])
+    if missing := [(low + 1, high - 1) for low, high in zip(before, done, strict=True) if high > low + 1]:
+        out.steps.append(f"{_in_words(missing)} skipped: no attempt recorded it")
+    for step, times in zip(done[count > 1].tolist(), count[count > 1].tolist(), strict=True):
+        attempts = ", ".join(map(str, epochs[steps == step].tolist()))
+        out.steps.append(f"step {step} was done {times} times (attempts {attempts})")
+    return history.whole("hash")[kept][first]
 
 
-def _ranges(steps: list[int]) -> str:
-    """[4, 5, 6, 9] -> 'steps 4-6, 9'."""
-    parts: list[list[int]] = []
-    for step in sorted(set(steps)):
-        if parts and step == parts[-1][-1] + 1:
-            parts[-1][1:] = [step]
-        else:
-            parts.append([step])
-    text = ", ".join("-".join(map(str, part)) for part in parts)
+def _ranges(steps: Hashes) -> str:
+    """[4, 5, 6, 9] -> 'steps 4-6, 9'. In order, none twice."""
+    breaks = np.flatnonzero(np.diff(steps) > 1)
+    return _in_words(list(zip(steps[[0, *(breaks + 1)]].tolist(), steps[[*breaks, -1]].tolist(), strict=True)))
+
+
+def _in_words(ranges: list[tuple[int, int]]) -> str:
+    text = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
     return f"{'step' if text.isdigit() else 'steps'} {text}"
 
 
 # --- samples --------------------------------------------------------------------------------------------
 
 
-def _planned(
-    course: Course, pool: Pool, settings: TrainConfig, count: int, out: Audit
-) -> list[tuple[Stretch, npt.NDArray[np.int64]]]:
-    """The samples of the first `count` steps by stage, each (steps, batch): numbers in the row of all sources."""
-    batch, last = settings.train.global_batch_size, course.stretches[-1]
+def _check_samples(recorded: Hashes, begin: int, settings: TrainConfig, pool: Pool, out: Audit) -> None:
+    """The hash of each step against that of its planned samples, and how often each sample is used."""
+    batch, count = settings.train.global_batch_size, begin + len(recorded)
+    course = Course(settings, pool.sizes)
+    stretches = _stretches(course, settings, count, out)
+    count = sum(steps for _, steps in stretches)
+    plan = Plan(settings, pool, stretches)
+    hashes = np.concatenate([_sequence_hashes(name, prepared) for name, prepared in pool.sources.items()])
+    expected, uses = plan.enumerated(hashes)
+    recorded = recorded[: count - begin]
+    for index in (np.flatnonzero(recorded != expected[begin:]) + begin).tolist():
+        ids, found = plan.ids(index), recorded[index - begin]
+        why = _explain(found, expected, hashes[ids], ids, hashes, pool)
+        out.samples.append(f"step {index + 1}: other samples than planned: {why}")
+    recorded = np.concatenate([expected[:begin], recorded])
+    for (stretch, steps), used in zip(stretches, uses, strict=True):
+        if stretch.mixture is None:
+            _check_passes(recorded[stretch.first :][:steps], stretch, batch, hashes, out)
+        _count_uses(used, steps, stretch, pool, out)
+    if settings.stages is not None:
+        out.summary = (
+            f"{count:,} steps, {count * batch:,} samples in {len(stretches)} of {len(settings.stages)} stages; "
+            "none skipped, none twice in a pass"
+        )
+
+
+def _stretches(course: Course, settings: TrainConfig, count: int, out: Audit) -> list[tuple[Stretch, int]]:
+    """The stages of the first `count` steps, each with how many of them it has."""
+    last, found = course.stretches[-1], []
     if settings.stages is not None and count > course.steps:
-        out.problems.append(f"steps {course.steps + 1}-{count} lie beyond the last stage")
-    planned = []
+        out.samples.append(f"steps {course.steps + 1}-{count} lie beyond the last stage")
     for stretch in course.stretches:
         known = stretch is not last or stretch.mixture is not None
         if (steps := (min(count, stretch.end) if known else count) - stretch.first) > 0:
-            slots = steps * batch
-            if stretch.mixture is None:
-                ids = stream(0, slots, pool.sequences, settings.train.seed, stretch.number)
-            else:
-                ids = stretch.mixture.ids(0, slots)
-            planned.append((stretch, ids.reshape(-1, batch)))
-    return planned
+            found.append((stretch, steps))
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The samples of the steps of a run's stages, as numbers in the row of all sources."""
+
+    settings: TrainConfig
+    pool: Pool
+    stretches: list[tuple[Stretch, int]]
+
+    def enumerated(self, hashes: Hashes) -> tuple[Hashes, list[Hashes]]:
+        """The sum of the hashes of each step's samples, (steps,), and of each stage the uses of each sequence,
+        (sequences,). A piece at a time, since a long run has more samples than a login node has memory for."""
+        batch, expected, uses = self.settings.train.global_batch_size, [], []
+        for stretch, steps in self.stretches:
+            used, piece = np.zeros(self.pool.sequences, np.int64), max(1, _AT_ONCE // batch)
+            for first in range(0, steps, piece):
+                ids = self._slots(stretch, first * batch, min(piece, steps - first) * batch)
+                expected.append(hashes[ids].reshape(-1, batch).sum(axis=1))  # int64 sums wrap, as the recorded ones did
+                used += np.bincount(ids, minlength=len(used))
+            uses.append(used)
+        return np.concatenate(expected), uses
+
+    def ids(self, step: int) -> Hashes:
+        """The samples of a step, from 0: (batch,)."""
+        stretch = next(one for one, steps in self.stretches if step < one.first + steps)
+        batch = self.settings.train.global_batch_size
+        return self._slots(stretch, (step - stretch.first) * batch, batch)
+
+    def _slots(self, stretch: Stretch, first: int, count: int) -> Hashes:
+        if stretch.mixture is None:
+            return stream(first, count, self.pool.sequences, self.settings.train.seed, stretch.number)
+        return stretch.mixture.ids(first, count)
 
 
 def _sequence_hashes(name: str, prepared: Prepared) -> Hashes:
     """The hash of every sequence, (sequences,), from the index of pieces alone."""
     hashes = (sequence_hash(*prepared.documents_of(number), name) for number in range(prepared.sequences))
     return np.fromiter(hashes, np.int64, prepared.sequences)
-
-
-def _compare(
-    recorded: Hashes, used: npt.NDArray[np.int64], begin: int, hashes: Hashes, pool: Pool, out: Audit
-) -> Hashes:
-    """Each step's hash against its planned samples, `used` (begin + steps, batch). Returns those of all steps."""
-    expected = hashes[used].sum(axis=1)  # int64 sums wrap, as the recorded ones did
-    recorded = recorded[: len(used) - begin]
-    for index in (np.flatnonzero(recorded != expected[begin:]) + begin).tolist():
-        found = recorded[index - begin]
-        why = _explain(found, expected, hashes[used[index]], used[index], hashes, pool)
-        out.problems.append(f"step {index + 1}: other samples than planned: {why}")
-    return np.concatenate([expected[:begin], recorded])
 
 
 def _check_passes(recorded: Hashes, stretch: Stretch, batch_size: int, hashes: Hashes, out: Audit) -> None:
@@ -211,7 +223,7 @@ def _check_passes(recorded: Hashes, stretch: Stretch, batch_size: int, hashes: H
     passes = steps * batch_size // sequences
     if steps and recorded[:steps].sum() != hashes.sum() * np.array([passes]):
         of = f" of stage {stretch.name}" if stretch.name else ""
-        out.problems.append(f"the first {steps} steps{of} use the data {passes} times, but do not sum up to it")
+        out.samples.append(f"the first {steps} steps{of} use the data {passes} times, but do not sum up to it")
 
 
 def _explain(
@@ -229,16 +241,15 @@ def _explain(
     return f"hash {found}, planned {batch.sum()}"
 
 
-def _count_uses(used: npt.NDArray[np.int64], stretch: Stretch, pool: Pool, out: Audit) -> None:
+def _count_uses(uses: Hashes, steps: int, stretch: Stretch, pool: Pool, out: Audit) -> None:
     """How often each sequence is used: of a mixture's sources each by itself, else of all as one."""
-    uses = np.bincount(used.ravel(), minlength=pool.sequences)
     sizes = list(pool.sizes.values())
     by_source = dict(zip(pool.sizes, np.split(uses, np.cumsum(sizes)[:-1]), strict=True))
     for name, counts in (by_source if stretch.mixture is not None else {"": uses}).items():
         passes, rest = divmod(int(counts.sum()), len(counts))
         if counts.min() < passes or counts.max() > passes + (rest > 0):
             of = f" of {name}" if name else ""
-            out.problems.append(f"sequences{of} were used {counts.min()} to {counts.max()} times in {passes} passes")
+            out.samples.append(f"sequences{of} were used {counts.min()} to {counts.max()} times in {passes} passes")
     if list(by_source) != [""]:
         seen = [
             f"{name} {counts.sum():,} samples, {counts.sum() * pool.seq_len:,} tokens, {counts.mean():.2f} epochs"
@@ -246,9 +257,9 @@ def _count_uses(used: npt.NDArray[np.int64], stretch: Stretch, pool: Pool, out: 
             if counts.any()
         ]
         stage = f"stage {stretch.name}, " if stretch.name else ""
-        out.notes.append(f"{stage}steps {stretch.first + 1}-{stretch.first + len(used)}: {'; '.join(seen)}")
+        out.notes.append(f"{stage}steps {stretch.first + 1}-{stretch.first + steps}: {'; '.join(seen)}")
     if not stretch.name:
-        out.summary = _in_passes(len(used), used.size, pool.sequences)
+        out.summary = _in_passes(steps, int(uses.sum()), pool.sequences)
 
 
 def _in_passes(steps: int, samples: int, sequences: int) -> str:

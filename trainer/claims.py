@@ -42,7 +42,7 @@ def claim(run_dir: Path) -> int:
 
 def born(run_dir: Path) -> float:
     """When the run began: unix seconds of its first claim."""
-    return float(_read(run_dir, 1).get("time", 0.0))
+    return float(read(run_dir, 1).get("time", 0.0))
 
 
 def fenced(run_dir: Path, epoch: int) -> bool:
@@ -50,15 +50,28 @@ def fenced(run_dir: Path, epoch: int) -> bool:
     return max(epochs(run_dir), default=0) > epoch
 
 
-def note_resume(run_dir: Path, epoch: int, point: Point) -> None:
-    """Add to our claim where we resumed; whatever an earlier epoch commits beyond that point does not count."""
-    record = {**_read(run_dir, epoch), "epoch": epoch, "resume_from": point._asdict()}
-    write_atomic(_path(run_dir, epoch), json.dumps(record))
+def note_resume(run_dir: Path, epoch: int, point: Point, total_steps: int) -> None:
+    """Add to our claim where we resumed; whatever an earlier epoch commits beyond that point does not count.
+
+    `total_steps`: of the whole run, so that who looks knows how far it is without a reading of the events.
+    """
+    note(run_dir, epoch, resume_from=point._asdict(), total_steps=total_steps)
+
+
+def note(run_dir: Path, epoch: int, **facts: Any) -> None:
+    """Add to our claim."""
+    write_atomic(_path(run_dir, epoch), json.dumps({**read(run_dir, epoch), "epoch": epoch, **facts}))
+
+
+def first(run_dir: Path, fact: str) -> Any:
+    """Of the first claim that has it; None: none has."""
+    values = (read(run_dir, epoch).get(fact) for epoch in epochs(run_dir))
+    return next((value for value in values if value is not None), None)
 
 
 def resume_points(run_dir: Path) -> dict[int, Point]:
     """Where each epoch resumed, as far as it came to say so."""
-    found = {epoch: _read(run_dir, epoch).get("resume_from") for epoch in epochs(run_dir)}
+    found = {epoch: read(run_dir, epoch).get("resume_from") for epoch in epochs(run_dir)}
     return {epoch: Point(**point) for epoch, point in found.items() if point}
 
 
@@ -66,7 +79,8 @@ def _path(run_dir: Path, epoch: int) -> Path:
     return run_dir / "claims" / f"{epoch:04d}.json"
 
 
-def _read(run_dir: Path, epoch: int) -> dict[str, Any]:
+def read(run_dir: Path, epoch: int) -> dict[str, Any]:
+    """An epoch's claim."""
     try:
         return dict(json.loads(_path(run_dir, epoch).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):  # its writer died before the content was written

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from settings import LAYOUT, ConfigError, Struct, convert, nearest, read_yaml, to_plain
 from trainer.data.files import find
-from trainer.new_tokens import check_texts
+from trainer.model.new_tokens import check_texts
 from trainer.schema import Deepspeed, Ramp, Rate, Stage, TrainConfig, default_rate
 from trainer.scratch import on_disk
 from trainer.sources import Data
@@ -40,6 +40,7 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
             f"{source}: train.compile leaves gradient_checkpointing=selective nothing to select, since it sees no "
             f"matrix product inside a compiled layer: take true, or every_k"
         )
+    _check_kernels(config, source)
     _check_evaluation(config, source)
     _check_checkpoint(config, source)
     _check_new_tokens(config, source)
@@ -88,6 +89,20 @@ def _check_stage(stage: Stage, sources: list[str], where: str) -> None:
         raise ConfigError(f"{where}.mixture: at one end all weights are 0: give one of them another")
     if ramps and stage.epochs is not None:
         raise ConfigError(f"{where}.epochs={stage.epochs:g}: where weights change, give steps or tokens")
+
+
+def _check_kernels(config: TrainConfig, source: str) -> None:
+    train = config.train
+    if train.kernels is None:
+        return
+    setting = f"{source}: train.kernels={train.kernels}"
+    if train.compile:
+        raise ConfigError(f"{setting} fuses what train.compile would: take one of them")
+    if train.gradient_checkpointing == "selective":
+        raise ConfigError(
+            f"{setting} rotates queries and keys where they lie, and gradient_checkpointing=selective has kept them to "
+            f"rotate again: take true, or every_k"
+        )
 
 
 def _check_evaluation(config: TrainConfig, source: str) -> None:
@@ -236,6 +251,14 @@ def _exact(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
         section = _section(hint)
         out[name] = _exact(section, data[name]) if section and data[name] is not None else data[name]
     return out
+
+
+def full_key(key: str) -> str:
+    """`train.seed` for `seed`, when one section alone has it; else the key as it is."""
+    hints = typing.get_type_hints(TrainConfig, include_extras=True)
+    sections = {name: section for name, hint in hints.items() if (section := _section(hint)) is not None}
+    found = [f"{name}.{key}" for name, section in sections.items() if key in section.__struct_encode_fields__]
+    return found[0] if len(found) == 1 and key not in hints else key
 
 
 def _section(hint: Any) -> Any:

@@ -7,16 +7,16 @@ from math import isfinite
 
 import torch
 
-from trainer.board import Board
 from trainer.data.batches import evaluation_batches
 from trainer.data.feed import Feed
 from trainer.data.prepared import Prepared
 from trainer.engines.engine import Engine, forward_only
 from trainer.layout import BatchLayout
+from trainer.records.board import Board
 from trainer.runtime import Runtime
 from trainer.schema import Evaluation
-from trainer.stop import Stop
-from trainer.votes import Agreement
+from trainer.stop.stop import Stop
+from trainer.stop.votes import Agreement
 
 Losses = dict[str, float]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import shutil
 import sys
@@ -19,19 +18,20 @@ from typing import Any
 import torch
 import transformers
 
-from durable import fsync_path
+from durable import as_open_as, fsync_path
 from settings import ConfigError, read_json
-from trainer import config, exits, new_tokens
+from trainer import config, exits
 from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.lineage import checkpoint_after
 from trainer.checkpoint.load import Reader
 from trainer.data.encode import end_tokens
-from trainer.exported import fingerprint, tensors, write
-from trainer.lora import inject, with_tokens
-from trainer.model_card import card, provenance
+from trainer.model import new_tokens
+from trainer.model.exported import fingerprint, tensors, write
+from trainer.model.lora import inject, with_tokens
+from trainer.model.model_card import card, provenance
+from trainer.model.weights import build
 from trainer.schema import TrainConfig
 from trainer.shape import Model
-from trainer.weights import build
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 _TOKENIZER_FILES = (
@@ -159,13 +159,11 @@ def by_hand(run_dir: Path, step: int | None, dtype: str | None) -> Path:
     checkpoint = checkpoint_after(run_dir, step)
     words = ["export", f"step-{step}" if step is not None else None, dtype]
     target = run_dir / "-".join(filter(None, words))
-    umask = os.umask(0o777 & ~run_dir.stat().st_mode)  # who may read the run may read this, and nobody else
     try:
-        export(config.read(run_dir / "config.yaml"), checkpoint, target, print, DTYPES.get(dtype or ""), by="hand")
+        with as_open_as(run_dir):
+            export(config.read(run_dir / "config.yaml"), checkpoint, target, print, DTYPES.get(dtype or ""), by="hand")
     except CheckpointBroken as error:
         raise ConfigError(f"{checkpoint}: {error}: take another one: --step N") from None
-    finally:
-        os.umask(umask)
     return target
 
 

@@ -29,8 +29,8 @@ from trainer.engines.anchored import IMPORTANCE, Anchored, fingerprint
 from trainer.engines.engine import Engine, without_dropout
 from trainer.engines.shard import Shard
 from trainer.layout import BatchLayout
+from trainer.model.weights import fill
 from trainer.schema import TrainConfig
-from trainer.weights import fill
 
 NAME = "forgetting.json"
 _FORMAT = 1  # rises when the same parts give another artifact

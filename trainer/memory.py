@@ -13,9 +13,9 @@ import torch
 
 from trainer.engines.engine import Engine
 from trainer.engines.optimizer import local
-from trainer.events import Events
-from trainer.four_bit import held_bytes
 from trainer.layout import BatchLayout
+from trainer.model.four_bit import held_bytes
+from trainer.records.events import Events
 from trainer.runtime import Runtime
 from trainer.schema import Ddp, Fsdp, TrainConfig
 

@@ -41,7 +41,7 @@ def check(config: TrainConfig, tokenizer: str, cache: Path, sources: Mapping[str
     for name, source in sources.items():
         if not (cache / fingerprint(source, config.data.cut_for(source), tokenizer, cache)).is_dir():
             raise ConfigError(f"{name} is not prepared in {cache}: launch.py prepare RECIPE does it")
-        encoder(Path(tokenizer), source.kind)
+        encoder(Path(tokenizer), source.form)
         found.append(f"{name}: prepared in {cache}")
     if _ASKED:
         raise ConfigError(f"something asked the network for {', '.join(dict.fromkeys(_ASKED))}")

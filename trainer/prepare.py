@@ -1,16 +1,18 @@
-"""`python -m trainer.prepare RUN_DIR/config.yaml [--check] [--show N]`: tokenize the run's data before it is queued."""
+"""`python -m trainer.prepare RUN_DIR/config.yaml ... [--check] [--show N]`: tokenize data before runs are queued."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from settings import ConfigError
-from trainer import new_tokens, offline
-from trainer.checkpoint import CheckpointBroken
+from settings import ConfigError, to_plain
+from trainer import offline
+from trainer.checkpoint import CheckpointBroken, room
 from trainer.checkpoint.format import read_manifest
 from trainer.config import differences, read
 from trainer.data.display import Display, samples
@@ -18,7 +20,8 @@ from trainer.data.encode import load_tokenizer
 from trainer.data.prepare import Prepared, cache_folder, prepare_source, source_of
 from trainer.data.prepared import Pool
 from trainer.exits import CONFIG
-from trainer.model_config import check_vocabulary, config_of
+from trainer.model import new_tokens
+from trainer.model.model_config import check_vocabulary, config_of
 from trainer.schema import TrainConfig
 from trainer.sources import Source
 from trainer.stages import Course
@@ -27,6 +30,8 @@ from trainer.stages import Course
 def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
     """Prepare every source that the run will read, and see that it is enough. Raises ConfigError."""
     config = read(config_path)
+    if said := room.check(config, config_path.parent):
+        print(said)
     if only_check:
         offline.forbid()
     tokenizer = new_tokens.tokenizer_folder(config.model, config_path.parent)
@@ -53,6 +58,20 @@ def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
         print("\n".join(course.table()))
     if config.fork is not None:
         check_fork(config, Path(config.fork), course.steps)
+
+
+def distinct(paths: Sequence[Path]) -> list[Path]:
+    """One config of each kind of data: the others differ in what no data depends on."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        tree = to_plain(read(path))
+        for key in ("name", "optim", "engine", "checkpoint", "fork"):
+            del tree[key]
+        for key in ("seed", "precision", "compile"):
+            del tree["train"][key]
+        own = str(path) if tree["model"]["new_tokens"] else ""  # a tokenizer of the run's own is written
+        first.setdefault(json.dumps([own, tree]), path)
+    return list(first.values())
 
 
 def _prepared(config: TrainConfig, name: str, source: Source, tokenizer: str, cache: Path, show: int) -> Prepared:
@@ -89,12 +108,13 @@ def check_fork(config: TrainConfig, checkpoint: Path, steps: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m trainer.prepare")
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, nargs="+")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--show", type=int, default=0)
     given = parser.parse_args()
     try:
-        main(given.config, given.check, given.show)
+        for path in distinct(given.config):
+            main(path, given.check, given.show)
     except ConfigError as error:
         print(f"outlast: {error}", file=sys.stderr)
         sys.exit(CONFIG)

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from settings import ConfigError, dump_yaml, merge, override, read_json, read_yaml, to_plain
+from settings import ConfigError, dump_yaml, merge, override, parse_yaml, read_json, read_yaml, to_plain
 from trainer import claims, config, fsdp_block, schedule, zero
 from trainer.checkpoint import committed, folder_name
 from trainer.checkpoint.lineage import in_lineage
 from trainer.config import cache_folder
 from trainer.data.files import find
-from trainer.model_config import check_unquantized, context_notes
-from trainer.new_tokens import read_texts
+from trainer.model import kernels
+from trainer.model.model_config import check_unquantized, context_notes
+from trainer.model.new_tokens import read_texts
 from trainer.plan import batch_layout
 from trainer.schema import Deepspeed, TrainConfig
 
@@ -47,11 +48,17 @@ def default() -> Path:
     return chosen
 
 
+def spelled(assignment: str) -> str:
+    """`train.seed=1` for `seed=1`: a key's last part that one section alone has stands for the whole."""
+    key, equals, value = assignment.partition("=")
+    return f"{config.full_key(key)}{equals}{value}"
+
+
 def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """The tree with `key=value` words laid on it; file names in them count from where they were typed."""
     spoken: dict[str, Any] = {}
     for assignment in assignments:
-        spoken = override(spoken, assignment)
+        spoken = override(spoken, spelled(assignment))
     return merge(tree, config.absolute_paths(spoken, Path.cwd()))
 
 
@@ -63,6 +70,8 @@ def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, n
     settings = settings.with_files(find)
     if settings.lora and settings.lora.quantize:
         check_unquantized(settings.model)
+    if settings.train.kernels:
+        kernels.check_family(settings.model)
     layout = batch_layout(settings.train, world_size)
     notes += schedule.notes(settings) + context_notes(settings.model, settings.data.seq_len)
     if isinstance(settings.engine, Deepspeed):
@@ -103,6 +112,19 @@ def changed(run_dir: Path, assignments: Iterable[str], world_size: int) -> Ready
             f"{key}={after}"
         )
     return checked({**new, "name": old["name"]}, run_dir, world_size, str(path), new=False)
+
+
+def check_same(run_dir: Path, text: str) -> None:
+    """Raises ConfigError where a run's own config and this one are of two different runs."""
+    path = run_dir / "config.yaml"
+    was, now = (
+        config.exact_part(config.resolve(tree, str(path))) for tree in (read_yaml(path), parse_yaml(text, str(path)))
+    )
+    for key, before, after in config.differences(was, now):
+        raise ConfigError(
+            f"{run_dir.name} is there, and {key} was {before} and would be {after}: take another --name, or the recipe "
+            "as it was"
+        )
 
 
 def checkpoint_to_fork(run_dir: Path, step: int | None) -> Path:

@@ -14,15 +14,15 @@ import torch
 from msgspec.structs import replace as altered
 
 from durable import write_atomic
-from trainer import claims, compiled, config, exits, four_bit, lora, new_tokens, recompute, self_test
+from trainer import claims, config, exits, installed, report, self_test
 from trainer.attempt import Attempt
-from trainer.board import Board
 from trainer.checkpoint import Point, folder_name
 from trainer.checkpoint.lineage import checkpoints_in_line
 from trainer.checkpoint.load import Resumed, load_fork, load_newest
 from trainer.checkpoint.recover import finish_cut_save
 from trainer.checkpoint.rng import derive_rng, restore_rng
 from trainer.checkpoint.save import Content
+from trainer.checkpoint.saves import Progress, Saves
 from trainer.checkpoint.writers import Fenced, SaveFailed, Writers
 from trainer.config import differences
 from trainer.data.batches import Batches, RankBatch
@@ -35,22 +35,25 @@ from trainer.evaluation import HeldOut
 from trainer.export import export
 from trainer.forgetting import Forgetting
 from trainer.guard import Diverged
+from trainer.host import keep_freed_memory
 from trainer.identity import check_same_run, exact_part, layout_part
-from trainer.loss import logits_stand_whole
 from trainer.memory import note_out_of_memory
-from trainer.model_config import check_vocabulary
+from trainer.model import compiled, four_bit, kernels, lora, new_tokens, recompute
+from trainer.model.loss import logits_stand_whole
+from trainer.model.model_config import check_vocabulary
+from trainer.model.weights import build, fill, hollow
 from trainer.plan import batch_layout
-from trainer.runtime import start
-from trainer.saves import Progress, Saves
+from trainer.records import events
+from trainer.records.board import Board
+from trainer.records.step_log import Step, StepLog
+from trainer.records.throughput import Throughput
+from trainer.runtime import start, versions
 from trainer.schema import TrainConfig
 from trainer.self_test import Unfit
 from trainer.sources import Split
 from trainer.stages import Course
-from trainer.step_log import Step, StepLog
-from trainer.stop import Ballot, Stopped
-from trainer.throughput import Throughput
-from trainer.votes import Agreement
-from trainer.weights import build, fill, hollow
+from trainer.stop.stop import Ballot, Stopped
+from trainer.stop.votes import Agreement
 
 
 def run(config_path: Path) -> int:
@@ -150,11 +153,15 @@ class Training:
     def build_model(self) -> torch.nn.Module:
         train, adapters = self.settings.train, self.settings.lora
         dtype = torch.bfloat16 if train.bf16_weights else torch.float32
+        if train.kernels:
+            kernels.check(self.settings.model, self.runtime.device)
         if adapters and adapters.quantize:
             model = four_bit.build(self.settings.model, train.seed, self.runtime.device)
         else:
             model = (build if adapters else hollow)(self.settings.model, train.seed, dtype)
         check_vocabulary(model.get_input_embeddings().num_embeddings, self.tokenizer)  # type: ignore[operator]
+        if train.kernels:
+            kernels.apply(model)
         recompute.enable(model, train)
         if adapters:
             lora.inject(model, lora.with_tokens(adapters, self.settings.model), train.seed, dtype)
@@ -198,15 +205,17 @@ class Training:
             what = ", ".join(f"{key} {was} -> {now}" for key, was, now in changes)
             self.say(f"another layout ({what}): same weights, moments and batches, not bit-identical from here on")
         if runtime.leads:
-            claims.note_resume(runtime.run_dir, runtime.epoch, own.point if own else Point(0, 0))
+            claims.note_resume(runtime.run_dir, runtime.epoch, own.point if own else Point(0, 0), self.total)
         self.saves.start(self.progress.step)
         source = folder_name(own.point) if own else self.settings.fork
         how = f"resumed from {source}" if source else "starts"
         stage = self.course.at(self.progress.step).name
         text = f"{how} at step {self.progress.step} of {self.total}{f', stage {stage}' if stage else ''}; {self.layout}"
         ranks = {"world_size": runtime.world_size, "local_world_size": runtime.local_world_size}
-        about = {"from": source, **ranks, "device": runtime.device_name}
+        about = {"from": source, "of": self.total, **ranks, "device": runtime.device_name, "versions": versions()}
         self.attempt.tell("resume", self.progress.step, text, **about)
+        if runtime.leads and (changed := installed.note(runtime.run_dir, runtime.epoch)):
+            self.attempt.tell("software", self.progress.step, installed.told(changed), changes=changed)
 
     def hold(self, own: Resumed | None, resumed: Resumed | None) -> None:
         """Near the weights that the run starts from, or that it once started from."""
@@ -238,8 +247,11 @@ class Training:
         self.board = Board(self.runtime.run_dir / "tensorboard", first + 1, wanted)
         told = (self.runtime, self.attempt.tell, self.attempt.lead, self.throughput)
         self.log = StepLog(*told, self.board, self.batches, self.total)
+        if self.runtime.device.type == "cpu":
+            keep_freed_memory()  # not before: while a model is loaded, no rank holds more than its share
         with self.board, Feed(self.batches.get(step) for step in range(first, self.total)) as self.feed:
             ballot = self.cast()
+            self.attempt.tell("begin", first)
             while True:
                 # 1. What all ranks agreed on while the last step ran: go on, the next batch's tokens, its samples.
                 agreement = self.hear(ballot)
@@ -254,6 +266,7 @@ class Training:
                     if at_end:
                         return self.end()
                     if self.saves.due(progress, asked) and not self.log.guard.skipped:  # three in a row go back
+                        self.board.flush()  # no resume leaves a gap in the curves
                         self.saves.begin(progress)
                     # A stop that came meanwhile is heard before another step.
                     agreement = self.hear(self.cast())
@@ -365,6 +378,9 @@ class Training:
         self.attempt.tell(
             "done", self.progress.step, self.course.told(self.progress.step), **({"seen": seen} if seen else {})
         )
+        if self.settings.report:
+            report.at_the_end(run_dir, self.say)
+        done["last_event"] = events.last_hash(run_dir)
         write_atomic(run_dir / "DONE", json.dumps({**done, "time": time.time()}) + "\n")
         self.say(f"done: {self.progress.step} steps")
         return exits.DONE

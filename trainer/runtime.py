@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,12 @@ class Runtime:
 def device_name(device: torch.device) -> str:
     """As the driver calls it; `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    own = {"python": platform.python_version(), "torch": torch.__version__, "transformers": version("transformers")}
+    return own | ({"cuda": torch.version.cuda} if torch.version.cuda and torch.cuda.is_available() else {})
 
 
 def start(run_dir: Path, longest_wait: float) -> Runtime:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from trainer.data.values import Form
 from trainer.schema import Optim, TrainConfig
-from trainer.sources import Format
 
 
 def learning_rate(step: int, total: int, optim: Optim) -> float:
@@ -31,11 +31,11 @@ def notes(settings: TrainConfig) -> list[str]:
     if settings.stages is None:
         return _notes("optim.lr", settings.optim.peak, settings.purpose())
     stages = [(f"stages.{stage.name}.optim.lr", stage.optim.lr, settings.purpose(stage)) for stage in settings.stages]
-    return [note for key, rate, kind in stages if rate is not None for note in _notes(key, rate, kind)]
+    return [note for key, rate, form in stages if rate is not None for note in _notes(key, rate, form)]
 
 
-def _notes(key: str, rate: float, kind: Format) -> list[str]:
-    if kind == "text":
+def _notes(key: str, rate: float, form: Form) -> list[str]:
+    if form == "text":
         why = "continual pre-training at such a rate forgets what the model knew faster than it learns the new texts"
         return [f"{key}={rate:g} is above 1e-5: {why}"] if rate > 1e-5 else []
     if rate > 5e-5:

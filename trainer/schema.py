@@ -13,8 +13,9 @@ from msgspec import Meta, field
 from msgspec.structs import replace
 
 from settings import LAYOUT, Count, Positive, Seconds, Share, Struct
+from trainer.data.values import Form
 from trainer.shape import Model
-from trainer.sources import Data, Find, Forgetting, Format, Source
+from trainer.sources import KINDS, Data, Find, Forgetting, Source
 
 
 class EveryK(Struct, frozen=True):
@@ -44,6 +45,8 @@ class Train(Struct, frozen=True):
     compile: Annotated[bool | Literal["auto"], LAYOUT] = False
     """Layers by torch.compile: the first step waits for it (tens of seconds), the others may be faster. auto: where
     one layer, measured before a run's first step, gains 2 % at least."""
+    kernels: Annotated[Literal["liger"] | None, LAYOUT] = None
+    """liger: norms, rotations and gated layers are one kernel each, by liger-kernel, on a GPU; the loss stays ours."""
     deterministic: Annotated[bool, LAYOUT] = False
     """Deterministic kernels on CUDA: bit-identical resumes there, at the cost of some speed."""
 
@@ -87,13 +90,14 @@ class Optim(Struct, frozen=True):
 
 
 DEFAULT_RATES = {"chat": 2e-5, "completion": 2e-5, "text": 1e-5}
-"""Peak learning rate by data.format, for existing weights: full instruction tuning, continual pre-training."""
+"""Peak learning rate by what rows become, for existing weights: full instruction tuning, continual pre-training."""
 LORA_RATE = 1e-4
 
 
 def default_rate(data_format: str, lora: bool) -> float | None:
     """Peak learning rate for existing weights; None: there is no such format."""
-    return LORA_RATE if lora else DEFAULT_RATES.get(data_format)
+    kind = KINDS.get(data_format)
+    return LORA_RATE if lora else kind and DEFAULT_RATES[kind.form]
 
 
 class Rate(Struct, frozen=True):
@@ -250,20 +254,24 @@ class TrainConfig(Struct, frozen=True):
     checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
     watchdog: Annotated[Watchdog, LAYOUT] = Watchdog()
     tensorboard: Annotated[bool, LAYOUT] = True
+    wandb: Annotated[Literal["offline"] | None, LAYOUT] = None
+    """offline: the report writes RUN_DIR/wandb beside itself, for `wandb sync`; the ranks' Python has the package."""
     export: Annotated[bool, LAYOUT] = True
     """Write a Hugging Face folder `export/` when the last step is saved."""
+    report: Annotated[bool, LAYOUT] = True
+    """Write report.html at the end of the run; `launch.py report` does at any time."""
     fork: Annotated[str | None, LAYOUT] = None
     """Checkpoint folder of another run: this one starts from its weights, moments and step (launch.py --fork)."""
 
-    def purpose(self, stage: Stage | None = None) -> Format:
-        """chat where a source is, of those of a stage or of the whole run; else completion where one is."""
+    def purpose(self, stage: Stage | None = None) -> Form:
+        """chat where rows of a source become chats, of those of a stage or of the whole run; else completion."""
         named = self.data.keys("train").items()
         used = [key for name, key in named if stage is None or stage.mixture is None or name in stage.mixture]
-        kinds = {self.data.sources[key].kind for key in used} or {self.data.format}
-        return next((kind for kind in ("chat", "completion") if kind in kinds), "text")
+        forms = {self.data.sources[key].form for key in used} or {KINDS[self.data.format].form}
+        return "chat" if "chat" in forms else "completion" if "completion" in forms else "text"
 
     @property
-    def result(self) -> Format:
+    def result(self) -> Form:
         """What the model is for in the end."""
         return self.purpose(self.stages[-1] if self.stages else None)
 

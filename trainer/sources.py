@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from msgspec.structs import replace
 
 from settings import LAYOUT, ConfigError, Count, Positive, Share, Struct
+from trainer.data.values import Form
 
-Format = Literal["text", "chat", "completion"]
 Split = Literal["train", "evaluation"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
-COLUMNS = {
-    "text": {"text": "text"},
-    "completion": {"prompt": "prompt", "completion": "completion"},
-    "chat": {name: name for name in ("messages", "tools", "role", "content", *ROLES)},
+
+
+class Kind(NamedTuple):
+    """Of rows."""
+
+    form: Form
+    columns: tuple[str, ...]
+    """As they are called in the files where data.column maps nothing."""
+    inside: tuple[str, ...] = ()
+    """Names inside of them, which it may map too."""
+
+
+KINDS = {
+    "text": Kind("text", ("text",)),
+    "chat": Kind("chat", ("messages", "tools"), ("role", "content", *ROLES)),
+    "completion": Kind("completion", ("prompt", "completion")),
 }
-"""By data.format: what data.column may map, and what it is called in the files where it does not."""
+"""By data.format; how such a row is read stands in the module of that name in trainer/data/kinds/."""
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[tuple(KINDS)]
 
 
 class Source(Struct, frozen=True):
@@ -40,13 +56,25 @@ class Source(Struct, frozen=True):
         return self.format
 
     @property
+    def form(self) -> Form:
+        return KINDS[self.kind].form
+
+    @property
+    def row_columns(self) -> list[str]:
+        """What the files call a row's columns. Raises ConfigError."""
+        names = self.columns
+        return [names[column] for column in KINDS[self.kind].columns]
+
+    @property
     def columns(self) -> dict[str, str]:
         """What the files call what: our name -> theirs. Raises ConfigError."""
-        known, given = COLUMNS[self.kind], self.column or {}
-        if isinstance(given, str) and self.kind == "completion":
-            raise ConfigError(f"data.column={given}: completion needs two: data.column={{prompt: X, completion: Y}}")
+        kind, given = KINDS[self.kind], self.column or {}
+        known = {name: name for name in (*kind.columns, *kind.inside)}
+        if isinstance(given, str) and kind.form == "completion":
+            each = ", ".join(f"{name}: ..." for name in kind.columns)
+            raise ConfigError(f"data.column={given}: {self.kind} needs {len(known)}: data.column={{{each}}}")
         if isinstance(given, str):
-            given = {next(iter(known)): given}
+            given = {kind.columns[0]: given}
         for name in given:
             if name not in known:
                 raise ConfigError(f"data.column: {self.kind} has no {name}: what can be mapped: {', '.join(known)}")

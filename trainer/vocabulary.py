@@ -18,11 +18,12 @@ from typing import Any
 
 from durable import write_atomic
 from settings import ConfigError
-from trainer import config, new_tokens, recipe
+from trainer import config, recipe
 from trainer.data.encode import load_tokenizer
 from trainer.data.rows import Rows
 from trainer.data.values import Chat, Completion
 from trainer.exits import CONFIG, DONE
+from trainer.model import new_tokens
 from trainer.sources import Data
 
 DOCUMENTS = 20_000

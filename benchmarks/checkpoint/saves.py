@@ -16,7 +16,7 @@ from benchmarks.rows import Row
 from benchmarks.step.figures import others_row
 from benchmarks.step.place import Shape, inputs, recipe, write_run, write_settings
 from benchmarks.step.race import THREADS, Racer, Ran, Step, most, race
-from slurm import node_memory
+from slurm.node import node_memory
 
 SCRIPTS = Path(__file__).parent.parent / "step" / "peers"
 OURS, LIMITS, TRAINER = "Outlast", "limits", "HF Trainer"
@@ -167,7 +167,7 @@ def told(folder: Path, name: str, ran: Ran, threads: int) -> Saves:
     rounds = [Cost.of(one.steps) for one in ran.rounds]
     stalls, durable = [0.0], [step.values["durable"] for step in ran.steps if "durable" in step.values][1:]
     if name == OURS:
-        from trainer import events
+        from trainer.records import events
 
         saves: list[dict[str, Any]] = [event for event in events.read(folder) if event["event"] == "save"][1:]
         durable = [event["seconds"] for event in saves]

@@ -58,7 +58,7 @@ def durable(contender: Contender, folder: Path) -> list[float]:
     """When the checkpoint stood, unix seconds. HF Trainer's: when the last of its files was written, and the mark was
     removed that says that it is not whole; none is synced."""
     if contender.name == "outlast":
-        from trainer import events
+        from trainer.records import events
 
         return [event["time"] for event in events.read(folder) if event["event"] == "save"][-1:]
     found = sorted(folder.glob("checkpoints/checkpoint-*"), key=lambda path: path.stat().st_mtime)[-1:]

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.rows import Row
+from docs import markdown
 
 NONE, BOTH = "none", "replay + EWC"
 MOST_RISE, LEAST_GAIN = 1 / 3, 0.95  # of none's
@@ -117,24 +118,24 @@ HEAD = ("", "setting", "rise, general", "of none's", "gain, domain", "of none's"
 
 def table(record: Mapping[str, Any]) -> str:
     """Markdown: mean ± standard deviation over the seeds."""
-    lines = [HEAD, ("---",) * len(HEAD)]
+    lines = []
     for one in results(record):
         met = "" if one.arm == NONE else "met" if all(one.meets) else "missed"
         figures = (one.rise.words(".3f"), one.rise_of.words(".0%"), one.gain.words(".3f"), one.gain_of.words(".1%"))
         lines.append((one.arm, record["chosen"][one.arm], *figures, one.perplexity_of.words(".3f"), met))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown.table(HEAD, lines)
 
 
 def tried(record: Mapping[str, Any]) -> str:
     """Markdown: every setting that was tried to choose one, as shares of none's."""
-    lines = [("", "setting", "rise of none's", "gain of none's", ""), ("---",) * 5]
+    lines = []
     none = _plain(record)
     for arm, settings in record["tried"].items():
         for words, one in settings.items():
             course = Course(**one)
             figures = (f"{course.rise_of(none):.0%}", f"{course.gain_of(none):.1%}")
             lines.append((arm, words, *figures, "chosen" if words == record["chosen"][arm] else ""))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown.table(("", "setting", "rise of none's", "gain of none's", ""), lines)
 
 
 def rows(record: Mapping[str, Any]) -> Iterator[Row]:

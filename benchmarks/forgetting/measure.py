@@ -20,6 +20,7 @@ from benchmarks.forgetting.experiment import FULL, QUICK, Arm, Place
 from benchmarks.forgetting.figures import BOTH, NONE, Course
 from benchmarks.rows import Row
 from durable import write_atomic
+from recipes import prose
 
 WORK = Path(__file__).parent.parent / ".forgetting"
 """Ignored by git: texts and runs, so that a measurement that was cut goes on."""
@@ -107,5 +108,5 @@ def about(place: Place) -> dict[str, Any]:
         "size": asdict(place.size),
         "corpus": place.corpus,
         "choosing_seed": CHOOSING,
-        "versions": {name: version(name) for name in ("torch", *corpus.PACKAGES)},
+        "versions": {name: version(name) for name in ("torch", *prose.PACKAGES)},
     }

@@ -1,43 +1,34 @@
 """`python -m benchmarks.forgetting.plot`: draws docs/forgetting.svg from benchmarks/results/forgetting.json.
 
-By any Python that has matplotlib (pip install ".[plot]"); nothing is trained or read besides.
+By any Python that has matplotlib; nothing is trained or read besides.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import re
 import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib
+from matplotlib.axes import Axes
 
-matplotlib.use("svg")
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-
-from benchmarks.forgetting.figures import BOTH, LEAST_GAIN, MOST_RISE, NONE, Course, results  # noqa: E402
-from durable import write_atomic  # noqa: E402
+from benchmarks.forgetting.figures import BOTH, LEAST_GAIN, MOST_RISE, NONE, Course, results
+from docs import picture
+from durable import write_atomic
 
 ROOT = Path(__file__).parent.parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "forgetting.json"
 PICTURE = ROOT / "docs" / "forgetting.svg"
-INK = "#123456"
-"""Stands for the page's own colour of text, which a picture cannot know: light or dark by the reader's setting."""
-STYLE = "<style>svg{color:#24292f}@media(prefers-color-scheme:dark){svg{color:#d0d7de}}</style>"
-ARMS = {  # told apart by colour-blind people (Okabe and Ito), and by mark and line without colours
-    NONE: (INK, "o", "-"),
-    "low LR": ("#e69f00", "v", "--"),
-    "replay": ("#009e73", "s", "-"),
-    "EWC": ("#2a8fd0", "^", "-."),
-    "L2-SP": ("#cc79a7", "D", ":"),
-    BOTH: ("#d55e00", "P", "--"),
+ARMS = {  # told apart by mark and line too, without colours
+    NONE: (picture.INK, "o", "-"),
+    "low LR": (picture.ORANGE, "v", "--"),
+    "replay": (picture.GREEN, "s", "-"),
+    "EWC": (picture.BLUE, "^", "-."),
+    "L2-SP": (picture.PINK, "D", ":"),
+    BOTH: (picture.RED, "P", "--"),
 }
-FONT = 9
 
 
 def main() -> None:
@@ -47,24 +38,7 @@ def main() -> None:
 
 def draw(record: dict[str, Any], digest: str) -> str:
     """SVG that says which record it is of."""
-    pyplot.rcParams.update(
-        {
-            **{f"{part}.color": INK for part in ("text", "xtick", "ytick")},
-            "axes.edgecolor": INK,
-            "axes.labelcolor": INK,
-            "axes.titlecolor": INK,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.facecolor": "none",
-            "font.size": FONT,
-            "axes.titlesize": FONT + 1,
-            "svg.fonttype": "none",
-            "svg.hashsalt": "outlast",
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],
-        }
-    )
-    figure, (general, domain, trade) = pyplot.subplots(1, 3, figsize=(10.5, 3.9))
+    figure, (general, domain, trade) = picture.subplots(1, 3, figsize=(10.5, 3.9))
     for name in record["runs"]:
         courses = [Course(**one) for one in record["runs"][name]]
         curve(general, name, courses, "general")
@@ -78,7 +52,7 @@ def draw(record: dict[str, Any], digest: str) -> str:
     handles, names = general.get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=len(names), frameon=False, handlelength=2.6)
     figure.tight_layout(rect=(0, 0.07, 1, 1), w_pad=2)
-    return with_ink(figure, digest)
+    return picture.svg(figure, f"{RECORD.name} {digest}")
 
 
 def curve(axes: Axes, name: str, courses: list[Course], kind: str) -> None:
@@ -120,15 +94,6 @@ def trade_off(axes: Axes, record: dict[str, Any]) -> None:
     axes.set_title("what is kept for what is learnt")
     axes.set_xlabel("gain on the domain (% of none's)")
     axes.set_ylabel("rise of the general loss (% of none's)")
-
-
-def with_ink(figure: Any, digest: str) -> str:
-    out = io.StringIO()
-    figure.savefig(
-        out, format="svg", transparent=True, metadata={"Date": None, "Description": f"{RECORD.name} {digest}"}
-    )
-    text = out.getvalue().replace(INK, "currentColor")
-    return re.sub(r"(<svg [^>]*>)", rf"\1{STYLE}", text, count=1)
 
 
 if __name__ == "__main__":

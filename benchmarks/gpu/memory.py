@@ -14,9 +14,9 @@ from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.ours import Case, Ours, settings
 from benchmarks.gpu.peers import whole_logits_loss
 from benchmarks.gpu.place import Place
-from trainer import loss
-from trainer.loss import Tail, teach_the_head
 from trainer.memory import held_by
+from trainer.model import loss
+from trainer.model.loss import Tail, teach_the_head
 from trainer.plan import architecture, batch_layout
 from trainer.plan.memory import memory
 from trainer.schema import EveryK, Fsdp
@@ -117,7 +117,7 @@ def large_vocabulary(place: Place) -> None:
 
 
 def one_size(tokens: int, place: Place) -> None:
-    tokens, width, vocabulary = (tokens // 8, 64, 4096) if place.reduced else (tokens, HIDDEN, VOCABULARY)
+    tokens, width, vocabulary = (tokens // 64, 64, 4096) if place.reduced else (tokens, HIDDEN, VOCABULARY)
     shape = (tokens, width, vocabulary)
     works = {f"outlast, pieces of 2^{size.bit_length() - 1}": head(*shape, size, place) for size in PIECES}
     works["HF, whole logits"] = head(*shape, None, place)

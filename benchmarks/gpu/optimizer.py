@@ -15,7 +15,7 @@ from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.ours import Case, draw, settings
 from benchmarks.gpu.place import Place
 from trainer.engines.ddp import DdpEngine
-from trainer.weights import hollow
+from trainer.model.weights import hollow
 
 SHARE = 0.85
 """Of the bandwidth that a copy reaches."""

@@ -11,16 +11,16 @@ import torch
 from benchmarks.case import LR
 from benchmarks.case import Case as AnyCase
 from benchmarks.gpu.place import Place
-from trainer import recompute
 from trainer.data.batches import MicroBatch, RankBatch
 from trainer.engines import make_engine
 from trainer.engines.shard import Shard
-from trainer.model import skeleton
+from trainer.model import recompute
+from trainer.model.model import skeleton
+from trainer.model.weights import hollow
 from trainer.plan import batch_layout
+from trainer.records.throughput import Throughput
 from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
 from trainer.shape import Model
-from trainer.throughput import Throughput
-from trainer.weights import hollow
 
 _LLAMA = {
     "model_type": "llama",

@@ -12,8 +12,8 @@ import torch
 from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.ours import Case, Ours, micro_batch, rank_batch
 from benchmarks.gpu.place import Place
-from trainer.attention import Documents, attend
 from trainer.data.batches import MicroBatch
+from trainer.model.attention import Documents, attend
 
 CASE = Case("3B", 8192, 1, precision="adam32", recompute=True)
 MEANS = (131, 447, 866)

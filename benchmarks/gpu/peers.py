@@ -13,7 +13,7 @@ import torch
 from benchmarks.case import LR
 from benchmarks.gpu.ours import Case, shape
 from benchmarks.gpu.place import Place
-from trainer.model_config import new_config
+from trainer.model.model_config import new_config
 from trainer.shape import Model
 
 

@@ -18,7 +18,7 @@ from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.ours import Case, Ours, Speed
 from benchmarks.gpu.peers import HfTrainer, pace_of
 from benchmarks.gpu.place import Place
-from trainer import attention, recompute
+from trainer.model import attention, recompute
 from trainer.schema import EveryK, Fsdp
 
 CASES = {

@@ -22,12 +22,12 @@ import torch
 from torch.nn import functional
 
 from benchmarks.rows import Row
-from trainer import recompute
 from trainer.data.batches import MicroBatch
-from trainer.loss import LossModel, Tail, teach_the_head
+from trainer.model import recompute
+from trainer.model.loss import LossModel, Tail, teach_the_head
+from trainer.model.weights import build
 from trainer.schema import EveryK, Train
 from trainer.shape import Model
-from trainer.weights import build
 
 MIB = 2**20
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {  # hidden, layers, vocabulary, rows, tokens of a row

@@ -13,12 +13,12 @@ from benchmarks.case import LR
 from benchmarks.gpu.ours import draw, micro_batch, rank_batch
 from benchmarks.memory.measure import high_water
 from benchmarks.plan.cases import CASES
-from trainer import recompute
 from trainer.engines import make_engine
+from trainer.model import recompute
+from trainer.model.weights import hollow
 from trainer.plan import batch_layout
 from trainer.runtime import Runtime, start
 from trainer.schema import TrainConfig
-from trainer.weights import hollow
 
 
 def warm_up(settings: TrainConfig, runtime: Runtime) -> None:

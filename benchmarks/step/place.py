@@ -52,8 +52,8 @@ class Shape:
 def write_weights(shape: Shape, folder: Path) -> Path:
     from transformers.utils.logging import disable_progress_bar
 
+    from trainer.model.weights import build
     from trainer.shape import Model
-    from trainer.weights import build
 
     disable_progress_bar()
     model: Any = build(Model(config=shape.config), SEED)

@@ -13,7 +13,7 @@ from benchmarks.step.peers.common import Gate
 
 
 def main(config: str) -> None:
-    from trainer import signals
+    from trainer.stop import signals
 
     signals.install()  # its first act, before torch is imported here
     stand(Gate())
@@ -25,9 +25,9 @@ def stand(gate: Gate) -> None:
     """The gate before each step of the real loop; told are a batch's tokens, the loss that has arrived meanwhile, the
     seconds in which it was told, and those that this process took to look for a checkpoint and to load it."""
     from trainer import run
-    from trainer.board import Board
+    from trainer.records.board import Board
+    from trainer.records.step_log import StepLog
     from trainer.run import Training
-    from trainer.step_log import StepLog
 
     set_up, step, heard, add, load = Training.set_up, Training.step, StepLog.heard, Board.add, run.load_newest
     loads: list[float] = []

@@ -15,7 +15,7 @@ from benchmarks.step.race import Racer, Ran, most, race
 
 SCRIPTS = Path(__file__).parent / "peers"
 SHAPE = Shape("33M", 512, 8, 8192, 1, 256)
-WARM, ROUNDS, STEPS = 2, 3, 6
+WARM, STEPS = 2, 6
 ZERO: dict[str, Any] = {
     "bf16": {"enabled": True},
     "zero_optimization": {"stage": 2},
@@ -34,11 +34,12 @@ GOAL = 1.0
 
 
 def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
-    data = inputs(SHAPE, most(WARM, ROUNDS, STEPS) * SHAPE.rows * 4, work / "ranks")
-    for world in (2,) if quick else (2, 4):
+    rounds = 2 if quick else 3
+    data = inputs(SHAPE, most(WARM, rounds, STEPS) * SHAPE.rows * 4, work / "ranks")
+    for world in (2, 4):
         for engines, peer in RACES:
             print(f"  {world} ranks, {', '.join(engines)}", flush=True)
-            ran = run(data, work / f"{world}-ranks", world, engines, peer, absent)
+            ran = run(data, work / f"{world}-ranks", world, rounds, engines, peer, absent)
             for engine in engines:
                 name = f"{SHAPE.name} bf16, {world} ranks, {engine}"
                 yield from time_rows(name, ran[engine], peer, ran[peer], GOAL)
@@ -46,7 +47,7 @@ def measure(work: Path, quick: bool, absent: dict[str, str]) -> Iterator[Row]:
 
 
 def run(
-    data: Path, folder: Path, world: int, engines: tuple[str, ...], peer: str, absent: dict[str, str]
+    data: Path, folder: Path, world: int, rounds: int, engines: tuple[str, ...], peer: str, absent: dict[str, str]
 ) -> dict[str, Ran]:
     racers = []
     for engine in engines:
@@ -62,4 +63,4 @@ def run(
     )
     if peer != FSDP2 or "accelerate" not in absent:
         racers.append(Racer(peer, [python, str(SCRIPTS / script), str(given)], given / "log", world, threads=1))
-    return {peer: Ran(words=absent.get("accelerate", ""))} | race(racers, WARM, ROUNDS, STEPS)
+    return {peer: Ran(words=absent.get("accelerate", ""))} | race(racers, WARM, rounds, STEPS)

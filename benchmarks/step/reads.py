@@ -18,7 +18,7 @@ BEFORE, COUNTED = 3, 5
 
 
 def main(config: str) -> None:
-    from trainer import signals
+    from trainer.stop import signals
 
     signals.install()  # its first act, before torch is imported here
     count()

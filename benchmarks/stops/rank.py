@@ -49,7 +49,7 @@ def count_steps(folder: Path) -> None:
 
 def outlast(folder: Path) -> None:
     """As the launcher's `python -m trainer`."""
-    from trainer import signals
+    from trainer.stop import signals
 
     signals.install()  # its first act, before torch is imported here
     count_steps(folder)

@@ -144,7 +144,7 @@ class Outlast:
     def ranks(self, folder: Path) -> Ranks:
         """As the launcher's shim does, which blocks the stop signals until the trainer's handlers stand."""
         from trainer.claims import claim
-        from trainer.signals import STOP_SIGNALS
+        from trainer.stop.signals import STOP_SIGNALS
 
         attempt = {"OUTLAST_ATTEMPT": str(claim(folder))}
         return Ranks(sys.executable, self.name, folder, STOP_SIGNALS, **attempt)
@@ -161,7 +161,7 @@ class Outlast:
         return str(json.loads(done.read_text())["sha256"]) if done.exists() else None
 
     def phase(self, folder: Path) -> str:
-        from trainer import events
+        from trainer.records import events
 
         return next((str(event["phase"]) for event in events.read(folder) if event["event"] == "stop"), "")
 

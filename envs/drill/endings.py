@@ -10,7 +10,7 @@ from typing import Any
 from envs.drill.faults import STEP, Scene, preempt
 from envs.drill.stage import Row, Stage, ready
 from envs.drill.watch import events, last_step, wait_until
-from slurm.logs import job_log
+from slurm.causes.failures import job_log
 from slurm.rundir import RunDir
 
 START = "the start"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from envs.drill.watch import wait_until
-from slurm import below
+from slurm.node import below
 from slurm.rundir import RunDir
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from settings import ConfigError
 from trainer import zero
-from trainer.model_config import folder_config, known_fields
+from trainer.model.model_config import folder_config, known_fields
 from trainer.schema import default_rate
 
 ROWS = 2000

@@ -50,6 +50,8 @@ def write(plan: Layout) -> None:
     plan.hosts.write_text(layout.hosts(plan))
     (folder / "gres.conf").write_text(layout.gres_conf(plan))
     (folder / "cgroup.conf").write_text(layout.cgroup_conf())
+    (folder / "mail").write_text(layout.mail_program(plan))
+    (folder / "mail").chmod(0o755)
     (folder / RECORD).write_text(plan.to_json())
 
 

@@ -1,6 +1,7 @@
 """What a pocket looks like: one dataclass, and from it the text of every file that Slurm reads."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -137,6 +138,11 @@ def gres_conf(layout: Layout) -> str:
     return f"Name=gpu File={layout.folder}/gpu/[0-{layout.gpus - 1}]\n" if layout.gpus else ""
 
 
+def mail_program(layout: Layout) -> str:
+    """What Slurm mails is a line in a log: its subject, and to whom."""
+    return f'#!/bin/sh\necho "$@" >> {shlex.quote(str(layout.log("mail")))}\n'
+
+
 def cgroup_conf() -> str:
     """Nothing here uses cgroups, but slurmd loads a plugin at its start: v2 wants systemd, v1 does not."""
     return "CgroupPlugin=cgroup/v1\n"
@@ -164,7 +170,7 @@ def _cluster(layout: Layout) -> Iterator[str]:
     yield f"SlurmdPidFile={folder}/pid/%n"
     yield f"SlurmctldLogFile={layout.log('slurmctld')}"
     yield f"SlurmdLogFile={folder}/log/%n.log"
-    yield "MailProg=/bin/true"
+    yield f"MailProg={folder}/mail"
     yield f"FirstJobId={layout.first_job}"
     if layout.namespaces:
         # Listen to the nodes only, not to the outside: slurmctld takes the address of its own name for that.

@@ -16,7 +16,7 @@ import launch
 import slurm.submit
 import slurm.verbs
 import trainer.recipe
-from slurm.below import adopt_orphans
+from slurm.node.below import adopt_orphans
 
 LATE = (slurm.submit, slurm.verbs, trainer.recipe)  # what a submission imports when it needs it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from envs.pocket import Pocket
+from slurm.commands import sent_as
 from slurm.rundir import RunDir
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
 from tests.cluster.test_commands_on_slurm import WAITS
@@ -99,7 +101,7 @@ def test_where_the_requeue_is_refused_a_successor_goes_on(launch: Launch, pocket
 def test_a_preemption(launch: Launch, pocket: Pocket, continue_by: str, partition: str, deaf: bool) -> None:
     """The ranks leave with 0 inside the grace, which on 22.05 ends a job for good; or only Slurm's kill ends them."""
     then = "signal.signal(signal.SIGTERM, signal.SIG_IGN); wait()" if deaf else "wait()"
-    words = ["--gpus", "1", "-p", partition, "--continue-by", continue_by]
+    words = ["--gpus", "1", "-p", partition, "--continue-by", continue_by, "--mail-type", "END,REQUEUE"]
     run = launch(*words, program=first_attempts(1, then))
     rank_0(run)
     wait_until(lambda: len(run.jobs()) == (2 if continue_by == "chain" else 1), "the successor")
@@ -112,6 +114,15 @@ def test_a_preemption(launch: Launch, pocket: Pocket, continue_by: str, partitio
         told, until = run.stop_word(1).read_text().splitlines()
         assert told == "preemption" and 0 < float(until.removeprefix("until ")) - run.attempts()[0]["start"] < 60
     wait_until(lambda: not pocket.jobs(), "nothing to be left in the queue")
+    wait_until(lambda: ended(pocket, run), "the mail of the end")
+    assert ended(pocket, run) == [run.attempts()[-1]["job_id"]], job_log(run)
+
+
+def ended(pocket: Pocket, run: RunDir) -> list[str]:
+    """Jobs of a run whose end was mailed."""
+    log = pocket.layout.log("mail")
+    mailed = re.findall(r"Job_id=(\S+).* Ended", log.read_text() if log.exists() else "")
+    return [job for job in mailed if sent_as(job) in {sent_as(record["job"]) for record in run.jobs()}]
 
 
 def test_slurms_own_requeue_covers_the_time_before_a_successor_waits(

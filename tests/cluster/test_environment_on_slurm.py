@@ -36,7 +36,9 @@ def test_an_outer_job_stays_out_and_a_secret_goes_on(launch: Launch, tmp_path: P
     first, second = run.attempts()
     assert first["job_id"] != second["job_id"]  # a successor, queued by the first job's supervisor
 
-    names = {name for name, _ in promised(Layout(2, 2), run.path, {})} - {"GLOO_SOCKET_IFNAME"}  # where it is needed
+    names = {name for name, _ in promised(Layout(2, 2), run.path, {}, {}, "")} - {
+        "GLOO_SOCKET_IFNAME"
+    }  # where it is needed
     for attempt in (1, 2):
         for rank in range(4):
             seen = json.loads((folder / f"{attempt}-{rank}").read_text())

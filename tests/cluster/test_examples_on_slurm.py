@@ -13,7 +13,7 @@ import pytest
 from envs.drill.faults import end_soon
 from envs.pocket import Pocket
 from slurm.rundir import RunDir
-from slurm.status import status
+from slurm.watch.status import status
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
 from tests.waiting import wait_until
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -21,18 +22,22 @@ from tests.cluster.training import reaches, write_recipe
 from tests.launchers import DEEPSPEED_AT_NIGHT, LAUNCHERS
 from tests.waiting import wait_until
 
-STEPS = "train.steps=200"  # at least 12 s at four ranks, so that a time limit 7 s away cuts
-
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The run that nobody interrupted: four ranks of this machine, without a scheduler."""
-    folder = tmp_path_factory.mktemp("whole")
-    words = ["--cluster", "local", "--gpus", "4", "--launcher", "fork", str(write_recipe(folder)), STEPS]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / "launch.py"), *words], env=env, cwd=folder, capture_output=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return RunDir(folder / "runs" / "small")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], RunDir]:
+    """The run of so many steps that nobody interrupted: four ranks of this machine, without a scheduler."""
+
+    @functools.cache
+    def go(steps: int) -> RunDir:
+        folder = tmp_path_factory.mktemp("whole")
+        recipe = [str(write_recipe(folder)), f"train.steps={steps}"]
+        argv = [sys.executable, str(ROOT / "launch.py"), "--cluster", "local", "--gpus", "4", "--launcher", "fork"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*argv, *recipe], env=env, cwd=folder, capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return RunDir(folder / "runs" / "small")
+
+    return go
 
 
 def time_limit(pocket: Pocket, run: RunDir) -> None:
@@ -59,31 +64,36 @@ def usr1_to_the_ranks(pocket: Pocket, run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "cut", "cause"),
+    ("launcher", "cut", "cause", "steps"),
     [
-        ("srun", time_limit, "timeout"),
-        pytest.param("torchrun", users_stop, "stop", marks=pytest.mark.nightly),
-        pytest.param("deepspeed", term_to_the_supervisor, "signal", marks=DEEPSPEED_AT_NIGHT.marks),
-        pytest.param("fork", usr1_to_the_ranks, "signal", marks=pytest.mark.nightly),
+        ("srun", usr1_to_the_ranks, "signal", 40),
+        # At least 12 s at four ranks, so that a time limit 7 s away cuts.
+        pytest.param("srun", time_limit, "timeout", 200, marks=pytest.mark.nightly),
+        pytest.param("torchrun", users_stop, "stop", 200, marks=pytest.mark.nightly),
+        pytest.param("deepspeed", term_to_the_supervisor, "signal", 40, marks=DEEPSPEED_AT_NIGHT.marks),
+        pytest.param("fork", usr1_to_the_ranks, "signal", 40, marks=pytest.mark.nightly),
     ],
 )
 def test_cut_and_bit_identical(
     launch: Launch,
     pocket: Pocket,
     recipe: Path,
-    whole: RunDir,
+    whole: Callable[[int], RunDir],
     launcher: str,
     cut: Callable[[Pocket, RunDir], None],
     cause: str,
+    steps: int,
 ) -> None:
-    run = launch("--nodes", "2", "--gpus", "2", "--launcher", launcher, str(recipe), STEPS, name=launcher)
+    words = ["--nodes", "2", "--gpus", "2", "--launcher", launcher, str(recipe), f"train.steps={steps}"]
+    run = launch(*words, name=launcher)
     reaches(run, 1, 3)
     cut(pocket, run)
     over(run, 300)
     assert causes(run) == [cause, "done"], job_log(run)
     assert run.attempts()[1]["exits"] == {"exit 0": 4}
-    assert history(run, "loss", "grad_norm", "hash") == history(whole, "loss", "grad_norm", "hash")
-    assert len(history(run)) == 200 and weights(run) == weights(whole)
+    undisturbed = whole(steps)
+    assert history(run, "loss", "grad_norm", "hash") == history(undisturbed, "loss", "grad_norm", "hash")
+    assert len(history(run)) == steps and weights(run) == weights(undisturbed)
 
 
 # Says where it runs, and leaves with 0 when it is told to.
@@ -151,7 +161,8 @@ os._exit(0)  # torch 2.13 aborts now and then while the interpreter ends, under 
 """
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+# It is started by fork as by srun: no module whose imports could be shared.
+@pytest.mark.parametrize("launcher", [*LAUNCHERS[:-1], pytest.param("fork", marks=pytest.mark.nightly)])
 def test_a_plain_ddp_script(launch: Launch, tmp_path: Path, launcher: str) -> None:
     (tmp_path / "ddp.py").write_text(DDP)
     words = ["--nodes", "2", "--gpus", "2", "--launcher", launcher]

@@ -50,7 +50,7 @@ def controller(pocket: Pocket) -> int:
 
 
 def queued(run: RunDir) -> list[QueueLine]:
-    return [job for job in commands.jobs_of(run.logs) if job.alive]
+    return [job for job in commands.jobs_of(run.log_folders()) if job.alive]
 
 
 def instead_of_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -204,9 +204,9 @@ def test_where_an_array_finds_no_places_a_chain_is_sent(
     code, said = say(capsys, "--continue-by", "array", *submit_words("y"))
     run = RunDir(tmp_path / "runs" / "y")
     assert code == 0 and "goes on by an array of 8 jobs" in said
-    assert [job.job_id for job in queued(run)] == [f"{job_of(run)}_[1-8]"] and str(job_of(run)) in say(
-        capsys, "status", "y"
-    )[1]
+    assert [job.job_id for job in queued(run)] == [f"{job_of(run)}_{task}" for task in range(1, 9)] and str(
+        job_of(run)
+    ) in say(capsys, "status", "y")[1]
     assert "is in the queue already" in say(capsys, "resume", "y")[1]
     assert say(capsys, "stop", "y")[0] == 0 and not queued(run)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from envs.drill.faults import end_soon
 from envs.drill.ranks import ranks
 from envs.drill.watch import events, history, weights
 from envs.pocket import Pocket
-from slurm import node_memory
+from slurm.node import node_memory
 from slurm.rundir import RunDir
+from slurm.watch.status import status
 from tests.cluster.conftest import ROOT, Launch, causes, job_log, job_of, over
 from tests.cluster.training import reaches
 from tests.waiting import wait_until
+from trainer.report.files import made
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,9 @@ def test_killed_cut_and_preempted_is_bit_identical(
 ) -> None:
     words = ["--nodes", "2", "--gpus", "2", "--launcher", "fork", "-p", "preempt", str(recipe)]
     words += [f"engine.kind={engine}", f"train.steps={steps}"]
+    asked = time.time()
     run = launch(*words, name="cut")
+    told = time.time()
     reaches(run, 1, 16)  # past a save, so that the crash loses steps and the next attempt replays them
     os.kill(ranks(run)[-1], signal.SIGKILL)
     reaches(run, 2, 3)
@@ -52,10 +57,13 @@ def test_killed_cut_and_preempted_is_bit_identical(
     assert len(history(run)) == steps
     assert weights(run) == weights(whole)
     assert not node_memory.folder(run.path).exists()
-    audit = subprocess.run(
-        [sys.executable, "-m", "trainer.audit", str(run.path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert audit.returncode == 0 and "none skipped, none twice" in audit.stdout, audit.stdout + audit.stderr
+    report = made(run.path)
+    assert report.proof.ok and "none skipped, none twice" in report.proof.findings[1].text, report.proof
+    assert sum(report.where.parts) == pytest.approx(report.where.wall)
+    assert status([run])[0].goodput == pytest.approx(report.where.goodput, abs=0.001)
+    end = run.attempts()[-1]["end"]
+    assert end - told < report.where.wall < end - asked  # from its submission on
+    assert ">done<" in (run.path / "report.html").read_text()  # written before DONE
 
 
 def test_what_a_failed_run_kept_in_memory_is_deleted(launch: Launch, pocket: Pocket, recipe: Path) -> None:

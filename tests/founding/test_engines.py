@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from settings import read_yaml
-from tests.trainer.conftest import new_run, zygote
+from tests.trainer.conftest import new_run
 from tests.trainer.ranks import Run
 from trainer import recipe
 
-__all__ = ["new_run", "zygote"]
+__all__ = ["new_run"]
 
 JSON, BLOCK = (Path(__file__).parent / name for name in ("deepspeed.json", "fsdp.json"))
 

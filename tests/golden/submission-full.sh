@@ -12,7 +12,7 @@
 #SBATCH --constraint=a100
 #SBATCH --time=1-12:00:00
 #SBATCH --mail-user=me@example.org
-#SBATCH --mail-type=END,FAIL
+#SBATCH --mail-type=FAIL
 #SBATCH --chdir=/home/me
 #SBATCH --output=/runs/sft/logs/job-%j.log
 #SBATCH --open-mode=append

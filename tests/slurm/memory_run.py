@@ -55,12 +55,12 @@ class MemoryRun(RunDir):
     def note_fallback(self, words: str | None) -> None:
         self.memory["fallbacks"] += words is not None
 
-    def claim(self, job_id: str | None, restart_count: int, after: int) -> Claim | None:
+    def claim(self, job_id: str | None, restart_count: int, after: int, ranks: int | None = None) -> Claim | None:
         self.sim.moment()
         if self.newest_epoch() != after:
             return None
         self.sim.claimed(after + 1)
-        record = self.memory["claims"][after + 1] = Claim(after + 1, job_id, restart_count, 0.0)
+        record = self.memory["claims"][after + 1] = Claim(after + 1, job_id, restart_count, 0.0, ranks=ranks)
         self.sim.moment()
         return record  # type: ignore[no-any-return]
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from slurm import supervisor
-from slurm.cause import Next, decide
-from slurm.commands import ENDED, JobFacts, QueueLine, sent_as
+from slurm.causes.cause import Next, decide
+from slurm.causes.reasons import ENDED
+from slurm.commands import JobFacts, QueueLine, sent_as
 from slurm.config import JobConfig
 from slurm.environment import Allocation
 from slurm.errors import CommandFailed, ControllerAway
@@ -112,12 +113,6 @@ class Simulation:
         for job_id in array if self.config.continue_by == "array" else [name]:
             self.jobs[job_id] = Job(job_id, after, requeue=self.site != "no requeue")
         return name
-
-    def named(self, job_id: str) -> list[Job]:
-        """The jobs that Slurm's commands mean by 101, 101_2, 101_[2,3]."""
-        name, _, tasks = job_id.partition("_")
-        ids = [f"{name}_{task}" for task in tasks.strip("[]").split(",")] if tasks else [name]
-        return [self.jobs[one] for one in ids]
 
     def eligible(self) -> Job | None:
         """The next that may start: of several any."""
@@ -220,19 +215,9 @@ class Simulation:
         reason = "NodeDown" if job.state == "NODE_FAIL" else job.reason
         return JobFacts(job_id, "x", job.state, reason, job.restarts, None, 1.0 if job.preempted else None)
 
-    def jobs_of(self, logs: Path, patience: float = 0.0) -> list[QueueLine]:
+    def jobs_of(self, log_folders: set[str], patience: float = 0.0) -> list[QueueLine]:
         self.asked()
-        lines: dict[str, QueueLine] = {}
-        for job in self.jobs.values():
-            name, _, task = job.id.partition("_")
-            together = [
-                other.id.partition("_")[2]
-                for other in self.jobs.values()
-                if other.state == "PENDING" and sent_as(other.id) == name
-            ]
-            job_id = f"{name}_[{','.join(together)}]" if task and job.state == "PENDING" else job.id
-            lines[job_id] = QueueLine(job_id, job.state, "None", "1", job.after, f"{logs}/x")
-        return list(lines.values())
+        return [QueueLine(job.id, job.state, "None", "1", job.after, "x") for job in self.jobs.values()]
 
     def submit(self, script: Path, after: str, name: str, exclude: str | None = None) -> str:
         self.asked()
@@ -242,9 +227,9 @@ class Simulation:
         self.moment()
         return job_id
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, *job_ids: str) -> None:
         self.asked()
-        for job in self.named(job_id):
+        for job in map(self.jobs.__getitem__, job_ids):
             assert job.state != "RUNNING", f"a job that runs is cancelled by another\n{self.story()}"
             if job.state == "PENDING":
                 job.state = "CANCELLED"

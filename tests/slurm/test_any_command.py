@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import launch
+import flags
 from settings import ConfigError
-from slurm import below, progress
-from slurm.cause import decide
+from slurm import progress
+from slurm.causes.cause import decide
 from slurm.config import make_job
+from slurm.node import below
 from slurm.rundir import RunDir
-from slurm.status import status
 from slurm.walltime import Walltime
+from slurm.watch.status import status
 from tests.launchers import DEEPSPEED_AT_NIGHT
 from tests.slurm.conftest import Start, causes
 from tests.waiting import wait_until
@@ -75,8 +76,16 @@ def leave(run: RunDir) -> None:
     (run.path / "leave").touch()
 
 
-@pytest.mark.parametrize("launcher", ["fork", "torchrun", DEEPSPEED_AT_NIGHT])
-@pytest.mark.parametrize("source", [stop_file, ctrl_c, to_the_supervisor, to_the_nodes_shim, to_every_shim])
+SOURCES = [stop_file, ctrl_c, to_the_supervisor, to_the_nodes_shim, to_every_shim]
+BY_NIGHT = [pytest.param("torchrun", one, marks=pytest.mark.nightly) for one in SOURCES[1:4]]
+BY_NIGHT += [pytest.param("deepspeed", one, marks=DEEPSPEED_AT_NIGHT.marks) for one in SOURCES]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "source"),
+    # An agent takes seconds to start: the file, and a signal that comes from two sides, by day.
+    [*(("fork", one) for one in SOURCES), ("torchrun", stop_file), ("torchrun", to_every_shim), *BY_NIGHT],
+)
 def test_every_source_is_told_once_and_by_the_wished_signal(
     run: RunDir, start: Start, launcher: str, source: Callable[[RunDir, subprocess.Popen[str]], None]
 ) -> None:
@@ -189,12 +198,13 @@ def test_a_command_that_is_cut_again_and_again(run: RunDir, start: Start, word: 
     import os, time
     attempt = os.environ["OUTLAST_ATTEMPT"]
     open(os.environ["OUTLAST_RUN_DIR"] + "/{word}-" + attempt, "w").close()
-    while attempt != "5":
+    while int(attempt) < 5:
         time.sleep(0.1)
     """
     process = start(program, walltime=Walltime(seconds=2), lead_seconds=1, progress="saved-*")
     assert process.wait(120) == code
-    assert causes(run) == (["timeout"] * 4 + ["done"] if code == 0 else ["timeout"] * 3)
+    *cuts, end = causes(run)  # on a slow machine the fifth, too, may be cut before it has begun
+    assert set(cuts) == {"timeout"} and (end == "done" and len(cuts) >= 4 if code == 0 else cuts == [end] * 2)
 
 
 # --- the words of a user --------------------------------------------------------------------------------
@@ -202,11 +212,11 @@ def test_a_command_that_is_cut_again_and_again(run: RunDir, start: Start, word: 
 
 def test_the_flags() -> None:
     words = ["--stop-signal", "USR1", "--lead", "0:02:30", "--progress", "out/*"]
-    _, _, job = launch.parse(words)
+    _, _, job = flags.parse(words)
     assert job == {"stop_signal": "USR1", "lead_seconds": 150.0, "progress": "out/*"}
-    assert launch.parse(["--lead", "90"])[2] == {"lead_seconds": 90.0}
+    assert flags.parse(["--lead", "90"])[2] == {"lead_seconds": 90.0}
     with pytest.raises(ConfigError, match="--lead"):
-        launch.parse(["--lead", "soon"])
+        flags.parse(["--lead", "soon"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slurm.cause import (
+from slurm.causes.cause import (
     Next,
     RankExit,
     attempt_cause,

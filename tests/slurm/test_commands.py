@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from slurm.cluster import Cluster, with_continuation
-from slurm.commands import failure, own_words, parse_job, parse_queue, parse_site, run, sent_as
+from slurm.commands import failure, own_words, parse_job, parse_queue, run, sent_as
 from slurm.config import JobConfig
 from slurm.errors import ControllerAway
-from slurm.profile import Profile
+from slurm.sites import site as site_facts
+from slurm.sites.cluster import Cluster, with_continuation
+from slurm.sites.profile import Profile
 
 RUNNING = (
     "JobId=812 JobName=sft UserId=me(1000) GroupId=me(1000) MCS_label=N/A Priority=4294901757 Nice=0 Account=(null) "
@@ -96,18 +97,27 @@ def test_a_controller_that_is_away_is_asked_again(tmp_path: Path, monkeypatch: p
 
 def test_jobs_of_the_queue_with_any_path() -> None:
     text = (
-        "812|RUNNING|None|29:58|(null)|/runs/a b%%c/logs/job-%j.log\n"
-        "813|PENDING|Dependency|1-00:00:00|afterany:812(unfulfilled)|/runs/x|y/logs/job-%j.log   \n"
-        "811|CANCELLED|None|30:00|(null)|/dev/null\n"
-        "815_[3-8%1]|PENDING|JobArrayTaskLimit|30:00|afterany:814_8(unfulfilled)|/runs/y/logs/job-%A_%a.log\n"
-        "815_2|RUNNING|None|30:00|(null)|/runs/y/logs/job-%A_%a.log\n"
+        "812|RUNNING|None|29:58|(null)|2026-11-24T02:00:00|30:00|/runs/a b%%c/logs/job-%j.log\n"
+        "813|PENDING|Dependency|1-00:00:00|afterany:812(unfulfilled)|N/A|1-00:00:00|/runs/x|y/logs/job-%j.log   \n"
+        "811|CANCELLED|None|30:00|(null)|N/A|30:00|/dev/null\n"
+        "815_3|PENDING|JobArrayTaskLimit|30:00|afterany:814_8(unfulfilled)|N/A|30:00|/runs/y/logs/job-%A_%a.log\n"
+        "815_2|RUNNING|None|30:00|(null)|N/A|30:00|/runs/50%%a/tasks/%a/logs/job-%A_%a.log\n"
     )
     first, second, third, array, task = parse_queue(text)
     assert (first.job_id, first.left, first.after, first.alive) == ("812", "29:58", None, True)
+    assert first.start == datetime(2026, 11, 24, 2).timestamp() and second.start is None
+    assert str(first.limit) == "00:30:00" and str(second.limit) == "1-00:00:00"
     assert (second.after, second.log, third.alive) == ("812", "/runs/x|y/logs/job-%j.log", False)
-    assert (array.job_id, array.after, sent_as(array.job_id)) == ("815_[3-8]", "814_8", "815")
+    assert (array.job_id, array.after, sent_as(array.job_id)) == ("815_3", "814_8", "815")
     assert second.waits_behind("812") and array.waits_behind("815_2") and array.waits_behind("814_8")
-    assert not (array.waits_behind("816_1") or task.waits_behind("815_1") or first.waits_behind("813"))
+    assert (first.log_folder, task.log_folder) == ("/runs/a b%c/logs", "/runs/50%a/tasks/2/logs")
+    assert array.is_one_of({"815"}) and array.is_one_of({"815_3"}) and not array.is_one_of({"815_2", "81"})
+    assert not (
+        array.waits_behind("815_3")
+        or array.waits_behind("816_1")
+        or task.waits_behind("815_1")
+        or first.waits_behind("813")
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +134,7 @@ def test_jobs_of_the_queue_with_any_path() -> None:
 def test_how_a_run_goes_on_where_its_user_does_not_say(
     priority: str, weight: int, flags: str, array: int, way: str
 ) -> None:
-    site = parse_site(
+    site = site_facts.parse(
         f"ClusterName             = c\nMaxArraySize            = {array}\nPriorityFlags           = {flags}\n"
         f"PriorityType            = priority/{priority}\nPriorityWeightAge       = {weight}\n"
         "SLURM_VERSION           = 22.05.8\n"

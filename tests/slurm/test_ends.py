@@ -7,8 +7,8 @@ import json
 import pytest
 
 from durable import append_line
-from slurm import ends
-from slurm.cause import attempt_cause
+from slurm.causes import ends
+from slurm.causes.cause import attempt_cause
 from slurm.rundir import RunDir
 from tests.slurm.conftest import Start, causes
 

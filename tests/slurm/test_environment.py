@@ -9,7 +9,7 @@ import pytest
 
 from settings import ConfigError
 from slurm.config import make_job
-from slurm.environment import Layout, attempt_variables, is_secret, promised, rank_variables, without_job
+from slurm.environment import CACHES, Layout, attempt_variables, is_secret, promised, rank_variables, without_job
 
 OUTER = [
     *(
@@ -58,10 +58,14 @@ def test_the_table_of_what_is_promised_is_what_the_ranks_get(nodes: int) -> None
         **rank_variables(layout, 3, "n1", 1),
         **attempt_variables(Path("/run"), 1, 1.0, False, Path("/hosts"), Path("/progress")),
     }
-    by_the_shim = {"OMP_NUM_THREADS", *(["GLOO_SOCKET_IFNAME"] if nodes > 1 else [])}
-    table = promised(layout, Path("/run"), {"NCCL_DEBUG": "WARN"})
-    assert {name for name, _ in table} == {*got, *by_the_shim, "NCCL_DEBUG"} and len(table) == len(dict(table))
+    by_the_shim = {"OMP_NUM_THREADS", *CACHES, *(["GLOO_SOCKET_IFNAME"] if nodes > 1 else [])}
+    site = {"NCCL_SOCKET_IFNAME": "ib0", "NCCL_IB_TIMEOUT": 18, "NCCL_DEBUG": "INFO"}
+    table = promised(layout, Path("/run"), {"NCCL_DEBUG": "WARN"}, site, "i", {"NCCL_IB_TIMEOUT": "22"})
+    assert {name for name, _ in table} == {*got, *by_the_shim, *site} and len(table) == len(dict(table))
     assert dict(table)["WORLD_SIZE"] == got["WORLD_SIZE"] and dict(table)["NCCL_DEBUG"] == "WARN"
+    assert dict(table)["NCCL_SOCKET_IFNAME"] == "ib0 (the site's)"
+    assert dict(table)["NCCL_IB_TIMEOUT"] == "22 (your shell's)"
+    assert ("name with i behind it" in dict(table)["MASTER_ADDR"]) is (nodes > 1)
 
 
 @pytest.mark.parametrize(

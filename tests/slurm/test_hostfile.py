@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm.hostfile import text
+from slurm.node.hostfile import text
 
 HOSTS = st.lists(st.from_regex(r"\A[a-z][a-z0-9.-]{0,12}\Z"), min_size=1, max_size=6, unique=True)
 

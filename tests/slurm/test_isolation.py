@@ -12,7 +12,7 @@ from slurm.rundir import RunDir
 from tests.launchers import LAUNCHERS
 from tests.slurm.conftest import ROOT, Start, causes
 
-OURS = ("slurm", "settings", "durable", "trainer", "launch", "envs")
+OURS = ("slurm", "settings", "durable", "timeline", "trainer", "launch", "envs")
 
 # A user's program whose modules are called as ours. Which files does it get?
 PROGRAM = f"""
@@ -27,7 +27,7 @@ with open(os.environ["OUTLAST_RUN_DIR"] + "/found-" + os.environ["RANK"], "w") a
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("module", ["slurm", "program"])
+@pytest.mark.parametrize("module", ["slurm", pytest.param("program", marks=pytest.mark.nightly)])
 def test_a_users_module_is_the_users(run: RunDir, start: Start, tmp_path: Path, launcher: str, module: str) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -52,7 +52,7 @@ def test_our_modules_are_ours(run: RunDir, start: Start, tmp_path: Path, launche
     theirs.mkdir()
     for name in OURS:
         (theirs / f"{name}.py").write_text("raise SystemExit('theirs')")
-    process = start("", theirs, launcher=launcher, gpus_per_node=2, command=None)
+    process = start("", theirs, launcher=launcher, command=None)
     assert process.wait(120) == 78 and causes(run) == ["config"]
-    logs = "".join(path.read_text() for path in run.attempt_dir(1).glob("*.log"))  # the first to leave ends the other
+    logs = "".join(path.read_text() for path in run.attempt_dir(1).glob("*.log"))
     assert f"outlast: {run.path / 'config.yaml'}: there is no such file" in logs and "theirs" not in logs

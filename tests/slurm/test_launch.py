@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
+import flags
 import launch
 from settings import dump_yaml, read_yaml
+from slurm import submission
 from slurm.rundir import RunDir
 from slurm.snapshot import ROOT
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
@@ -35,10 +38,9 @@ RECIPE = {
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_imports: None) -> Path:
     """A recipe with its files, in a folder of its own, on a machine without Slurm."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLURM_CONF", "/nonexistent/slurm.conf")
     write_tokenizer(tmp_path / "tokenizer")
     write_rows(tmp_path / "train.jsonl", texts(200))
     (tmp_path / "sft.yaml").write_text(dump_yaml(RECIPE))
@@ -66,20 +68,20 @@ def test_bare_prints_the_day_and_submits_nothing(capsys: Said) -> None:
     assert len(capsys.readouterr().out.splitlines()) == 6
 
 
-@pytest.mark.parametrize("verb", ["", *launch.VERBS])
+@pytest.mark.parametrize("verb", ["", *flags.VERBS])
 def test_help_has_an_example_and_fits_100_columns(capsys: Said, verb: str) -> None:
     assert launch.main([*filter(None, [verb]), "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     words = lines[-1].removeprefix("example: launch.py ").split()
-    found, _, _ = launch.parse(words)  # the example is one
+    found, _, _ = flags.parse(words)  # the example is one
     assert found == (verb or "submit")
     assert ("--rank" in "".join(lines)) == (verb in ("", "logs"))
 
 
 def test_flags_stand_before_or_after_the_verb() -> None:
     for words in (["--json", "status", "x"], ["status", "--json", "x"], ["status", "x", "--json"]):
-        verb, args, job = launch.parse(words)
+        verb, args, job = flags.parse(words)
         assert (verb, args.json, args.words, job) == ("status", True, ["x"], {})
 
 
@@ -129,6 +131,15 @@ def test_an_unfinished_runs_name_is_refused_and_a_finished_ones_is_numbered(here
     run.write_done("test")
     assert "--job-name=sft-2" in dry(capsys, "sft.yaml")[0]
     assert launch.main(["--dry-run", "--cluster", "generic", "sft.yaml", "--name", "sft"]) == 78
+
+
+def test_a_run_is_for_its_user_alone(here: Path, capsys: Said) -> None:
+    before = os.umask(0o002)  # of a project's shared folder
+    try:
+        run = made(capsys, "sft.yaml")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
 
 
 def test_a_group_reads_a_run_that_is_shared(here: Path, capsys: Said) -> None:
@@ -192,12 +203,65 @@ def test_a_fork_takes_the_other_runs_recipe_and_keeps_its_checkpoint(here: Path,
 
 
 def test_what_a_fork_starts_from_outlives_the_other_run(tmp_path: Path) -> None:
-    from slurm import submission
+    from durable import keep
 
     checkpoint = with_checkpoint(RunDir(tmp_path / "a"), 5)
-    submission.keep(checkpoint, tmp_path / "b" / "kept")
+    keep(checkpoint, tmp_path / "b" / "kept")
     (checkpoint / "MANIFEST.json").unlink()
     assert (tmp_path / "b" / "kept" / "MANIFEST.json").read_text() == "{}"
+
+
+def test_where_no_hard_link_can_be_a_fork_knows_where_its_checkpoint_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file system, or a colleague's file: the kernel refuses a hard link to it."""
+    from durable import keep
+
+    def refuses(*paths: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuses)
+    checkpoint = with_checkpoint(RunDir(tmp_path / "a"), 5)
+    keep(checkpoint, tmp_path / "b" / "kept")
+    assert (tmp_path / "b" / "kept").resolve() == checkpoint
+
+
+def test_a_fork_from_what_its_user_may_not_read(here: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = with_checkpoint(made(capsys, "sft.yaml"), 5)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != checkpoint)  # root may read everything
+    line = refused(capsys, "--dry-run", "--cluster", "generic", "--fork", "sft")
+    assert line == f"--fork sft: {checkpoint} cannot be read: ask its owner to share the run (--share)"
+
+
+# --- what ends a call -----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_before_the_job_is_sent_leaves_nothing(
+    here: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(ready: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(submission, "prepare_data", interrupted)
+        assert launch.main(["--no-submit", "--cluster", "generic", "sft.yaml"]) == 130
+    assert not (here / "runs" / "sft").exists()
+    made(capsys, "sft.yaml")  # the name is free
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(here: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    argv = [sys.executable, "-u", str(ROOT / "launch.py"), "--help"]
+    done = subprocess.run(argv, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_recipe_the_one_here_is_taken_and_named(here: Path, capsys: Said) -> None:
+    (here / "sft.yaml").rename("recipe.yaml")
+    script, said = dry(capsys)
+    assert "--job-name=recipe\n" in script and said.startswith("no recipe given: taking recipe.yaml\n")
 
 
 # --- imports --------------------------------------------------------------------------------------------
@@ -222,3 +286,10 @@ def test_what_is_for_a_command_alone_is_refused_without_one(here: Path, capsys: 
     assert "USR1" not in dry(capsys, "--stop-signal", "USR1", "--", "true")[0]  # it is the job's, not sbatch's
     line = refused(capsys, "--dry-run", "--cluster", "generic", "sft.yaml", "--stop-signal", "USR1")
     assert line.startswith("command line: stop_signal is for a command after --")
+
+
+def test_a_python_without_our_packages_is_said_in_a_line() -> None:
+    argv = [sys.executable, "-S", str(ROOT / "launch.py"), "status"]  # -S: no site-packages
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 78 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{sys.executable} has no " in done.stderr and "source .venv/bin/activate" in done.stderr

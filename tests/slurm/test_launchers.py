@@ -7,18 +7,19 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from settings import ConfigError
-from slurm import agents, below, config, hostfile
+from slurm import config
 from slurm.config import JobConfig
-from slurm.rendezvous import Rendezvous
+from slurm.node import agents, below, hostfile
 from slurm.rundir import RunDir
 from slurm.step import Step, enter, read_exits, srun_argv
-from tests.launchers import AGENTS
+from tests.launchers import AGENTS, DEEPSPEED
 from tests.slurm.conftest import Start, causes, gone
 from tests.waiting import wait_until
 
@@ -40,6 +41,10 @@ sys.exit(75)
 WRAPPER = ["bash", "-c", '"$@"; exit $?', "wrapper"]
 
 
+def deepspeed(who: str, *marks: Any) -> Any:
+    return pytest.param("deepspeed", who, marks=[*DEEPSPEED.marks, *marks])
+
+
 def rank_pids(run: RunDir, ranks: int = 2) -> list[int]:
     files = [run.path / f"pid-{rank}" for rank in range(ranks)]
     wait_until(lambda: all(file.exists() for file in files), "the ranks", 120)
@@ -55,8 +60,17 @@ def signals(run: RunDir, attempt: int = 1) -> list[int | None]:
     return [exits[rank]["signal"] for rank in sorted(exits)]
 
 
-@pytest.mark.parametrize("who", ["the node's shim alone", "before the ranks are there", "every process"])
-@pytest.mark.parametrize("between", [*AGENTS, "wrapper"])
+WHO = ["the node's shim alone", "before the ranks are there", "every process"]
+
+
+@pytest.mark.parametrize(
+    ("between", "who"),
+    [
+        *product(["torchrun", "wrapper"], WHO),
+        deepspeed(WHO[2]),
+        *(deepspeed(who, pytest.mark.nightly) for who in WHO[:2]),
+    ],
+)
 def test_a_signal_finds_the_ranks(run: RunDir, start: Start, between: str, who: str) -> None:
     """Slurm signals the task's own process, or all that it has started: by the kind of its process tracking."""
     how = {"rank_command": WRAPPER} if between == "wrapper" else {"launcher": between}
@@ -135,6 +149,8 @@ def test_a_rank_commands_placeholders() -> None:
     filled = enter(words, Path("/runs/my run"), ["/data", "/models/llama", "/data"])
     assert filled[3] == "/runs/my run:/runs/my run,/data:/data,/models/llama:/models/llama"
     assert filled[5] == "RUN=/runs/my run,B=${X}" and (*filled[:3], filled[6]) == (*words[:3], words[6])
+    each = enter(["ch-run", "--bind={bind}", "image", "--"], Path("/runs/x"), ["/data"])
+    assert each == ("ch-run", "--bind=/runs/x:/runs/x", "--bind=/data:/data", "image", "--")
 
 
 @pytest.mark.parametrize(("visible", "ids"), [(None, [0, 1]), ("4,7", ["4", "7"]), ("GPU-a,GPU-b,GPU-c", ["GPU-a", "GPU-b"]), ("NoDevFiles", [0, 1])])  # fmt: skip
@@ -142,11 +158,16 @@ def test_deepspeeds_launcher_shows_its_ranks_the_devices_of_the_node(
     tmp_path: Path, visible: str | None, ids: list[object]
 ) -> None:
     slots = hostfile.read(hostfile.write(tmp_path / "hostfile", ["n1", "n2"], 2))
-    argv = agents.deepspeed(slots, visible, 1, Rendezvous("10.0.0.1", 15000), ["worker"])
+    argv = agents.deepspeed(agents.Node(1, slots, visible, "10.0.0.1", 15000, ["worker"]))
     world = agents.json.loads(
         agents.base64.urlsafe_b64decode(argv[argv.index("deepspeed.launcher.launch") + 2].partition("=")[2])
     )
     assert world == {"n1": [0, 1], "n2": ids}
+
+
+def test_every_agent_has_its_word() -> None:
+    words = get_args(get_type_hints(JobConfig)["launcher"])
+    assert {"srun", "fork", *agents.AGENTS} == set(words)
 
 
 def test_where_the_shims_start() -> None:

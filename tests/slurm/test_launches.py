@@ -16,7 +16,8 @@ from settings import ConfigError
 from slurm import commands, launches
 from slurm.errors import CommandFailed
 from slurm.rundir import RunDir
-from slurm.status import as_text, status
+from slurm.watch.status import status
+from slurm.watch.status_text import as_text
 from tests.waiting import wait_until
 
 SLEEPER = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
@@ -47,8 +48,8 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 def queue(run: RunDir, *jobs: tuple[str, str]) -> None:
     """Ids and states of the run's jobs in the queue, beside those of another run."""
     logs = str(run.logs).replace("%", "%%")
-    lines = [f"{job}|{state}|None|30:00|(null)|{logs}/job-%j.log" for job, state in jobs]
-    other = "900|RUNNING|None|30:00|(null)|/elsewhere/logs/job-%j.log"
+    lines = [f"{job}|{state}|None|30:00|(null)|N/A|30:00|{logs}/job-%j.log" for job, state in jobs]
+    other = "900|RUNNING|None|30:00|(null)|N/A|30:00|/elsewhere/logs/job-%j.log"
     (run.path.parent / "queue").write_text("\n".join([other, *lines]) + "\n")
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.cause import attempt_cause
-from slurm.ends import failure, read_ends
-from slurm.memory import oom_kills, struck_since
+from slurm.causes.cause import attempt_cause
+from slurm.causes.ends import failure, read_ends
+from slurm.node.memory import oom_kills, struck_since
 from slurm.rundir import RunDir
 from slurm.step import Step
 from tests.slurm.conftest import ROOT
@@ -83,7 +83,7 @@ def test_this_machines_kernel_counts() -> None:
 
 
 # A shim as it runs, but with another root of the counters.
-SHIM = "import sys, slurm.memory as memory; count = memory.oom_kills; memory.oom_kills = lambda: count(memory.Path(sys.argv[2])); from slurm.shim import main; sys.exit(main(sys.argv[1]))"  # fmt: skip
+SHIM = "import sys, slurm.node.memory as memory; count = memory.oom_kills; memory.oom_kills = lambda: count(memory.Path(sys.argv[2])); from slurm.node.shim import main; sys.exit(main(sys.argv[1]))"  # fmt: skip
 # The first rank is killed as the kernel does it: counted, and by signal 9. The second is killed for that.
 RANK = """
 import os, signal, sys, time
@@ -145,7 +145,7 @@ def test_a_kill_of_the_real_kernel_is_an_oom(tmp_path: Path, small_group: Path) 
     run.attempt_dir(1).mkdir(parents=True)
     step = Step(str(run.path), 1, "spawn", 1, 2, (sys.executable, "-c", HUNGRY), foreign=True)
     enter = f"open({str(small_group / 'cgroup.procs')!r}, 'w').write('0')"
-    code = f"{enter}; import sys; from slurm.shim import main; sys.exit(main(sys.argv[1]))"
+    code = f"{enter}; import sys; from slurm.node.shim import main; sys.exit(main(sys.argv[1]))"
     shim = [sys.executable, "-P", "-c", code, step.dump()]
     assert subprocess.run(shim, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120).returncode == 128 + 9
     exits = read_ends(run, 1, 2)

@@ -18,6 +18,7 @@ from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 SMALL = {"vocab_size": 512, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 # What is wrong, the words that are typed, the line that answers. {here} is the folder where they are typed.
+ZERO_3 = "engine={kind: deepspeed, config: {zero_optimization: {stage: 3}}}"
 WORDS = [
     # --- flags
     ("flag", ["--ndoes", "2"], "unrecognized arguments: --ndoes 2: did you mean --nodes?; launch.py --help shows every flag"),
@@ -67,6 +68,13 @@ WORDS = [
     ("save's interval", ["checkpoint.every=30min"], "sft.yaml: checkpoint.every=30min: a number of steps, a time such as 30m or 2h, or auto"),
     ("save's steps", ["checkpoint.every=0"], "sft.yaml: checkpoint.every=0: expected int >= 1"),
     ("best of nothing", ["checkpoint.keep_best=2"], "sft.yaml: checkpoint.keep_best=2 needs evaluation.every: losses to choose by"),
+    ("two models", ["model.path=tokenizer"], "sft.yaml: give either model.path (a folder) or model.config (a new model), not both or none"),
+    ("no file to train on", ["data.train=[]"], "sft.yaml: data.train: no file is given"),
+    ("offload of nothing", ["train.activation_offload=true"], "sft.yaml: train.activation_offload needs train.gradient_checkpointing=true or every_k"),
+    ("compiled, selective", ["train.compile=true", "train.gradient_checkpointing=selective"], "sft.yaml: train.compile leaves gradient_checkpointing=selective nothing"),
+    ("ZeRO in bf16", ["engine={kind: deepspeed, config: {}}", "train.precision=bf16"], "engine.kind=deepspeed keeps fp32 weights and steps by torch's AdamW: not with train.precision=bf16"),
+    ("ZeRO 3, selective", [ZERO_3, "train.gradient_checkpointing=selective"], "train.gradient_checkpointing=selective: ZeRO 3 gathers weights inside a layer"),
+    ("ZeRO 3, compiled", [ZERO_3, "train.compile=true"], "train.compile: ZeRO 3 gathers weights inside a layer"),
     # --- vocabulary and context
     ("no new token", ["model.new_tokens=[]"], "sft.yaml: model.new_tokens is empty: leave it out"),
     ("a token twice", ["model.new_tokens=[10-K, 10-K]"], "sft.yaml: model.new_tokens: '10-K' stands there twice: keep one"),
@@ -86,10 +94,9 @@ WORDS = [
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_imports: None) -> Path:
     """A recipe with its files, in a folder of its own, on a machine without Slurm."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLURM_CONF", "/nonexistent/slurm.conf")
     monkeypatch.setattr(control, "run_here", lambda *words: pytest.fail("the run was started"))
     write_tokenizer(tmp_path / "tokenizer")
     write_rows(tmp_path / "train.jsonl", texts(2000))

@@ -6,7 +6,7 @@ import os
 import subprocess
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm.errors import SlurmError
@@ -30,7 +30,10 @@ def test_table(text: str, names: list[str]) -> None:
     assert expand(text) == names
 
 
-@pytest.mark.parametrize("text", ["a[1-", "a]1[", "a[[1]]", "a[x-y]", "a[3-1]", "a[]", "a[1,,2]", "a[²]"])
+@pytest.mark.parametrize(
+    "text",
+    ["a[1-", "a]1[", "a[[1]]", "a[x-y]", "a[3-1]", "a[]", "a[1,,2]", "a[²]", "a slots=9", "a\nb", "-a", "$(id)", "a;b"],
+)
 def test_broken_lists_are_refused(text: str) -> None:
     with pytest.raises(SlurmError):
         expand(text)
@@ -43,12 +46,7 @@ RANGES = st.lists(
     min_size=1,
     max_size=3,
 ).map(lambda items: "[" + ",".join(items) + "]")
-PARTS = st.builds(
-    lambda prefix, ranges, suffix: prefix + ranges + suffix,
-    st.sampled_from(["n", "gpu-", "r1c"]),
-    RANGES,
-    st.sampled_from(["", "x", "-ib"]),
-)
+PARTS = st.builds(str.__add__, st.sampled_from(["n", "gpu-", "r1c"]), RANGES)
 
 
 @pytest.fixture(scope="module")
@@ -64,5 +62,4 @@ def slurm_conf(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_same_as_scontrol(slurm_conf: dict[str, str], text: str) -> None:
     argv = ["scontrol", "show", "hostnames", text]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True, env=slurm_conf)
-    assume("Invalid hostlist" not in shown.stderr)  # it refuses `n[0]x`, a form that Slurm never writes
     assert expand(text) == shown.stdout.split()

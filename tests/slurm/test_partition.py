@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from slurm.config import JobConfig
-from slurm.fit import misfit
-from slurm.partition import Partition, parse
+from slurm.sites.fit import misfits
+from slurm.sites.partition import Partition, parse
 from slurm.walltime import Walltime
 
 TEXT = """\
@@ -62,12 +62,12 @@ GPU = Partition(
 )  # fmt: skip
 def test_misfits(job: dict[str, object], line: str | None) -> None:
     config = JobConfig(**{"name": "x", "nodes": 2, "gpus_per_node": 4, **job})  # type: ignore[arg-type]
-    assert misfit(config, GPU) == line
+    assert next(misfits(config, GPU), None) == line
 
 
 def test_a_partition_that_takes_no_jobs() -> None:
     job = JobConfig(name="x", partition="gpu")
-    assert misfit(job, Partition("gpu", state="down")) is None  # jobs wait until it is up again
-    assert misfit(job, Partition("gpu", state="drain", nodes=1)) == (
+    assert not list(misfits(job, Partition("gpu", state="down")))  # jobs wait until it is up again
+    assert next(misfits(job, Partition("gpu", state="drain", nodes=1))) == (
         "--partition gpu: its state is drain, it takes no jobs now: choose another"
     )

@@ -17,10 +17,9 @@ SMALL = {"vocab_size": 512, "hidden_size": 8, "intermediate_size": 8, "num_hidde
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_imports: None) -> Path:
     """A recipe for two nodes with its files, on a machine without Slurm."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLURM_CONF", "/nonexistent/slurm.conf")
     write_tokenizer(tmp_path / "tokenizer")
     (tmp_path / "data").mkdir()
     for name in ("b", "a"):

@@ -12,10 +12,10 @@ import pytest
 import launch
 from settings import ConfigError, dump_yaml
 from slurm import commands
-from slurm.cluster import find
 from slurm.config import JobConfig
-from slurm.profile import Evidence, read_profile
-from slurm.site_rules import notes
+from slurm.sites.cluster import find
+from slurm.sites.profile import Evidence, read_profile
+from slurm.sites.site_rules import notes
 from slurm.submission import resolve_job
 from slurm.walltime import Walltime
 from tests.slurm.test_sites import ROOT, a_site, flags, resolved, script
@@ -87,15 +87,12 @@ def test_what_a_user_should_know() -> None:
     without = JobConfig("x", gpus_per_node=6, walltime=Walltime.parse("01:00:00"))
     assert notes(without, frontier, date(2026, 11, 24)) == [
         "no account is given, and frontier wants one (the project): -A, or SBATCH_ACCOUNT",
-        "frontier gives nodes whole: 2 of 8 GPUs a node would idle",
+        "frontier gives nodes whole, and 2 of 8 GPUs a node would idle: take --gpus 8",
     ]
 
 
-def test_an_old_profile_is_told_once(
-    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_old_profile_is_told_once(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own / "ours.yaml").write_text(dump_yaml({"gpus_per_node": 4, "checked": "2020-01-01"}))
-    monkeypatch.setattr(launch, "use_pocket", lambda: None)
     assert launch.main(["--cluster", "ours", "--dry-run", "--", "train"]) == 0
     assert capsys.readouterr().err.count("the profile ours was checked") == 1
 

@@ -41,7 +41,6 @@ def test_attempts_of_one_length_reach_the_end_within_the_limit(seconds: float, l
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A recipe of an hour or two on eight H100; its train section."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "use_pocket", lambda: None)
     Path("x.txt").write_text("x")
     train = {"steps": 500, "global_batch_size": 64, "gradient_checkpointing": True}
     tree = {
@@ -77,12 +76,28 @@ def test_a_known_gpu_and_a_known_length_propose_a_limit(
     assert launch.main(["plan", "sft.yaml", "--gpus", "8", "--gpus-of", "h100-80", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["plan"]["seconds"]
     limit, said = dry(capsys, "--cluster", "known.yaml")
+    assert launch.main(["--dry-run", "sft.yaml", "--nodes", "1", "--cluster", "known.yaml", "--json"]) == 0
+    budget = json.loads(capsys.readouterr().out)["job"]["max_gpu_hours"]
+    assert budget == math.ceil(2 * 8 * seconds(limit) / 3600), "twice what is asked for"
     assert 1.5 * planned + EACH <= seconds(limit) <= 1.5 * planned + EACH + 300
     assert said.startswith(f"time limit {limit}: the plan says ") and "50% more" in said
     assert "jobs" not in said and said.endswith("another: --walltime")
     long, said = dry(capsys, "--cluster", "known.yaml", "train.steps=2000")
     assert seconds(long) <= 4 * 3600 and re.search(r"in \d jobs", said)
     assert dry(capsys, "--cluster", "known.yaml", "train.steps=1")[0] == "00:30:00"
+
+
+def test_the_plan_knows_a_sites_gpus_and_its_unit(site: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("known.yaml").open("a") as file:
+        file.write("billing: {unit: SU, per_node_hour: 3}\n")
+    assert launch.main(["plan", "sft.yaml", "--cluster", "known.yaml", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["plan"]["gpus_per_node"], told["plan"]["device"], told["assumed"]) == (8, "h100-80", [])
+    assert told["units"] == f"{3 * told['plan']['node_hours']:,.4g} SU"
+    assert launch.main(["plan", "sft.yaml", "--cluster", "leonardo-booster", "--gpus-of", "a100-80", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["units"] == f"{8 * told['plan']['gpu_hours']:,.4g} core-hours"
+    assert dry(capsys, "--cluster", "known.yaml", "--walltime", "1:00:00")[0] == "01:00:00"
 
 
 def test_what_nobody_knows_or_somebody_has_said_stays(site: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,13 @@ import pytest
 
 from durable import append_line
 from settings import ConfigError
-from slurm import logs, runs
+from slurm import runs
+from slurm.causes import logs
+from slurm.causes.failures import job_log, rank_log
 from slurm.commands import QueueLine
 from slurm.rundir import RunDir
-from slurm.status import as_text, status
+from slurm.watch.status import status
+from slurm.watch.status_text import as_text
 from tests.waiting import wait_until
 
 
@@ -29,7 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     run.claim("812", 0, after=0)
     run.attempt_dir(1).mkdir(parents=True)
     for rank, code, signal, when in ((0, None, 9, 2.0), (1, 1, None, 3.0), (2, 1, None, 4.0)):
-        logs.rank_log(run, 1, rank).write_text(f"words of rank {rank}\n")
+        rank_log(run, 1, rank).write_text(f"words of rank {rank}\n")
         end = {"rank": rank, "code": code, "signal": signal, "time": when}
         (run.attempt_dir(1) / f"rank-{rank:04d}.exit").write_text(json.dumps(end))
     return run
@@ -47,18 +50,19 @@ def test_logs_are_followed_over_attempts_until_the_run_is_over(run: RunDir) -> N
     follower = threading.Thread(target=logs.follow, args=(run, 0, lambda: True, seen.append))
     follower.start()
     wait_until(lambda: seen)
-    with open(logs.rank_log(run, 1, 0), "a") as file:
+    with open(rank_log(run, 1, 0), "a") as file:
         file.write("whole\ntorn")
     run.attempt_dir(2).mkdir()
-    logs.rank_log(run, 2, 0).write_text("second\n")
+    rank_log(run, 2, 0).write_text("second\n")
     run.claim("813", 0, after=1)
     run.write_done("test")
     follower.join(30)
-    assert seen == ["words of rank 0", "whole", "torn", "== attempt 2", "second"]
+    told = "== rank 1: exit 1 (it failed first; 2 others did not end well)"
+    assert seen == ["words of rank 0", "whole", "torn", told, "== attempt 2", "second"]
 
 
 def test_status_in_words(run: RunDir) -> None:
-    append_line(run.events, {"event": "step", "epoch": 1, "step": 7, "loss": 2.5})
+    append_line(run.events, {"event": "step", "epoch": 1, "step": 7, "loss": 2.5, "seconds": 1.0, "time": 60.0})
     end = {"attempt": 1, "start": 0.0, "end": 61.0, "cause": "crash", "reason": "rank 1: exit 1"}
     run.record_attempt({**end, "first_step": 0, "committed_step": 5})
     text = as_text(status([run]))
@@ -103,17 +107,17 @@ def test_status_cuts_the_wait_of_a_requeued_job(
 ) -> None:
     line = QueueLine(job, state, reason, "1:00", None, f"{run.logs}/job-%j.log")
     asked: list[object] = []
-    monkeypatch.setattr("slurm.commands.queue", lambda ids: {job: line})
+    monkeypatch.setattr("slurm.commands.queue", lambda ids, ended: {job: line})
     monkeypatch.setattr("slurm.commands.update", lambda job_id, **fields: asked.append((job_id, fields)))
     status([run])
     assert asked == sent
 
 
 def test_sruns_own_words_are_found_in_the_jobs_log(run: RunDir) -> None:
-    log = logs.job_log(run, "812")
+    log = job_log(run, "812")
     log.write_text("srun: error: of an earlier attempt\n")
     start = log.stat().st_size
-    assert logs.srun_words(log, start) == "" == logs.srun_words(logs.job_log(run, None), 0)
+    assert logs.srun_words(log, start) == "" == logs.srun_words(job_log(run, None), 0)
     with open(log, "a") as file:
         file.write("srun: Job 812 step creation still disabled\nsrun: error: Unable to create step for job 812: Bad\n")
     assert logs.srun_words(log, start) == "Unable to create step for job 812: Bad"

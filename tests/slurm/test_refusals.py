@@ -10,7 +10,7 @@ import pytest
 import launch
 from slurm.commands import own_words
 from slurm.config import JobConfig
-from slurm.refusals import explain
+from slurm.sites.refusals import explain
 from slurm.walltime import Walltime
 
 POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from slurm.config import JobConfig
+from settings import ConfigError
+from slurm.config import JobConfig, make_job
 from slurm.script import submission_text
 from slurm.walltime import Walltime
 
@@ -59,6 +62,21 @@ def test_a_hostile_run_folder_reaches_the_supervisor_whole(tmp_path: Path) -> No
         f"{run_dir}/code:/theirs",
         *("-P", "-m", "slurm.supervisor", str(run_dir), "--after", "12"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"partition": "gpu\n#SBATCH --wrap=x"}, "--partition='gpu\\n#SBATCH --wrap=x': a line break"),
+        ({"sbatch": {"comment": "a\ntouch pwned #"}}, "--comment='a\\ntouch pwned #': a line break"),
+        ({"sbatch": {"comment=a\ntouch pwned #": "x"}}, "sbatch has no option 'comment=a\\ntouch pwned #'"),
+        ({"environment": {"A; touch pwned; B": "x"}}, "environment: 'A; touch pwned; B' is no name"),
+    ],
+)
+def test_what_would_become_a_line_of_the_shell_is_refused(told: dict[str, Any], said: str) -> None:
+    job = make_job({"name": "x", **told}, "recipe.yaml")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        submission_text(job, Path("/runs/x"), Path("/env/bin/python"), Path("/home/me"))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder away")

@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launch
-from settings import ConfigError, read_yaml
+from settings import ConfigError, read_yaml, to_plain
 from slurm import commands
-from slurm.cluster import Cluster, find
-from slurm.commands import Site
 from slurm.config import JobConfig
-from slurm.partition import Partition
-from slurm.profile import PROFILES, Profile, evidence_of, facts, read_profile
+from slurm.environment import Layout, promised
 from slurm.script import submission_text
-from slurm.site_rules import check, fitted, spoken
+from slurm.sites.cluster import Cluster, find
+from slurm.sites.partition import Partition
+from slurm.sites.profile import PROFILES, Profile, evidence_of, facts, read_profile
+from slurm.sites.site import Site
+from slurm.sites.site_rules import check, fitted, spoken
 from slurm.submission import resolve_job
 from trainer.plan.devices import device
 
@@ -119,7 +120,7 @@ def test_what_a_site_wants_is_asked_and_nothing_that_it_never_takes(name: str) -
 @pytest.mark.parametrize("name", SITES)
 def test_each_fact_has_its_evidence_and_what_is_not_confirmed_is_no_flag(name: str) -> None:
     data, profile = read_yaml(PROFILES / f"{name}.yaml"), read_profile(name)
-    assert profile.checked == date(2026, 11, 23)
+    assert profile.checked and profile.checked >= date(2026, 11, 23)
     for fact in facts(data):
         assert evidence_of(profile.evidence, fact), fact
     assert {source for evidence in profile.evidence.values() for source in evidence.sources} == {*profile.sources}
@@ -129,6 +130,20 @@ def test_each_fact_has_its_evidence_and_what_is_not_confirmed_is_no_flag(name: s
             for key in fact.split("."):
                 left = left.get(key) if isinstance(left, dict) else None
             assert not left, fact
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_sites_network_reaches_the_ranks(name: str) -> None:
+    job, profile = resolved(name), read_profile(name)
+    assert job.network.environment == profile.network.environment
+    assert job.network.host_suffix == profile.network.host_suffix
+    shown = dict(promised(Layout(2, 4), Path("/r"), {}, job.network.environment, job.network.host_suffix, {}))
+    assert all(shown[key] == f"{value} (the site's)" for key, value in profile.network.environment.items())
+    mine = resolved(name, network={"environment": {"NCCL_SOCKET_IFNAME": "mine"}})
+    assert mine.network.environment == {**profile.network.environment, "NCCL_SOCKET_IFNAME": "mine"}
+    again = fitted(spoken(to_plain(mine), profile), profile)
+    assert again["network"]["environment"] == mine.network.environment
+    assert "network" not in spoken(to_plain(job), profile)
 
 
 def test_the_plan_knows_the_gpus_that_profiles_name() -> None:
@@ -198,11 +213,16 @@ def test_a_users_own_word_wins(name: str, job: dict[str, object], has: list[str]
     assert {*has} <= {*found} and not {*has_not} & {*found}
 
 
-# Two options that a Slurm refuses together, and since when: from its change logs, for these tests alone.
+# Two options that a Slurm refuses together, and since when: from its change logs and its own answers, for these tests
+# alone.
 VERSIONS = [(20, 11), (22, 5), (23, 2), (23, 11), (24, 5), (24, 11), (25, 5), (25, 11), (26, 5)]
 FORBIDDEN = [
     (r"gres=\S*gpu", r"gpus(-per-\w+)?=", (26, 5)),
-    (r"cpus-per-gpu=", r"cpus-per-task=", (23, 11)),
+    (r"cpus-per-gpu=", r"cpus-per-task=", (0,)),
+    (r"tres-per-task=\S*cpu", r"cpus-per-task=", (23, 11)),
+    (r"mem=", r"mem-per-[cg]pu=", (0,)),
+    (r"mem-per-cpu=", r"mem-per-gpu=", (0,)),
+    (r"ntasks-per-gpu=", r"(ntasks-per-node|gpus-per-task)=", (0,)),
     (r"exclusive", r"oversubscribe", (23, 2)),
 ]
 RISKY = {
@@ -213,6 +233,9 @@ RISKY = {
     "gpus-per-socket": st.just(1),
     "tres-per-task": st.sampled_from(["gres/gpu:1", "cpu:2"]),
     "cpus-per-gpu": st.just(4),
+    "mem-per-cpu": st.just("4G"),
+    "mem-per-gpu": st.just("40G"),
+    "ntasks-per-gpu": st.just(1),
     "exclusive": st.booleans(),
     "oversubscribe": st.booleans(),
 }
@@ -223,14 +246,22 @@ RISKY = {
     table=st.fixed_dictionaries({}, optional=RISKY),
     by=st.sampled_from(["gpus-per-node", "gres", "gpus-per-task", "none"]),
     cores=st.none() | st.just(8),
+    memory=st.sampled_from([{}, {"mem": "90G"}]),
+    each=st.sampled_from([None, "60G"]),
 )
 @settings(max_examples=60)
 def test_no_slurm_gets_two_options_that_it_refuses_together(
-    version: tuple[int, int], table: dict[str, object], by: str, cores: int | None
+    version: tuple[int, int],
+    table: dict[str, object],
+    by: str,
+    cores: int | None,
+    memory: dict[str, str],
+    each: str | None,
 ) -> None:
     job = {"name": "sft", "nodes": 2, "gpus_per_node": 2, "gpus_by": by, "cpus_per_gpu": cores, "sbatch": table}
+    where = VersionOnly(Profile("c", mem_per_gpu=each), "", of=version)
     try:
-        found = flags(script(resolve_job([(job, "")], VersionOnly(Profile("c"), "", of=version))))
+        found = flags(script(resolve_job([({**job, **memory}, "")], where)))
     except ConfigError:
         assert table  # what we ask for ourselves is never refused
         return
@@ -252,8 +283,11 @@ def test_a_sites_script_is_good_for_every_slurm(name: str, version: tuple[int, i
 @pytest.mark.parametrize(
     ("version", "job", "line"),
     [
-        (None, {"sbatch": {"cpus-per-gpu": 4}, "cpus_per_gpu": 8}, "--sbatch cpus-per-gpu=4: Slurm refuses it together with --cpus-per-task from 23.11 on: take job.cpus_per_gpu=N alone"),
-        ((23, 2), {"sbatch": {"cpus-per-gpu": 4}, "cpus_per_gpu": 8}, None),
+        (None, {"sbatch": {"cpus-per-gpu": 4}, "cpus_per_gpu": 8}, "--sbatch cpus-per-gpu=4: Slurm refuses it together with --cpus-per-task: take job.cpus_per_gpu=N alone"),
+        ((20, 11), {"sbatch": {"mem-per-gpu": "4G"}, "mem": "8G"}, "--sbatch mem-per-gpu=4G: Slurm refuses it together with --mem: take one of them"),
+        (None, {"sbatch": {"ntasks-per-gpu": 1}}, "--sbatch ntasks-per-gpu=1: Slurm refuses it together with --ntasks-per-node: --gpus says how many ranks a node has"),
+        ((23, 11), {"sbatch": {"tres-per-task": "cpu:4"}, "cpus_per_gpu": 8}, "--sbatch tres-per-task=cpu:4: Slurm refuses it together with --cpus-per-task from 23.11 on: take job.cpus_per_gpu=N alone"),
+        ((23, 11), {"sbatch": {"tres-per-task": "gres/gpu:1"}, "cpus_per_gpu": 8}, None),
         ((23, 2), {"sbatch": {"exclusive": True, "oversubscribe": True}}, "--sbatch oversubscribe: Slurm refuses it together with --exclusive from 23.02 on: take one of them"),
         ((22, 5), {"sbatch": {"exclusive": True, "oversubscribe": True}}, None),
         ((26, 5), {"gpus_by": "none", "sbatch": {"gres": "gpu:2", "gpus-per-node": 2}}, "--sbatch gpus-per-node=2: Slurm refuses it together with --gres=gpu from 26.05 on: ask for GPUs by one of them"),

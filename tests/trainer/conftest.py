@@ -13,13 +13,6 @@ from tests.trainer.ranks import Run, Zygote, write_run
 from tests.trainer.told import Origin, origin
 
 
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    process = Zygote()
-    yield process
-    process.close()
-
-
 @pytest.fixture
 def new_run(zygote: Zygote, tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Makes run folders, whose ranks are gone at the end of the test."""
@@ -53,8 +46,6 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 @pytest.fixture(scope="session")
-def origins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Origin]]:
+def origins(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Origin]:
     """Gives a run with one checkpoint, saved by so many ranks that do what they are told."""
-    process = Zygote("tests.trainer.saving")
-    yield functools.cache(lambda world: origin(process, tmp_path_factory.mktemp("origin") / "run", world))
-    process.close()
+    return functools.cache(lambda world: origin(zygote, tmp_path_factory.mktemp("origin") / "run", world))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from trainer import config
 from trainer.attempt import Attempt
-from trainer.loss import LossModel
+from trainer.model.loss import LossModel
 from trainer.run import Training
 from trainer.runtime import start
 

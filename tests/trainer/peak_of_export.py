@@ -17,7 +17,7 @@ from typing import Any
 from tests.trainer import checkpoints
 from trainer.checkpoint.lineage import checkpoint_after
 from trainer.export import export
-from trainer.weights import build
+from trainer.model.weights import build
 
 
 def memory(field: str) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 
 from trainer import config, run
 from trainer.attempt import Attempt
+from trainer.checkpoint.saves import Saves
 from trainer.runtime import start
-from trainer.saves import Saves
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 

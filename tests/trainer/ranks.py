@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from settings import dump_yaml, merge, read_yaml
-from slurm.rendezvous import candidates, reserve_port
+from slurm.node.rendezvous import candidates, reserve_port
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from tests.waiting import wait_until
 
@@ -22,14 +23,23 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Zygote:
-    """The process that forks ranks. `modules`: what it imports for them, besides the trainer."""
+    """The process that forks ranks. `address`: where it serves tests.quick_python."""
 
-    def __init__(self, *modules: str) -> None:
-        argv = [sys.executable, "-m", "tests.trainer.zygote", *modules]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env
-        )
+    def __init__(self) -> None:
+        self.address = f"\0outlast-zygote-{os.getpid()}"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen()
+            number = listener.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.zygote", str(number)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                pass_fds=[number],
+            )
         self.codes: dict[int, int] = {}
         self.held: dict[Path, socket.socket] = {}
 
@@ -82,13 +92,18 @@ class Run:
     zygote: Zygote
     path: Path
     pids: list[int] = field(default_factory=list)
-    _attempts: Any = field(default_factory=lambda: itertools.count(1))
+    attempt: int = 0
+
+    def copy(self, name: str) -> Run:
+        """Another run that has come as far."""
+        return replace(self, path=Path(shutil.copytree(self.path, self.path.with_name(name))), pids=[])
 
     def start(self, world: int, argv: list[str] | None = None, **variables: str) -> None:
         """The ranks of a new attempt, claimed as a supervisor does; `argv`: another module than the trainer."""
-        attempt = next(self._attempts)
+        self.attempt += 1
+        attempt = self.attempt
         (self.path / "claims").mkdir(exist_ok=True)
-        claim = {"epoch": attempt, "job_id": None, "restart_count": 0, "time": 0.0, "resume_from": None}
+        claim = {"epoch": attempt, "job_id": None, "restart_count": 0, "time": time.time(), "resume_from": None}
         (self.path / "claims" / f"{attempt:04d}.json").write_text(json.dumps(claim))
         common = {
             "WORLD_SIZE": str(world),
@@ -208,6 +223,7 @@ def write_run(folder: Path, zygote: Zygote, **changes: Any) -> Run:
         "evaluation": {"every": 16, "batches": 2},
         "checkpoint": {"every": 20},
         "tensorboard": False,
+        "report": False,
     }
     (folder / "config.yaml").write_text(dump_yaml(merge(recipe, changes)))
     return Run(zygote, folder)

@@ -30,12 +30,12 @@ from trainer.checkpoint.save import Content, Saver
 from trainer.checkpoint.writers import SaveFailed, Writers
 from trainer.data.batches import MicroBatch
 from trainer.engines import make_engine
+from trainer.model.weights import hollow
 from trainer.plan import batch_layout
 from trainer.runtime import start
 from trainer.schema import Checkpoint, Optim, Train, TrainConfig
 from trainer.shape import Model
 from trainer.sources import Data
-from trainer.weights import hollow
 
 TOKENS = 16
 VOCABULARY = 512
@@ -107,7 +107,7 @@ class Rank:
             self._writers.memory.forget_earlier()
             self._saver = Saver(runtime, self._engine, self._writers)
         if runtime.leads and not run_dir:
-            claims.note_resume(runtime.run_dir, runtime.epoch, resumed.point if resumed else Point(0, 0))
+            claims.note_resume(runtime.run_dir, runtime.epoch, resumed.point if resumed else Point(0, 0), 0)
         return {**self._state(), "passed_over": resumed.passed_over if resumed else []}
 
     def train(self) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from trainer import config
 from trainer.data.batches import Batches, MicroBatch
 from trainer.data.prepared import Prepared
 from trainer.layout import BatchLayout
+from trainer.model.weights import build
 from trainer.schedule import learning_rate
-from trainer.weights import build
 
 NewRun = Callable[..., Run]
 DDP, FSDP = {"kind": "ddp"}, {"kind": "fsdp"}

@@ -20,18 +20,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import launch
 from settings import ConfigError, dump_yaml, to_plain
 from slurm.config import JobConfig
-from slurm.rendezvous import candidates, reserve_port
+from slurm.node.rendezvous import candidates, reserve_port
 from tests.trainer import checkpoints
 from tests.trainer.ranks import ROOT, Run
 from tests.trainer.test_weights import MODELS
 from tests.waiting import wait_until
 from trainer import export as exports
-from trainer import exported, lora
 from trainer.data.encode import end_tokens
 from trainer.export import by_hand, export
-from trainer.model_card import base_name
+from trainer.model import exported, lora
+from trainer.model.model_card import base_name
+from trainer.model.weights import build
 from trainer.schema import TrainConfig
-from trainer.weights import build
 
 NewRun = Callable[..., Run]
 SHAPE = {**MODELS["llama"], "vocab_size": 512}
@@ -265,7 +265,7 @@ def test_who_may_read_the_run_may_read_its_export(tmp_path: Path, mode: int, fil
 # --- the verb -------------------------------------------------------------------------------------------
 
 
-def test_launch_export(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_launch_export(tmp_path: Path, capfd: pytest.CaptureFixture[str], quick_imports: None) -> None:
     run = tmp_path / "runs" / "sft"
     run.mkdir(parents=True)
     settings = checkpoints.settings(run, LLAMA)

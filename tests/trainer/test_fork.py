@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from durable import nonce
 from settings import ConfigError, merge
 from tests.trainer.ranks import Zygote, write_run
-from trainer import recipe
+from trainer import config, recipe
 from trainer.audit import audit
+from trainer.checkpoint.format import BLOCK, Manifest, write_manifest
+from trainer.prepare import check_fork
 
 PLAIN = {"model": {"config": {"attention_dropout": 0.0}}, "checkpoint": {"keep": 5}}
 """Without dropout: a fork draws its own random numbers."""
@@ -59,6 +62,32 @@ def test_a_fork_whose_checkpoint_is_broken_says_so(tmp_path: Path, zygote: Zygot
     (checkpoint / "rank-0000.safetensors").unlink()
     assert second.go(2) == [78, 78]
     assert f"fork={checkpoint}: rank-0000.safetensors is missing" in second.log()
+
+
+def test_what_cannot_be_forked_is_said_before_the_queue(tmp_path: Path) -> None:
+    """The trainer would say it as well, after a wait for nodes."""
+    model = {"config": {"model_type": "llama", "hidden_size": 8, "vocab_size": 512}, "tokenizer": "t"}
+    rest = {"data": {"train": ["a.jsonl"], "seq_len": 8}, "train": {"steps": 9, "global_batch_size": 1}}
+    settings = config.resolve({"name": "x", "model": model, "optim": {"lr": 1e-3}, **rest}, "recipe.yaml")
+    exact = config.exact_part(settings)
+
+    def saved(exact: dict[str, Any]) -> Path:
+        (folder := tmp_path / nonce()).mkdir()
+        write_manifest(folder, Manifest(1, 7, 1, {"world_size": 1}, exact, "f", {}, BLOCK, {}, []))
+        return folder
+
+    def refused(exact: dict[str, Any], steps: int = 9) -> str:
+        with pytest.raises(ConfigError) as error:
+            check_fork(settings, saved(exact), steps)
+        return str(error.value)
+
+    with pytest.raises(ConfigError, match="MANIFEST.json.*: take another: --fork RUN@STEP"):
+        check_fork(settings, tmp_path, 9)
+    assert refused(exact, steps=7) == "--fork: the checkpoint is of step 7, this run has 7: make it longer"
+    larger = merge(exact, {"model": {"config": {"hidden_size": 16}}})
+    assert refused(larger) == "--fork: the checkpoint is of another model: model.config: hidden_size 16 -> 8"
+    assert "has other model.new_tokens: export its run" in refused(merge(exact, {"model": {"new_tokens": ["<a>"]}}))
+    check_fork(settings, saved(exact), 9)
 
 
 def test_a_step_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from durable import append_line
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
-from trainer import events
-from trainer.interval import BUSY, PRIOR, Interval, Rhythm, duration, interruptions
-from trainer.lead import LeadTime
+from trainer.checkpoint.interval import BUSY, PRIOR, Interval, Rhythm, duration, interruptions
+from trainer.records import events
 from trainer.schema import Checkpoint
+from trainer.stop.lead import LeadTime
 
 HOUR = 3600.0
 

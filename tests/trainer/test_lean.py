@@ -18,11 +18,11 @@ from trainer.engines.eight_bit import BLOCK, EightBit
 from trainer.engines.lean import _Noise, rounded
 from trainer.engines.optimizer import Optimizer, lean_adamw
 from trainer.layout import BatchLayout
-from trainer.loss import LossModel
+from trainer.model.loss import LossModel
+from trainer.model.weights import build
 from trainer.schema import Deepspeed, Optim, Train, TrainConfig
 from trainer.shape import Model
 from trainer.sources import Data
-from trainer.weights import build
 
 CPU = torch.device("cpu")
 

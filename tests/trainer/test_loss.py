@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from settings import ConfigError
-from trainer import attention, loss
-from trainer.attention import Documents
 from trainer.data.batches import MicroBatch
 from trainer.data.prepared import IGNORED
-from trainer.loss import LossModel, Tail
+from trainer.model import attention, loss
+from trainer.model.attention import Documents
+from trainer.model.loss import LossModel, Tail
+from trainer.model.weights import build
 from trainer.shape import Model
-from trainer.weights import build
 
 SMALL = {
     "hidden_size": 32,

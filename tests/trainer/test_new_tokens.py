@@ -19,9 +19,10 @@ from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from tests.trainer.ranks import Run
 from tests.trainer.test_lora import DDP
 from tests.trainer.test_weights import SMALL, held
-from trainer import new_tokens, vocabulary, weights
+from trainer import vocabulary
 from trainer.config import differences, exact_part, resolve
 from trainer.data.encode import load_tokenizer
+from trainer.model import new_tokens, weights
 from trainer.prepare import check_fork
 from trainer.prepare import main as prepare
 from trainer.shape import Model

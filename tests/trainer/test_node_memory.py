@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import node_memory
+from slurm.node import node_memory
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
 

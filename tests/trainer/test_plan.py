@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import launch
+from benchmarks.plan import published
 from settings import ConfigError, dump_yaml
 from trainer.plan import founding, report
 from trainer.plan.architecture import read
@@ -304,3 +305,7 @@ def test_the_page_of_the_founding_table_is_what_the_command_prints() -> None:
         if line.startswith("| **")
     }
     assert rows["70B, 8 x a100-80"] == "refuted: no recipe fits" and rows["7B, 4 x a100-40"] == "stands"
+
+
+def test_the_page_shows_what_others_have_published_beside_the_plan_of_now() -> None:
+    assert published.page() in (ROOT / "docs" / "plan.md").read_text()

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from settings import ConfigError
-from trainer.loss import find_tail
+from trainer.model.loss import find_tail
 from trainer.plan.architecture import read
 from trainer.plan.families import FAMILIES
-from trainer.throughput import Cost
+from trainer.records.throughput import Cost
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 512, "pad_token_id": 0}
 GIVEN: dict[str, list[dict[str, Any]]] = {

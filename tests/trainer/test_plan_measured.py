@@ -10,14 +10,14 @@ import torch
 from benchmarks.gpu.ours import micro_batch
 from benchmarks.plan.cases import CASES
 from benchmarks.plan.measure import peak
-from trainer import recompute
-from trainer.loss import LossModel
-from trainer.model import materialize
+from trainer.model import recompute
+from trainer.model.loss import LossModel
+from trainer.model.model import materialize
+from trainer.model.weights import hollow
 from trainer.plan.activations import Passes, layer_bytes, selected_bytes
 from trainer.plan.architecture import read
 from trainer.schema import Train
 from trainer.shape import Model
-from trainer.weights import hollow
 
 TOKENS, ROWS = 50, 2
 """Not of any size that the weights have: by their shape their copies are told apart."""

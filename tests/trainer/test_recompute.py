@@ -9,11 +9,11 @@ import torch
 
 from settings import ConfigError
 from tests.trainer.test_loss import SMALL, batch
-from trainer import recompute
-from trainer.loss import LossModel
+from trainer.model import recompute
+from trainer.model.loss import LossModel
+from trainer.model.weights import build
 from trainer.schema import EveryK, Train
 from trainer.shape import Model
-from trainer.weights import build
 
 MODES: list[Any] = [False, "selective", EveryK(3), EveryK(2), True]
 

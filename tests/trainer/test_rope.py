@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from settings import ConfigError, convert, read_json, to_plain
 from tests.trainer.ranks import Run
 from tests.trainer.test_weights import MODELS, SMALL, held
-from trainer import weights
-from trainer.model_config import config_of, context_notes
+from trainer.model import weights
+from trainer.model.model_config import config_of, context_notes
 from trainer.schema import Train, TrainConfig
 from trainer.shape import Model
 from trainer.sources import Data

@@ -17,7 +17,7 @@ from tests.trainer.test_checkpoint import change_engine, train_to_a_stop
 from tests.waiting import wait_until
 from trainer.checkpoint.load import Reader
 from trainer.config import resolve
-from trainer.weights import build
+from trainer.model.weights import build
 
 NewRun = Callable[..., Run]
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_without_its_manifest_is_passed_over_and_it_is_said(new_run
     assert f"passed over a checkpoint that does not verify: {damaged.name}" in run.log()
 
 
-@pytest.mark.parametrize("engine", ["fsdp", "ddp"])
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("ddp", marks=pytest.mark.nightly)])
 def test_ranks_that_hold_nothing_of_a_parameter(new_run: NewRun, engine: str) -> None:
     """k_proj and v_proj have two rows, the ranks are three: one of them holds none."""
     shape = {"model": {"config": {"num_attention_heads": 16, "num_key_value_heads": 1}}, "engine": {"kind": engine}}

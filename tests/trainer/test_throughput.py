@@ -11,11 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.trainer.ranks import Run
-from trainer import throughput
 from trainer.config import resolve
 from trainer.plan.devices import peak_flops
+from trainer.records import throughput
+from trainer.records.throughput import Cost, Throughput, in_words
 from trainer.schema import TrainConfig
-from trainer.throughput import Cost, Throughput, in_words
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "vocab_size": 128256}
 MODELS: dict[str, dict[str, Any]] = {
@@ -145,13 +145,15 @@ def test_the_last_steps_alone_are_ranked(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_numbers_stand_in_the_events_and_on_the_board(new_run: Callable[..., Run]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    from trainer.records.board import tag
+
     run = new_run("run", train={"steps": 5}, tensorboard=True)
     assert run.go(1) == [0], run.log()
     names = ["loss", "lr", "grad_norm", "tokens_per_second", "useful_tokens_per_second"]
     names += ["seconds_p50", "seconds_p95", "data_wait_seconds", "memory_bytes"]
     board = EventAccumulator(str(run.path / "tensorboard")).Reload()
     for name in names:
-        shown = [(event.step, event.value) for event in board.Scalars(name)]
+        shown = [(event.step, event.value) for event in board.Scalars(tag(name))]
         assert shown == [(step, pytest.approx(value, rel=1e-6)) for step, value in run.history(name)]
     step = run.events("step")[-1]
     assert step["tokens_per_second"] == pytest.approx(12 * 16 / (step["seconds"] + step["data_wait_seconds"]), rel=1e-4)

@@ -16,12 +16,12 @@ from tests.trainer.data.samples import write_rows, write_tokenizer
 from tests.trainer.ranks import Run
 from trainer.config import exact_part, resolve
 from trainer.data.batches import MicroBatch
-from trainer.loss import LossModel
-from trainer.model_config import check_vocabulary
+from trainer.model.loss import LossModel
+from trainer.model.model_config import check_vocabulary
+from trainer.model.weights import build
 from trainer.plan import batch_layout, total_steps
 from trainer.schema import Train
 from trainer.shape import Model
-from trainer.weights import build
 
 NewRun = Callable[..., Run]
 LLAMA = {
@@ -149,19 +149,6 @@ def test_chat_rows_train_on_the_assistants_words(new_run: NewRun) -> None:
     assert run.go(2) == [0, 0], run.log()
     counted = [tokens for _, tokens in run.history("tokens")]
     assert all(0 < tokens < 12 * 16 for tokens in counted)  # of 12 sequences of 16, the user's words do not count
-
-
-def test_tensorboard_is_one_curve_over_attempts(new_run: NewRun) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = new_run("run", tensorboard=True)
-    run.start(2)
-    run.reaches(25)  # past the save after step 20
-    run.kill()
-    assert run.go(2) == [0, 0], run.log()
-    board = EventAccumulator(str(run.path / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("loss")] == list(range(1, 61))
-    assert [event.value for event in board.Scalars("loss")] == pytest.approx([loss for _, loss in run.history("loss")])
 
 
 # --- what a run refuses ---------------------------------------------------------------------------------

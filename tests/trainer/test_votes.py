@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import exits, star
+from trainer import exits
 from trainer.runtime import Runtime
-from trainer.star import Star
-from trainer.stop import Moment
-from trainer.votes import AGREEMENT, REASONS, VOTE, Agreement, Vote, count
+from trainer.stop import star
+from trainer.stop.star import Star
+from trainer.stop.stop import Moment
+from trainer.stop.votes import AGREEMENT, REASONS, VOTE, Agreement, Vote, count
 
 GO_ON = len(REASONS) - 1
 INT64 = st.integers(-(2**63), 2**63 - 1)

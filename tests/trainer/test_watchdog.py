@@ -13,8 +13,8 @@ import pytest
 from tests.trainer.ranks import Run
 from tests.waiting import wait_until
 from trainer.runtime import record_collectives
-from trainer.stragglers import WINDOW, Stragglers
-from trainer.watchdog import ranks_behind
+from trainer.stop.stragglers import WINDOW, Stragglers
+from trainer.stop.watchdog import ranks_behind
 
 NewRun = Callable[..., Run]
 LIMIT = 4.0
@@ -125,7 +125,7 @@ def test_nccls_own_watchdog_writes_into_the_attempts_logs_unless_the_user_said_w
 # --- slow ranks -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.nightly)])
 def test_a_slow_rank_is_named_with_its_node(new_run: NewRun, engine: str) -> None:
     run = new_run("run", **SHAPE, engine={"kind": engine})
     run.start_with_fault(3, "attention", 1, "0.01")  # twice a step

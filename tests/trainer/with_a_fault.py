@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from trainer import watchdog
+from trainer.stop import watchdog
 
 POINTS = {
     "interpreter": ("", 1),
@@ -32,7 +32,7 @@ POINTS = {
     "load": ("trainer.run:load_newest", 1),
     "first step": ("trainer.engines.optimizer:Optimizer.step", 1),
     "step": ("trainer.engines.optimizer:Optimizer.step", 6),
-    "attention": ("trainer.attention:scaled_dot_product_attention", 1),
+    "attention": ("trainer.model.attention:scaled_dot_product_attention", 1),
     "evaluation": ("trainer.evaluation:Feed", 1),
     "data": ("trainer.data.batches:_read", 4),
     "save": ("trainer.checkpoint.writers:write_file", 1),

@@ -15,7 +15,7 @@ import sys
 from torch import Tensor
 
 from trainer.data.batches import MicroBatch
-from trainer.loss import LossModel
+from trainer.model.loss import LossModel
 from trainer.run import Training
 
 

@@ -9,7 +9,7 @@ import runpy
 import sys
 
 if __name__ == "__main__":
-    from trainer import interval
+    from trainer.checkpoint import interval
 
     interval.PRIOR = 10.0
     sys.argv[0] = "trainer"

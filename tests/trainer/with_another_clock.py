@@ -19,7 +19,7 @@ def set_clock(seconds: float) -> None:
 
 
 def set_clock_later(seconds: float) -> None:
-    from trainer.lead import LeadTime
+    from trainer.stop.lead import LeadTime
 
     saw_step = LeadTime.saw_step
 

@@ -216,6 +216,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = msgspec.convert(body, Manifest)
         if named(folder.name) not in (None, (manifest.step, manifest.epoch)):
             raise CheckpointBroken(f"its manifest is that of step {manifest.step}, epoch {manifest.epoch}")
+        if outside := [file.name for file in manifest.files if file.name != os.path.basename(file.name)]:
+            raise CheckpointBroken(f"{MANIFEST} names a file elsewhere: {outside[0]}")
         sizes = {file.name: (folder / file.name).stat().st_size for file in manifest.files}
     except FileNotFoundError as error:  # another OSError may pass: it proves nothing about the checkpoint
         raise CheckpointBroken(f"{Path(error.filename).name} is missing") from None

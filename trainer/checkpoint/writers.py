@@ -20,7 +20,7 @@ from trainer.checkpoint import Point, folder_name
 from trainer.checkpoint.format import File, Manifest, write_file, write_manifest
 from trainer.checkpoint.node_memory import NodeMemory
 from trainer.runtime import Runtime
-from trainer.star import Star
+from trainer.stop.star import Star
 
 
 class Fenced(Exception):

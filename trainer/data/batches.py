@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.attention import Documents
 from trainer.data.order import batch_indices
 from trainer.data.prepared import IGNORED, Place, Pool, Prepared, Sequences, read, sequence_hash
 from trainer.layout import BatchLayout
+from trainer.model.attention import Documents
 
 Ids = Callable[[int], npt.NDArray[np.int64]]
 """The sequences of a global batch by its step."""
@@ -99,23 +99,28 @@ def evaluation_batches(prepared: Prepared, layout: BatchLayout, dp_rank: int, co
 def _rank_batch(pool: Pool, ids: npt.NDArray[np.int64], layout: BatchLayout, dp_rank: int) -> RankBatch:
     shape = (layout.gradient_accumulation_steps, layout.data_parallel_size, layout.micro_batch_size)
     parts = [_read(pool.places(micro)) for micro in ids.reshape(shape)[:, dp_rank]]
-    micro_batches = [micro_batch for micro_batch, _ in parts]
     return RankBatch(
-        micro_batches,
-        valid_tokens=sum(int(np.count_nonzero(m.labels.numpy() != IGNORED)) for m in micro_batches),
-        hash=int(np.concatenate([hashes for _, hashes in parts]).sum()),  # int64: the sum wraps
-        pairs=sum(int(m.documents.bounds.diff().long().square().sum()) for m in micro_batches),
+        [micro_batch for part in parts for micro_batch in part.micro_batches],
+        valid_tokens=sum(part.valid_tokens for part in parts),
+        hash=int(np.array([part.hash for part in parts]).sum()),  # int64: the sum wraps
+        pairs=sum(part.pairs for part in parts),
     )
 
 
-def _read(places: list[Place]) -> tuple[MicroBatch, npt.NDArray[np.int64]]:
-    """The sequences at `places` (B,), and the hash of each: of the documents read here, along with the tokens."""
+def _read(places: list[Place]) -> RankBatch:
+    """One micro batch of the sequences at `places` (B,). By numpy, which keeps Python's lock where torch gives it away
+    at each call, and the thread that computes waits to have it back."""
     found = read(places)
     inputs, targets, at = map(torch.from_numpy, (found.inputs, found.targets, positions(found)))
     bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(found.lengths)]).astype(np.int32))
     named = zip(places, found.documents, found.offsets.tolist(), strict=True)
     hashes = [sequence_hash(documents, offset, place.name) for place, documents, offset in named]
-    return MicroBatch(inputs, targets, at, Documents(bounds, int(found.lengths.max()))), np.array(hashes, np.int64)
+    return RankBatch(
+        [MicroBatch(inputs, targets, at, Documents(bounds, int(found.lengths.max())))],
+        valid_tokens=int(np.count_nonzero(found.targets != IGNORED)),
+        hash=int(np.array(hashes, np.int64).sum()),
+        pairs=int(np.square(found.lengths).sum()),
+    )
 
 
 def positions(found: Sequences) -> npt.NDArray[np.int64]:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from settings import ConfigError
-from trainer.data.values import Chat, Completion
+from trainer.data.values import Chat, Completion, Form
 
 
 class Encoded(NamedTuple):
@@ -31,16 +31,15 @@ def _ids(encoding: Encoding) -> array[int]:
     return array("I", encoding.ids)
 
 
-Kind = Literal["text", "chat", "completion"]
 Encode = Callable[[list[Any]], list[Encoded | str]]
 """Each value as a document, or the reason why it cannot be one."""
 
 
-def encoder(folder: Path, kind: Kind) -> tuple[Encode, str]:
-    """How rows of this kind become tokens, and the smallest dtype that holds them. Raises ConfigError."""
+def encoder(folder: Path, form: Form) -> tuple[Encode, str]:
+    """How values of this form become tokens, and the smallest dtype that holds them. Raises ConfigError."""
     tokenizer = load_tokenizer(folder)
     dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
-    return {"text": _text, "completion": _completion, "chat": _chat}[kind](tokenizer, folder), dtype
+    return {"text": _text, "completion": _completion, "chat": _chat}[form](tokenizer, folder), dtype
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -59,7 +58,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _text(tokenizer: Tokenizer, folder: Path) -> Encode:
-    end = _end_of_text(tokenizer, folder)
+    end = end_of_text(tokenizer, folder)
 
     def encode(texts: list[str]) -> list[Encoded | str]:
         return [document(_ids(encoding)) for encoding in tokenizer.encode_batch_fast(texts)]
@@ -73,7 +72,7 @@ def _text(tokenizer: Tokenizer, folder: Path) -> Encode:
 
 
 def _completion(tokenizer: Tokenizer, folder: Path) -> Encode:
-    end = _end_of_text(tokenizer, folder)
+    end = end_of_text(tokenizer, folder)
 
     def encode(pairs: list[Completion]) -> list[Encoded | str]:
         # Each prompt with its completion as one text: what the model reads has no seam between tokens.
@@ -90,7 +89,8 @@ def _completion(tokenizer: Tokenizer, folder: Path) -> Encode:
     return encode
 
 
-def _end_of_text(tokenizer: Tokenizer, folder: Path) -> int:
+def end_of_text(tokenizer: Tokenizer, folder: Path) -> int:
+    """The token that ends each document of a text. Raises ConfigError."""
     file = folder / "tokenizer_config.json"
     try:
         token = msgspec.json.decode(file.read_bytes(), type=dict[str, Any]).get("eos_token") if file.is_file() else None
@@ -103,12 +103,12 @@ def _end_of_text(tokenizer: Tokenizer, folder: Path) -> int:
     return end
 
 
-def end_tokens(folder: Path, kind: Kind) -> list[int]:
+def end_tokens(folder: Path, form: Form) -> list[int]:
     """What the model writes when it has nothing more to say: the end of a text; in a chat what the template puts behind
     the assistant's words, where that is a special token. Raises ConfigError."""
     tokenizer = load_tokenizer(folder)
-    if kind != "chat":
-        return [_end_of_text(tokenizer, folder)]
+    if form != "chat":
+        return [end_of_text(tokenizer, folder)]
     from transformers import AutoTokenizer
 
     template = AutoTokenizer.from_pretrained(folder, local_files_only=True)

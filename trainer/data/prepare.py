@@ -177,7 +177,7 @@ def _write(
     watch: Callable[[int, int], Any],
 ) -> str:
     """Every row that is not done yet. Returns the dtype of the tokens."""
-    encode, dtype = encoder(Path(tokenizer_folder), source.kind)
+    encode, dtype = encoder(Path(tokenizer_folder), source.form)
     sizes = (np.dtype(dtype).itemsize * done.tokens, done.tokens, 8 * done.documents)
     rows = Rows(source)
     with ExitStack() as stack:

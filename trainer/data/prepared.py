@@ -32,6 +32,8 @@ from settings import ConfigError
 
 IGNORED = -100
 """Label of a token that is no target: torch's cross_entropy skips it."""
+_SMALL = 16 << 20
+"""Bytes of an array that is held in memory."""
 
 
 class Sequences(NamedTuple):
@@ -109,10 +111,8 @@ class Prepared:
         return prepared
 
     def _check_sizes(self) -> None:
-        known = self.manifest
-        counts = {"starts": known.documents, "pieces": 3 * known.pieces, "packs": known.sequences + 1}
         for name, kind in self._types.items():
-            size = kind.itemsize * counts.get(name, known.tokens)
+            size = kind.itemsize * self._counts[name]
             found = (self.folder / f"{name}.bin").stat().st_size
             if found != size:
                 raise ValueError(f"{name}.bin has {found:,} bytes, not {size:,}")
@@ -120,6 +120,11 @@ class Prepared:
     def read(self, name: str, first: int, count: int) -> npt.NDArray[Any]:
         """Elements of one array. By pread: other threads run while a file system takes its time. The page fault of a
         memory map may hold up all of them, and with them this rank's vote."""
+        if (held := self._held.get(name)) is not None:
+            return held[first : first + count]
+        return self._read(name, first, count)
+
+    def _read(self, name: str, first: int, count: int) -> npt.NDArray[Any]:
         into, width = np.empty(count, self._types[name]), self._types[name].itemsize
         if os.preadv(self._files[name], [into.data], first * width) != count * width:
             raise self._ends_before(name, first + count)
@@ -130,6 +135,13 @@ class Prepared:
     ) -> None:
         """Tokens and what of them counts. pieces: where in `inputs` and `counts`, from which token on, how many. After
         the inputs of each comes a token that is a target alone: into `last`."""
+        if "tokens" in self._held:
+            held, counted = self._held["tokens"].data, self._held["loss"].data
+            for index, (begin, first, pairs) in enumerate(pieces):
+                inputs[begin : begin + pairs] = held[first : first + pairs]
+                last[index] = held[first + pairs]
+                counts[begin : begin + pairs] = counted[first + 1 : first + 1 + pairs]
+            return
         tokens, loss, width = self._files["tokens"], self._files["loss"], inputs.itemsize
         for index, (begin, first, pairs) in enumerate(pieces):
             end = begin + pairs
@@ -141,6 +153,13 @@ class Prepared:
 
     def _ends_before(self, name: str, element: int) -> OSError:
         return OSError(f"{self.folder / name}.bin ends before element {element:,}")
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        """Elements of each array."""
+        known = self.manifest
+        indices = {"starts": known.documents, "pieces": 3 * known.pieces, "packs": known.sequences + 1}
+        return {"tokens": known.tokens, "loss": known.tokens, **indices}
 
     @cached_property
     def _types(self) -> dict[str, np.dtype[Any]]:
@@ -161,6 +180,16 @@ class Prepared:
         document, first, pairs = self.pieces[self.packs[number] : self.packs[number + 1]].T
         lengths = _filled(pairs, np.zeros(1, np.int64), self.seq_len)
         return np.repeat(document.astype(np.int32), lengths), int(first[0] - self.starts[document[0]])
+
+    @cached_property
+    def _held(self) -> dict[str, npt.NDArray[Any]]:
+        """Small arrays, whole: each call of pread gives Python's lock away, and the thread that computes waits to have
+        it back, which tiny steps feel (0.6 ms of 5)."""
+        counts = {name: count for name, count in self._counts.items() if count * self._types[name].itemsize <= _SMALL}
+        found = {name: self._read(name, 0, count) for name, count in counts.items()}
+        for array in found.values():
+            array.setflags(write=False)  # what `read` gives are views of it
+        return found
 
     @cached_property
     def _files(self) -> dict[str, int]:

@@ -1,8 +1,10 @@
-"""What a usable row holds, beside a plain text."""
+"""What a usable row becomes: a text, or one of these."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+Form = Literal["text", "chat", "completion"]
 
 
 class Completion(NamedTuple):

@@ -24,5 +24,5 @@ def make_engine(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module
         case Deepspeed():
             from trainer.engines.deepspeed import DeepspeedEngine
 
-            hidden_size = model.get_input_embeddings().embedding_dim  # type: ignore[operator]
+            hidden_size = model.config.get_text_config().hidden_size  # type: ignore[operator, union-attr]
             return DeepspeedEngine(config, zero.complete(config, layout, hidden_size), model, runtime)

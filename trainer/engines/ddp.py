@@ -15,8 +15,8 @@ from trainer.data.batches import MicroBatch
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
-from trainer.loss import LossModel
-from trainer.model import materialize
+from trainer.model.loss import LossModel
+from trainer.model.model import materialize
 from trainer.runtime import Runtime
 from trainer.schema import TrainConfig
 

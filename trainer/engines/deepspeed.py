@@ -19,8 +19,8 @@ from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import KINDS, Shard
 from trainer.engines.stopwatch import Stopwatch
 from trainer.engines.swapped import Swapped, load_async_io
-from trainer.loss import LossModel
-from trainer.model import materialize
+from trainer.model.loss import LossModel
+from trainer.model.model import materialize
 from trainer.runtime import Runtime
 from trainer.schema import TrainConfig
 from trainer.scratch import Scratch, on_disk
@@ -38,6 +38,8 @@ class DeepspeedEngine:
             settings = {**settings, "zero_optimization": self._scratch.settings()}
         import deepspeed
 
+        # An all-reduce for inference: on a CPU the first start would compile it, for more than a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # DeepSpeed 0.19.8 calls torch 2.13's collectives by names that are on their way out, at every step.
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)

@@ -1,7 +1,7 @@
 """What a forward pass keeps for the backward pass, a token and a layer at a time. Torch-free.
 
-Counted at each tensor that autograd saves in transformers' own modules and in trainer/attention.py (tests hold the
-formulas against it): norms are computed in fp32, so a bf16 pass keeps fp32 copies; under autocast (ddp with fp32
+Counted at each tensor that autograd saves in transformers' own modules and in trainer/model/attention.py (tests hold
+the formulas against it): norms are computed in fp32, so a bf16 pass keeps fp32 copies; under autocast (ddp with fp32
 weights) the residual is fp32, and every linear layer makes a bf16 copy of its input.
 """
 
@@ -85,7 +85,7 @@ def _mlp(model: Architecture, layer: Layer, passes: Passes) -> float:
 
 
 def selected_bytes(model: Architecture, layer: Layer, passes: Passes) -> float:
-    """Of one token in one layer, where matrix products and attention alone are kept (trainer/recompute.py)."""
+    """Of one token in one layer, where matrix products and attention alone are kept (trainer/model/recompute.py)."""
     heads, compute = model.heads, passes.compute
     attention = heads * model.head_dim + model.kv_heads * (model.head_dim + model.value_dim) + heads * model.value_dim
     mlp = (2 if model.family.gated else 1) * layer.inner + (model.hidden if layer.inner else 0)

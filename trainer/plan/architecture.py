@@ -106,7 +106,7 @@ class Architecture:
 
     def flops(self, context: float) -> float:
         """Forward and backward of one token that attends to `context` tokens: the causal mask is not discounted, what
-        is computed again does not count (trainer/throughput.py)."""
+        is computed again does not count (trainer/records/throughput.py)."""
         return 6 * self.matmul + 6 * self.depth * self.heads * (self.head_dim + self.value_dim) * context
 
     def with_vocabulary(self, rows: int) -> Architecture:

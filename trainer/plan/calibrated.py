@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec.structs import asdict
 from msgspec.structs import replace as altered
 
 from durable import write_atomic
@@ -22,6 +23,10 @@ class Line(Struct, frozen=True):
     """With nothing computed again."""
     source: str
     ranks: Count | None = None
+    step: Positive | None = None
+    """Seconds of one."""
+    sent: Positive | None = None
+    """Bytes that each of several ranks sent in it."""
 
 
 class Entry(Struct, frozen=True):
@@ -44,10 +49,7 @@ def device(name: str, runs: Path) -> Device:
     """With what is measured. Raises ConfigError."""
     known, found = plain(name), _read(runs)
     entry = found.devices.get(known.name, Entry([]))
-    lines = (
-        Reached(known.name, line.billions, line.mfu, False, line.source, own=True, ranks=line.ranks)
-        for line in entry.reached
-    )
+    lines = (Reached(known.name, recomputed=False, own=True, **asdict(line)) for line in entry.reached)
     known = replace(known, bytes=known.bytes or entry.bytes or 0.0, measured=tuple(lines))
     if not known.bytes:
         raise ConfigError(f"--gpus-of {name}: {runs / NAME} does not know it: launch.py plan --calibrate RUN")

@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from settings import ConfigError
-from trainer.interval import duration
+from trainer.checkpoint.interval import duration
 from trainer.plan import layouts
 from trainer.plan.layouts import Planned
-from trainer.plan.report import Report, instead, made, too_large
+from trainer.plan.report import Counted, Report, instead, made, too_large
 
 GIB = 2**30
 _BAR = 30
@@ -25,9 +25,22 @@ SHOWN = 6
 """Layouts in a table."""
 
 
-def run(read: Callable[[], tuple[dict[str, Any], dict[str, Any], str]], job: Mapping[str, Any], args: Namespace) -> int:
-    """The verb: 0, or 78 where it does not fit. `read` gives a recipe's tree or a config.json's, the words of the job,
-    and what to call the tree in errors; `job`: flags. Raises ConfigError."""
+class Asked(NamedTuple):
+    """What is planned, and where."""
+
+    tree: dict[str, Any]
+    """A recipe's, or a config.json's."""
+    spoken: dict[str, Any]
+    """The words of the job."""
+    source: str
+    """What to call the tree in errors."""
+    gpu: str | None
+    """The site's, as --gpus-of calls it."""
+    counted: Counted | None
+
+
+def run(read: Callable[[], Asked], job: Mapping[str, Any], args: Namespace) -> int:
+    """The verb: 0, or 78 where it does not fit. `job`: flags. Raises ConfigError."""
     if args.calibrate:
         from trainer.plan import measured
 
@@ -38,9 +51,9 @@ def run(read: Callable[[], tuple[dict[str, Any], dict[str, Any], str]], job: Map
 
         print(founding.page())
         return 0
-    tree, spoken, source = read()
+    tree, spoken, source, gpu, counted = read()
     job = {**tree.pop("job", {}), **job, **spoken}
-    report = made(tree, job, source, args.gpus_of, args.examples, Path(args.runs_dir))
+    report = made(tree, job, source, args.gpus_of or gpu, args.examples, Path(args.runs_dir), counted)
     print(json.dumps(as_json(report), indent=2)) if args.json else print_report(report, source)
     return 0 if report.now.fits else ConfigError.exit_code
 
@@ -100,7 +113,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "step", f"{_seconds(time.step)}, MFU {time.mfu:.1%}{slower} ({time.source})"
     if report.length:
         of = f"{time.tokens / 1e6:,.4g} M tokens in {time.steps:,} steps ({report.length.said})"
-        yield "run", f"{of}: {_hours(now)}, {time.node_hours:,.1f} node-hours"
+        units = f", as the site counts: {report.units}" if report.units else ""
+        yield "run", f"{of}: {_hours(now)}, {time.node_hours:,.1f} node-hours{units}"
         jobs = ", ".join(f"{time.attempts(hours * 3600)} of {hours} h" for hours in (4, 24))
         yield "jobs", f"{jobs}, without waiting in the queue"
     else:
@@ -190,6 +204,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "layouts": [_plain(one) for one in _distinct(report.better)],
         "smallest": report.smallest and _plain(report.smallest),
         "others": [_plain(one) for one in report.others],
+        "units": report.units,
         "host_short_bytes": report.short,
         "assumed": report.assumed,
     }

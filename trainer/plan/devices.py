@@ -107,7 +107,7 @@ def peak_flops(name: str) -> float | None:
 
 @dataclass(frozen=True)
 class Reached:
-    """MFU that was published: by the formula of trainer/throughput.py, or turned into it."""
+    """MFU that was published: by the formula of trainer/records/throughput.py, or turned into it."""
 
     device: str
     billions: float
@@ -120,6 +120,10 @@ class Reached:
     """The user's runs have reached it."""
     ranks: int | None = None
     """None: not known."""
+    step: float | None = None
+    """Seconds of one."""
+    sent: float | None = None
+    """Bytes that each of several ranks sent in it."""
 
     def __str__(self) -> str:
         recomputed = ", all recomputed" if self.recomputed else ""

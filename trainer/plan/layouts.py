@@ -134,7 +134,8 @@ def _sizes(gpus: int) -> Iterator[tuple[int, int]]:
 def _variants(model: Architecture, settings: TrainConfig, nodes: int, gpus: int) -> Iterator[TrainConfig]:
     for engine in _engines(settings, nodes, gpus):
         for mode, offload in MODES:
-            if mode == "selective" and (settings.train.compile or isinstance(engine, Deepspeed)):
+            train = settings.train
+            if mode == "selective" and (train.compile or train.kernels or isinstance(engine, Deepspeed)):
                 continue
             for micro in _MICRO:
                 modes: dict[str, Any] = {"gradient_checkpointing": mode, "activation_offload": offload}

@@ -11,17 +11,21 @@ import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
+from msgspec.structs import replace as altered
+
 from settings import ConfigError, read_json
-from trainer import config, events
+from trainer import config
 from trainer.plan import batch_layout, calibrated, layouts
 from trainer.plan.calibrated import Line
 from trainer.plan.devices import CPU, kind_of
 from trainer.plan.model import model_of
 from trainer.plan.own import FEW
-from trainer.plan.time import offloading, seconds_at
+from trainer.plan.time import offloading, seconds_at, sent
+from trainer.records import events, history
+from trainer.records.history import History
 
 
 @dataclass(frozen=True)
@@ -46,26 +50,30 @@ class Measured:
 
 def of_run(run_dir: Path) -> Measured:
     """Raises ConfigError where the events do not tell it."""
-    told = events.read(run_dir) if (run_dir / events.NAME).is_file() else []
-    begun = [event for event in told if event["event"] == "resume" and "device" in event]
+    told = history.read(run_dir) if (run_dir / events.NAME).is_file() else history.History()
+    return of_history(told, run_dir)
+
+
+def of_history(told: History, run_dir: Path) -> Measured:
+    """Raises ConfigError where it does not tell it."""
+    begun = [event for event in told.told("resume") if "device" in event]
     if not begun:
         raise ConfigError(f"{run_dir / events.NAME}: no attempt has told its device there: nothing to compare with")
     newest = _ranks(begun[-1])
-    epochs = {event["epoch"] for event in begun if _ranks(event) == newest}
-    # A step that was done again counts once.
-    steps = {event["step"]: event for event in told if event["event"] == "step" and event["epoch"] in epochs}
-    if len(steps) < FEW:
-        raise ConfigError(f"{run_dir / events.NAME}: {len(steps)} steps on these ranks: fewer than {FEW} say nothing")
+    epochs = [event["epoch"] for event in begun if _ranks(event) == newest]
+    steps = told.kept() & np.isin(told.whole("epoch"), epochs)  # a step that was done again counts once
+    if (count := int(steps.sum())) < FEW:
+        raise ConfigError(f"{run_dir / events.NAME}: {count} steps on these ranks: fewer than {FEW} say nothing")
     world, local, name = newest
     kind = kind_of(name)
     if kind is None:
         raise ConfigError(f"{run_dir / events.NAME}: the plan does not know the device {name}: nothing to compare with")
-    spent = [event["seconds"] + event["data_wait_seconds"] for event in steps.values()]
-    reached = [event["mfu"] for event in steps.values() if "mfu" in event]
+    spent = (told.numbers("seconds") + told.numbers("data_wait_seconds"))[steps]
+    mfu = told.numbers("mfu")[steps]
     return Measured(
-        *(kind, world // local, local, len(steps), median(spent), sum(spent)),
-        max(event["memory_bytes"] for event in steps.values()),
-        median(reached) if reached else None,
+        *(kind, world // local, local, count, float(np.median(spent)), float(spent.sum())),
+        float(told.numbers("memory_bytes")[steps].max()),
+        None if np.isnan(mfu).all() else float(np.nanmedian(mfu)),
     )
 
 
@@ -87,10 +95,10 @@ class Row:
         return self.planned / self.measured - 1 if self.measured else None
 
 
-def compared(run_dir: Path) -> tuple[list[Row], str]:
+def compared(run_dir: Path, told: History | None = None) -> tuple[list[Row], str]:
     """The plan of a run's recipe on the ranks that it had, beside what they took; and where the plan's MFU is from.
-    Raises ConfigError."""
-    found = of_run(run_dir)
+    `told`: its events, where they were read already. Raises ConfigError."""
+    found = of_history(told, run_dir) if told is not None else of_run(run_dir)
     settings = config.read(run_dir / "config.yaml")
     device = calibrated.device(found.device, run_dir.parent)
     plan = layouts.planned(model_of(settings), settings, found.nodes, found.gpus, device, found.steps)
@@ -142,7 +150,9 @@ def _of_run(run_dir: Path) -> tuple[str, list[Line]]:
     device = calibrated.plain(found.device)
     mfu = seconds_at(1.0, model, settings, layout, device) / computing
     source = f"{found.steps:,} steps of the run {run_dir.resolve().name}"
-    line = Line(model.active / 1e9, float(f"{mfu:.4g}"), source, layout.data_parallel_size)
+    line = Line(model.active / 1e9, float(f"{mfu:.4g}"), source, ranks := layout.data_parallel_size)
+    if ranks > 1:
+        line = altered(line, step=float(f"{computing:.4g}"), sent=round(sent(model, settings, layout, found.gpus)))
     return found.device, [line]
 
 

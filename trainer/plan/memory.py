@@ -15,7 +15,7 @@ from trainer.plan.state import Held, Parameters, Ranks, Sizes, held
 from trainer.schema import Ddp, TrainConfig
 
 PIECE = {False: 1 << 24, True: 1 << 27}
-"""Logits that stand at a time, on the CPU and on a GPU (trainer/loss.py)."""
+"""Logits that stand at a time, on the CPU and on a GPU (trainer/model/loss.py)."""
 CONTEXT = 0.6e9
 """Bytes of a CUDA context with torch's kernels: assumed, not measured here."""
 NCCL = 0.6e9

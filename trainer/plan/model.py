@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from settings import ConfigError, read_json
-from trainer.new_tokens import MULTIPLE
+from trainer.model.new_tokens import MULTIPLE
 from trainer.plan import architecture
 from trainer.plan.architecture import Architecture
 from trainer.schema import TrainConfig

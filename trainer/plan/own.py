@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import median
 
 from settings import ConfigError, read_yaml, to_plain
-from trainer import config, events
+from trainer import config
 from trainer.plan.devices import Reached
 from trainer.plan.time import again
+from trainer.records import events
 from trainer.schema import TrainConfig
 
 _RUNS = 20  # the newest ones
@@ -18,8 +19,8 @@ FEW = 5  # steps, of which a median says little
 
 
 def reached(runs: Path, settings: TrainConfig, billions: float) -> Reached | None:
-    """By the newest run of the same model and engine that has told its MFU (trainer/throughput.py does on a GPU that it
-    knows), as it would be with nothing computed again."""
+    """By the newest run of the same model and engine that has told its MFU (trainer/records/throughput.py does on a GPU
+    that it knows), as it would be with nothing computed again."""
     files = sorted(runs.glob(f"*/{events.NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for file in files[:_RUNS]:
         try:

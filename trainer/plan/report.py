@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, merge, parse_yaml
 from trainer import config, zero
-from trainer.interval import duration
+from trainer.checkpoint.interval import duration
 from trainer.plan import layouts, own
 from trainer.plan.architecture import Architecture
 from trainer.plan.calibrated import device
 from trainer.plan.devices import Device
 from trainer.plan.layouts import Planned
 from trainer.plan.length import Length, length
+from trainer.plan.memory import checkpoint_bytes
 from trainer.plan.model import model_of
 from trainer.plan.time import Saving, Time, saving
 from trainer.schema import TrainConfig
 
 DEVICE = "h100-80"
 """What is planned for where nothing says which GPUs there are."""
+
+
+Counted = Callable[[float, float], str | None]
+"""What the site counts GPU-hours and node-hours as, in its own unit."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Report:
     """What nobody has said."""
     mem: str = ""
     """The job's memory of a node, as sbatch takes it."""
+    counted: Counted | None = None
 
     @property
     def short(self) -> float:
@@ -48,6 +54,11 @@ class Report:
         size = re.fullmatch(r"(\d+)([KMGT]?)B?", self.mem, re.IGNORECASE)
         asked = int(size[1]) << {"K": 10, "M": 20, "G": 30, "T": 40}[size[2].upper() or "M"] if size else 0
         return max(0.0, self.now.memory.node - asked) if asked else 0.0
+
+    @property
+    def units(self) -> str | None:
+        """Of the site, that the run costs; None: it has none, or nobody knows how long the run is."""
+        return self.counted(self.now.time.gpu_hours, self.now.time.node_hours) if self.counted and self.length else None
 
     @property
     def saving(self) -> Saving:
@@ -60,7 +71,13 @@ class Report:
 
 
 def made(
-    tree: dict[str, Any], job: Mapping[str, Any], source: str, gpus_of: str | None, examples: str | None, runs: Path
+    tree: dict[str, Any],
+    job: Mapping[str, Any],
+    source: str,
+    gpus_of: str | None,
+    examples: str | None,
+    runs: Path,
+    counted: Counted | None = None,
 ) -> Report:
     """Raises ConfigError."""
     nodes, gpus = int(job.get("nodes") or 1), int(job.get("gpus_per_node") or 8)
@@ -80,7 +97,8 @@ def made(
     better = layouts.alternatives(model, settings, nodes, gpus, kinds[0], steps)
     least = layouts.smallest(model, settings, gpus, kinds[0], steps)
     others = [_best(model, settings, nodes, gpus, kind, steps) for kind in kinds] if len(kinds) > 1 else []
-    return Report(model, now, known, better, least, [one for one in others if one], assumed, str(job.get("mem") or ""))
+    others_fit = [one for one in others if one]
+    return Report(model, now, known, better, least, others_fit, assumed, str(job.get("mem") or ""), counted)
 
 
 def _best(
@@ -125,6 +143,15 @@ def check(text: str, nodes: int, gpus: int, gpus_of: str, run: Path, force: bool
         return asked(now.time) if known else None
     one = _best(model, settings, nodes, gpus, kind, 1)
     raise ConfigError(f"{too_large(now)}: {instead(one)} (--force submits it all the same)")
+
+
+def checkpoint_size(text: str) -> float | None:
+    """Bytes of one checkpoint of a resolved config; None: its model is not known."""
+    settings = config.resolve(parse_yaml(text, "config.yaml"), "config.yaml")
+    try:
+        return checkpoint_bytes(model_of(settings), settings)
+    except ConfigError:
+        return None
 
 
 def asked(time: Time) -> tuple[float, str]:

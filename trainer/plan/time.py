@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from trainer.interval import Interval
+from trainer.checkpoint.interval import Interval
 from trainer.layout import BatchLayout
-from trainer.lead import COPY_RATE, FIRST_SAVE_RATE
 from trainer.plan.architecture import Architecture
-from trainer.plan.devices import HOST_BANDWIDTH, LINK_BANDWIDTH, Device, reached
+from trainer.plan.devices import HOST_BANDWIDTH, LINK_BANDWIDTH, Device, Reached, reached
 from trainer.plan.state import Parameters, Sizes
-from trainer.schema import Deepspeed, EveryK, Fsdp, TrainConfig
+from trainer.schema import Ddp, Deepspeed, EveryK, Fsdp, TrainConfig
+from trainer.stop.lead import COPY_RATE, FIRST_SAVE_RATE
 
 RECOMPUTED = 0.27
 """Share of a step's time that full gradient checkpointing adds: a forward pass is a third of the FLOPs, and -21.4 % of
@@ -21,6 +21,8 @@ SELECTED = 0.07
 MARGIN = {True: 0.2, False: 0.5}
 """Whether an MFU is the user's own, and how much longer a run may take: a run of the same kind differs by saves and
 held-out losses, a published MFU by a slow network."""
+SENT = 4
+"""Bytes of a gradient on its way: summed in fp32 (DeepSpeed: in what it computes in)."""
 STARTED = 120.0
 """Seconds from an attempt's start to its first step: assumed, for a large model's load."""
 
@@ -83,13 +85,16 @@ def time(
 ) -> Time:
     """`steps`: of the whole run."""
     gpus, tokens = layout.data_parallel_size, layout.global_batch_size * settings.data.seq_len
-    line = reached(device, model.active, gpus)
+    line, rate = pace(device, model.active, gpus)
     plain = line.mfu * (1 + RECOMPUTED if line.recomputed else 1)
     computing = seconds_at(1.0, model, settings, layout, device) / plain
+    sending = sent(model, settings, layout, gpus // nodes) / rate if rate else 0.0
     waiting = offloading(model, settings, layout, gpus // nodes)
-    step = computing + waiting
+    step = computing + sending + waiting
     mfu = plain / again(settings) * computing / step
-    return Time(float(tokens) * steps, steps, step, mfu, str(line), step / computing, gpus, nodes, line.own)
+    source = f"{line}{f'; {rate / 1e9:.2g} GB/s between ranks, by a run of several' if rate else ''}"
+    offload = step / (computing + sending)
+    return Time(float(tokens) * steps, steps, step, mfu, source, offload, gpus, nodes, line.own)
 
 
 def seconds_at(mfu: float, model: Architecture, settings: TrainConfig, layout: BatchLayout, device: Device) -> float:
@@ -125,6 +130,44 @@ def offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, 
         bytes_each = 2 * layout.gradient_accumulation_steps * sizes.weights * model.parameters
         seconds += bytes_each / layout.data_parallel_size / LINK_BANDWIDTH
     return seconds
+
+
+def sent(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:
+    """Bytes that each rank sends in a step, by rings: of n ranks (n - 1) / n of what is gathered, of what is reduced to
+    shares too, and twice that of what all get. `local`: ranks of a node."""
+    world, again = layout.data_parallel_size, layout.gradient_accumulation_steps
+    sizes, parameters = Sizes.of(settings), Parameters.of(model, settings)
+    trained, every = parameters.trained, parameters.trained + parameters.frozen
+
+    def ring(size: float, ranks: int) -> float:
+        return size * (ranks - 1) / ranks
+
+    match settings.engine:
+        case Ddp():
+            return 2 * ring(SENT * trained, world)
+        case Fsdp() as engine:
+            shards = local if engine.hybrid else world
+            gathers, reduces = again * (2 if engine.reshard else 1), again if engine.reduce_each else 1
+            between = 2 * ring(SENT * trained / shards, world // shards)
+            return gathers * ring(sizes.compute * every, shards) + reduces * ring(SENT * trained, shards) + between
+        case Deepspeed() as engine:
+            stage = (engine.json.get("zero_optimization") or {}).get("stage", 0)
+            gathers = {0: 0, 1: 1, 2: 1, 3: 2 * again}[stage]
+            reduces = {0: 2, 1: 1, 2: again, 3: again}[stage]
+            return ring(sizes.compute * (gathers * every + reduces * trained), world)
+
+
+def pace(device: Device, parameters: float, ranks: int) -> tuple[Reached, float]:
+    """What a rank's computing reaches, and the bytes a second of what is sent; 0: the first holds all of it.
+
+    Of several ranks the two are told apart where the user has measured a rank alone as well: what a step of several
+    took longer is what they sent each other. What computing hides of that counts as not sent."""
+    shared = reached(device, parameters, ranks)
+    alone = reached(device, shared.billions * 1e9, 1)
+    if shared.sent is None or shared.step is None or alone.ranks != 1:
+        return shared, 0.0
+    waited = shared.step * (1 - shared.mfu / alone.mfu)
+    return (reached(device, parameters, 1), shared.sent / waited) if waited > 0 else (shared, 0.0)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ from transformers import AutoTokenizer
 
 from settings import ConfigError
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
+from trainer.data import kinds
 from trainer.data.encode import Encoded, encoder
 from trainer.data.prepare import Prepared, prepare
-from trainer.data.values import Chat, Completion
-from trainer.sources import Data, Source
+from trainer.data.values import Chat, Completion, Form
+from trainer.sources import KINDS, Data, Kind, Source
 
 END = "<|endoftext|>"
 
@@ -103,7 +106,7 @@ def test_chats_of_other_names(tmp_path: Path, tokenizer: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "column", "line"),
     [
-        ("completion", "text", "completion needs two: data.column={prompt: X, completion: Y}"),
+        ("completion", "text", "completion needs 2: data.column={prompt: ..., completion: ...}"),
         ("chat", {"rolle": "from"}, "data.column: chat has no rolle: what can be mapped: messages, tools, role, "),
         ("text", {"prompt": "a"}, "data.column: text has no prompt: what can be mapped: text"),
     ],
@@ -112,6 +115,23 @@ def test_a_mapping_of_what_the_kind_does_not_have(kind: Any, column: Any, line: 
     with pytest.raises(ConfigError) as error:
         _ = Source(["a.jsonl"], kind, column).columns
     assert line in str(error.value)
+
+
+def test_a_further_kind_is_a_module_and_a_line(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("trainer.data.kinds.quiz")
+    module.value = lambda row, names: Completion(f"{row[names['question']]}\n", row[names["answer"]])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(KINDS, "quiz", Kind("completion", ("question", "answer")))
+    rows = [{"q": "What is it?", "answer": "A garden."}]
+    same = [{"prompt": "What is it?\n", "completion": "A garden."}]
+    quiz = run(tmp_path, tokenizer, rows, format="quiz", column={"question": "q"})
+    assert quiz.tokens.tolist() == run(tmp_path, tokenizer, same, format="completion").tokens.tolist()
+    assert quiz.manifest.rejects == {}
+
+
+def test_every_kind_has_its_module() -> None:
+    assert all(callable(kinds.reader(kind)) for kind in KINDS)
+    assert all(name in KINDS for name in get_args(Form))  # a held-out file is read as what is asked for
 
 
 # --- chats ----------------------------------------------------------------------------------------------

@@ -1,0 +1,189 @@
+"""`make case`: the regulator's case from data to its page, on two CPU cores.
+
+    python -m recipes.regulator.case [--full]
+
+The base, full fine-tuning and LoRA are trained on the pocket cluster, one after the other, at the learning rates of the
+recipes; an urgent job takes the nodes from each method once. Both are evaluated on the test set, compared, and written
+to results.json and docs/case-regulator.md. --full first looks for each method's own rate on the development set, and
+trains three seeds of each. Said again it goes on: what is done is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from durable import read_lines, write_atomic
+from envs.demo import preempt as take_nodes
+from envs.pocket import Pocket, PocketError, up
+from recipes.regulator import leaks, page
+from settings import read_yaml
+from slurm.rundir import RunDir
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parent
+DATA = HERE / "demo"
+BASE = "regulator-base"
+METHODS = ("full", "lora")
+RATES = {"full": ("3e-4", "1e-3", "3e-3"), "lora": ("1e-3", "3e-3", "1e-2")}
+SEEDS = (1, 2, 3)
+STEPS_BEFORE_PREEMPTION = 20
+NO_SIGN = 1800.0  # seconds
+
+
+def main(argv: list[str]) -> int:
+    out = argparse.ArgumentParser(prog="python -m recipes.regulator.case", description=__doc__.split("\n")[0])
+    out.add_argument("--full", action="store_true", help="rates from the development set, three seeds of each method")
+    args = out.parse_args(argv)
+    started = time.monotonic()
+    place = Place(pocket())
+    if not (DATA / "general" / "general.json").exists():
+        place.python("recipes.regulator.data", str(DATA), "--short", "--train", "1500")
+    place.train(BASE, "base.yaml")
+    rates = {method: chosen(place, method) if args.full else {} for method in METHODS}
+    seeds = SEEDS if args.full else SEEDS[:1]
+    runs = {method: [trained(place, method, rates[method], seed) for seed in seeds] for method in METHODS}
+    for name in (*runs["full"], *runs["lora"]):
+        place.launch("evaluate", name, "--data", str(DATA / "test.jsonl"))
+    write_atomic(page.RECORD, json.dumps(record(place, runs, rates), indent=1) + "\n")
+    page.main()
+    minutes = (time.monotonic() - started) / 60
+    print(f"{page.RECORD.relative_to(ROOT)} and {page.PAGE.relative_to(ROOT)} are written, after {minutes:.0f} minutes")
+    return 0
+
+
+def pocket() -> Pocket | None:
+    """None: no Slurm can run here; then nothing interrupts the runs, and it is said."""
+    try:
+        return up(nodes=4, gpus=4)
+    except PocketError as error:
+        print(f"no pocket cluster: {error}: the runs are trained in local mode, without an interruption", flush=True)
+        return None
+
+
+class Place:
+    """Where the runs are trained."""
+
+    def __init__(self, pocket: Pocket | None) -> None:
+        self.pocket = pocket
+        self.environment = {**os.environ, **(pocket.env() if pocket else {})}
+
+    def python(self, module: str, *words: str) -> str:
+        """What it prints. Its messages are shown."""
+        print("$ python -m", module, *words, flush=True)
+        return self._run([sys.executable, "-m", module, *words])
+
+    def launch(self, *words: str) -> str:
+        print("$ python launch.py", *words, flush=True)
+        return self._run([sys.executable, "launch.py", *words])
+
+    def _run(self, argv: Sequence[str]) -> str:
+        done = subprocess.run(argv, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(f"outlast: {' '.join(argv[1:])}: exit code {done.returncode}\n{done.stdout}")
+        return done.stdout
+
+    def train(self, name: str, recipe: str, *overrides: str, preempt: bool = False) -> None:
+        """To its end; what is done is left, what was cut goes on."""
+        run = RunDir(ROOT / "runs" / name)
+        if run.done:
+            return
+        queued = set(self.pocket.jobs()) if self.pocket else set()
+        if not run.path.exists():
+            layout = ["--partition", "preempt"] if self.pocket else ["--cluster", "local"]
+            self.launch("--name", name, *layout, str(HERE / recipe), *overrides)
+        elif not queued & {record["job"] for record in run.jobs()}:
+            self.launch("resume", name)
+        self._watch(run, preempt)
+
+    def _watch(self, run: RunDir, preempt: bool) -> None:
+        size, last = -1, time.monotonic()
+        while not run.over:
+            if preempt and self.pocket and steps(run) >= STEPS_BEFORE_PREEMPTION:
+                take_nodes(self.pocket)
+                preempt = False
+            now = run.events.stat().st_size if run.events.exists() else 0
+            if now != size:
+                size, last = now, time.monotonic()
+            if time.monotonic() - last > NO_SIGN:
+                raise SystemExit(
+                    f"outlast: no sign of {run.name} for {NO_SIGN / 60:.0f} min: launch.py logs {run.name}"
+                )
+            time.sleep(1)
+        if not run.done:
+            raise SystemExit(f"outlast: {run.name} did not finish: launch.py status {run.name}")
+        while not (causes := [attempt["cause"] for attempt in run.attempts()]) or causes[-1] != "done":
+            time.sleep(0.2)  # its supervisor writes that after DONE
+        print(f"  {run.name}: {steps(run)} steps in {len(causes)} attempts: {', '.join(causes)}", flush=True)
+
+
+def steps(run: RunDir) -> int:
+    return max((line["step"] for line in read_lines(run.events) if line.get("event") == "step"), default=0)
+
+
+def chosen(place: Place, method: str) -> dict[str, float]:
+    """F1 on the development set by learning rate, each as its recipe writes it."""
+    found = {}
+    for rate in RATES[method]:
+        name = f"regulator-{method}-lr_{rate}"
+        place.train(name, f"{method}.yaml", f"optim.lr={rate}")
+        place.launch("evaluate", name, "--data", str(DATA / "dev.jsonl"))
+        found[rate] = float(scores(name, "dev")["scores"]["f1_micro"]["value"])
+    return found
+
+
+def trained(place: Place, method: str, rates: Mapping[str, float], seed: int) -> str:
+    """The name of the run of this seed, at the best rate."""
+    name, overrides = f"regulator-{method}", []
+    if rates:
+        best = max(rates, key=lambda rate: rates[rate])
+        name, overrides = f"{name}-lr_{best}", [f"optim.lr={best}"]
+    if seed != SEEDS[0]:
+        name, overrides = f"{name}-seed_{seed}", [*overrides, f"train.seed={seed}"]
+    place.train(name, f"{method}.yaml", *overrides, preempt=not rates)
+    return name
+
+
+def scores(name: str, data: str) -> dict[str, Any]:
+    return dict(json.loads((ROOT / "runs" / name / "evaluation" / data / "scores.json").read_text()))
+
+
+def record(place: Place, runs: Mapping[str, Sequence[str]], rates: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """All that the page says: of each seed's two runs what compare found."""
+    compared = [
+        json.loads(place.launch("compare", *names, "--data", "test", "--json"))
+        for names in zip(*(runs[method] for method in METHODS), strict=True)
+    ]
+    base, first = RunDir(ROOT / "runs" / BASE), scores(runs["full"][0], "test")
+    every = {name: RunDir(ROOT / "runs" / name) for names in runs.values() for name in names}
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "shape": read_yaml(HERE / "base.yaml")["model"]["config"],
+        "base": {"steps": steps(base), "losses": curve(base)},
+        "rates": rates,
+        "seeds": compared,
+        "groups": {name: scores(name, "test")["by_group"] for name in every},
+        "baselines": first["baselines"],
+        "references": first["references"],
+        "nearest": first["nearest"],
+        "common": {key: len(values) for key, values in leaks.shared(leaks.splits(DATA)).items()},
+        "causes": {name: [attempt["cause"] for attempt in run.attempts()] for name, run in every.items()},
+        "curves": {name: curve(run) for name, run in every.items()},
+    }
+
+
+def curve(run: RunDir) -> list[dict[str, Any]]:
+    """Held-out losses as training went on."""
+    told = [line for line in read_lines(run.events) if line.get("event") == "evaluation"]
+    return [{"step": line["step"], **(line.get("losses") or {"general": line["loss"]})} for line in told]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

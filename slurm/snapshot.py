@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -206,6 +205,8 @@ def _copy(root: Path, files: Iterable[Path], target: Path) -> str:
 
     Modes are not copied: a checkout on a read-only path would make folders that cannot be written or removed.
     """
+    import hashlib  # with OpenSSL: 3 ms, which a dry run has no use for
+
     fresh = target.with_name(f".{target.name}-{nonce()}")
     digest = hashlib.sha256()
     fresh.mkdir()

@@ -11,7 +11,7 @@ from trainer.checkpoint.format import Manifest
 from trainer.config import differences
 from trainer.layout import BatchLayout
 from trainer.model.model_config import folder_config
-from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
+from trainer.schema import TrainConfig
 
 
 def exact_part(settings: TrainConfig) -> dict[str, Any]:
@@ -27,25 +27,9 @@ def layout_part(settings: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
     train = settings.train
     return {
         "world_size": layout.data_parallel_size,
-        "engine": _engine(settings.engine) + " compiled" * bool(train.compile) + " liger" * bool(train.kernels),
+        "engine": settings.engine.words + " compiled" * bool(train.compile) + " liger" * bool(train.kernels),
         "micro_batch_size": layout.micro_batch_size,
     }
-
-
-def _engine(engine: Ddp | Fsdp | Deepspeed) -> str:
-    """An engine in words, with what decides where and in which order it sums."""
-    match engine:
-        case Ddp():
-            return "ddp"
-        case Fsdp():
-            words = {"hybrid": engine.hybrid, "offload": engine.offload, "reduce_each": engine.reduce_each}
-            return " ".join(["fsdp", *(word for word, chosen in words.items() if chosen)])
-        case Deepspeed():
-            zero = engine.json.get("zero_optimization") or {}
-            offload = any(
-                (zero.get(f"offload_{what}") or {}).get("device", "none") != "none" for what in ("optimizer", "param")
-            )
-            return f"deepspeed zero {zero.get('stage', 0)}{' offload' * offload}"
 
 
 def check_same_run(manifest: Manifest, exact: dict[str, Any], data: str) -> None:

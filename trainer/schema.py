@@ -137,6 +137,11 @@ class Stage(Struct, frozen=True):
 class Ddp(Struct, frozen=True, tag_field="kind", tag="ddp"):
     """Every rank holds everything; gradients are summed."""
 
+    @property
+    def words(self) -> str:
+        """The engine's name, and of its settings what decides where and in which order it sums."""
+        return "ddp"
+
 
 class Fsdp(Struct, frozen=True, tag_field="kind", tag="fsdp"):
     """Weights, gradients and moments sharded over all ranks (torch fully_shard)."""
@@ -153,6 +158,11 @@ class Fsdp(Struct, frozen=True, tag_field="kind", tag="fsdp"):
     """Sum the gradients over the ranks after each micro batch, not once a step: while a step gathers micro batches
     each rank then keeps its share of them alone (else 4 bytes a parameter), for more communication."""
 
+    @property
+    def words(self) -> str:
+        chosen = {"hybrid": self.hybrid, "offload": self.offload, "reduce_each": self.reduce_each}
+        return " ".join(["fsdp", *(word for word, is_set in chosen.items() if is_set)])
+
 
 class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
     """DeepSpeed's ZeRO: what is sharded, and where it lies, is said by its own JSON."""
@@ -164,6 +174,12 @@ class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
     def json(self) -> dict[str, Any]:
         assert isinstance(self.config, dict)  # a file was read before the tree became a config
         return self.config
+
+    @property
+    def words(self) -> str:
+        zero = self.json.get("zero_optimization") or {}
+        places = [(zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")]
+        return f"deepspeed zero {zero.get('stage', 0)}" + " offload" * (places != ["none", "none"])
 
 
 class Lora(Struct, frozen=True):

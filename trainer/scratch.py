@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -28,6 +27,8 @@ class Scratch:
     not dead yet beside the next one, would write to the same files else. One level: nobody removes another's parent."""
 
     def __init__(self, zero: Mapping[str, Any], run_dir: Path, epoch: int, rank: int) -> None:
+        import hashlib  # with OpenSSL: 3 ms, which a dry run has no use for
+
         self._run = f"outlast-{run_dir.name}-{hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:8]}"
         self._epoch, self._zero = epoch, zero
         self._roots = {what: Path(path) for what, path in on_disk(zero).items()}

@@ -6,7 +6,6 @@ computes otherwise. Torch-free up to `check`, so that a login node refuses what 
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +53,8 @@ def check(settings: Model, device: torch.device) -> None:
 def try_out(device: torch.device) -> None:
     """Raises ConfigError where the package is missing, or computes nothing."""
     # Its first call complains about kernels of other makers that are not installed.
+    import logging  # 3 ms, which a dry run has no use for
+
     logging.getLogger("liger_kernel.backends.registry").setLevel(logging.ERROR)
     try:
         from liger_kernel.transformers import LigerRMSNorm

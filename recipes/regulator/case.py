@@ -3,9 +3,9 @@
     python -m recipes.regulator.case [--full]
 
 The base, full fine-tuning and LoRA are trained on the pocket cluster, one after the other, at the learning rates of the
-recipes; an urgent job takes the nodes from each method once. Both are evaluated on the test set, compared, and written
-to results.json and docs/case-regulator.md. --full first looks for each method's own rate on the development set, and
-trains three seeds of each. Said again it goes on: what is done is left.
+recipes; an urgent job takes the nodes from each method's last run once. Both are evaluated on the test set, compared,
+and written to results.json and docs/case-regulator.md. --full first looks for each method's own rate on the development
+set, and trains three seeds of each. Said again it goes on: what is done is left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 DATA = HERE / "demo"
 BASE = "regulator-base"
 METHODS = ("full", "lora")
-RATES = {"full": ("3e-4", "1e-3", "3e-3"), "lora": ("1e-3", "3e-3", "1e-2")}
+RATES = {"full": ("1e-3", "2e-3", "4e-3"), "lora": ("2e-3", "4e-3", "8e-3")}
 SEEDS = (1, 2, 3)
 STEPS_BEFORE_PREEMPTION = 20
 NO_SIGN = 1800.0  # seconds
@@ -45,11 +45,13 @@ def main(argv: list[str]) -> int:
     started = time.monotonic()
     place = Place(pocket())
     if not (DATA / "general" / "general.json").exists():
-        place.python("recipes.regulator.data", str(DATA), "--short", "--train", "1500")
+        place.python("recipes.regulator.data", str(DATA), "--short")
     place.train(BASE, "base.yaml")
     rates = {method: chosen(place, method) if args.full else {} for method in METHODS}
     seeds = SEEDS if args.full else SEEDS[:1]
-    runs = {method: [trained(place, method, rates[method], seed) for seed in seeds] for method in METHODS}
+    runs = {
+        method: [trained(place, method, rates[method], seed, seed == seeds[-1]) for seed in seeds] for method in METHODS
+    }
     for name in (*runs["full"], *runs["lora"]):
         place.launch("evaluate", name, "--data", str(DATA / "test.jsonl"))
     write_atomic(page.RECORD, json.dumps(record(place, runs, rates), indent=1) + "\n")
@@ -139,7 +141,7 @@ def chosen(place: Place, method: str) -> dict[str, float]:
     return found
 
 
-def trained(place: Place, method: str, rates: Mapping[str, float], seed: int) -> str:
+def trained(place: Place, method: str, rates: Mapping[str, float], seed: int, preempt: bool) -> str:
     """The name of the run of this seed, at the best rate."""
     name, overrides = f"regulator-{method}", []
     if rates:
@@ -147,7 +149,7 @@ def trained(place: Place, method: str, rates: Mapping[str, float], seed: int) ->
         name, overrides = f"{name}-lr_{best}", [f"optim.lr={best}"]
     if seed != SEEDS[0]:
         name, overrides = f"{name}-seed_{seed}", [*overrides, f"train.seed={seed}"]
-    place.train(name, f"{method}.yaml", *overrides, preempt=not rates)
+    place.train(name, f"{method}.yaml", *overrides, preempt=preempt)
     return name
 
 

@@ -2,7 +2,8 @@
 
     python -m recipes.regulator.data FOLDER [--train 6800] [--dev 400] [--test 1000] [--short] [--seed 1]
 
-writes train.jsonl, dev.jsonl, test.jsonl (rows with prompt and completion), language.jsonl (texts),
+writes train.jsonl, dev.jsonl, test.jsonl (rows with prompt and completion), labels.jsonl (those of train.jsonl with the
+labels alone to be written), language.jsonl (texts to read before),
 instances/ (XBRL of the test reports) with their taxonomy, and general/ (text of another kind, and a tokenizer made from
 it): the same bytes for the same seed. No institution, no date and no set of figures stands in two of the splits.
 """
@@ -68,6 +69,7 @@ def make(
         banks = [str(next(names)) for _ in range(max(1, -(-count // A_BANK[split])))]
         made[split] = list(examples(split, banks, count, short, seed, seen))
         _write_rows(folder / f"{split}.jsonl", [one.row for one in made[split]])
+    _write_rows(folder / "labels.jsonl", list(labels_alone(made["train"])))
     readers = [str(next(names)) for _ in range(max(1, texts // A_BANK["train"]))]
     read = list(language.texts(Random(f"{seed}/language"), readers, dates("train"), texts, short))
     _write_rows(folder / "language.jsonl", [{"text": one} for one in read])
@@ -100,6 +102,14 @@ def examples(split: str, banks: list[str], count: int, short: bool, seed: int, s
             "date": str(day),
         }
         yield Example(row, report)
+
+
+def labels_alone(examples: list[Example]) -> Iterator[dict[str, Any]]:
+    """The same reports with nothing but the labels to be written, which are a tenth of a whole answer's tokens. The
+    prompt says so: else a whole answer could end where these do."""
+    for one in examples:
+        prompt, labels = one.row["prompt"], one.row["completion"].partition("\n")[0]
+        yield {**one.row, "prompt": f"{prompt}Labels alone: ", "completion": labels}
 
 
 def dates(split: str) -> list[date]:

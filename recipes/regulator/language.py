@@ -1,6 +1,7 @@
 """Language to read before the task: rules as a supervisor words them, reports, and notes that reckon.
 
-Nothing here is an example of the task: no report stands beside what is to be written about it.
+Notes stand alone or below their report, as an analyst's do; they say of single figures what they give. Nothing here
+is an example of the task: the banks are others, and what is to be written about a report stands nowhere.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from datetime import date
 from random import Random
 
 from recipes.regulator import bank, scenarios, text
-from recipes.regulator.concepts import BY_KEY, RATIOS, SUMS
+from recipes.regulator.concepts import BY_KEY, MANDATORY, RATIOS, SUMS
 from recipes.regulator.report import Report
-from recipes.regulator.rules import ARTICLES, LARGEST, LIMITS, STALE_AFTER
+from recipes.regulator.rules import ARTICLES, LARGEST, LIMITS, ROUNDING, STALE_AFTER, surplus
 from recipes.regulator.text import UNITS
 from recipes.regulator.wording import percent
 
@@ -38,7 +39,7 @@ _OTHER_RULES = (
 
 
 def texts(rng: Random, banks: list[str], dates: list[date], count: int, short: bool) -> Iterator[str]:
-    """A tenth are rules, three tenths reports, the rest notes on reports."""
+    """A tenth are rules, a tenth reports, three tenths notes on a report, the rest a report with its notes."""
     shown = text.short if short else text.whole
     of = {name: bank.institution(rng, name, short) for name in banks}
     for _ in range(count):
@@ -47,7 +48,7 @@ def texts(rng: Random, banks: list[str], dates: list[date], count: int, short: b
             yield " ".join(_rule(rng) for _ in range(rng.randint(3, 6)))
             continue
         report = scenarios.report(rng, scenarios.wish(rng, short), of[rng.choice(banks)], rng.choice(dates), short)
-        yield shown(report) if kind < 0.4 else _notes(rng, report)
+        yield (shown(report) if kind < 0.2 or kind >= 0.5 else "") + (_notes(rng, report) if kind >= 0.2 else "")
 
 
 def _rule(rng: Random) -> str:
@@ -69,11 +70,11 @@ def _rule(rng: Random) -> str:
 
 def _notes(rng: Random, report: Report) -> str:
     """What the amounts of one report give, and on which side of a limit it lies."""
-    notes = [*_ratio_notes(rng, report), *_sum_notes(report), *_exposure_notes(report)]
+    notes = [*_ratio_notes(report), *_sum_notes(report), *_exposure_notes(report), *_other_notes(report)]
     return " ".join(rng.sample(notes, min(len(notes), rng.randint(4, 7))))
 
 
-def _ratio_notes(rng: Random, report: Report) -> Iterator[str]:
+def _ratio_notes(report: Report) -> Iterator[str]:
     least = {(one.numerator, one.denominator): one.least for one in LIMITS.values()}
     for key, (top, bottom) in RATIOS.items():
         above, below = report.values.get(top), report.values.get(bottom)
@@ -81,12 +82,12 @@ def _ratio_notes(rng: Random, report: Report) -> Iterator[str]:
             limit = least[top, bottom]
             side = "below" if above < limit * below else "not below"
             amounts = f"{_shown(report, top)}/{_shown(report, bottom)}"
-            yield rng.choice(
-                (
-                    f"{top}/{bottom} = {amounts} = {percent(above / below)}, {side} {percent(limit)}.",
-                    f"{key}={percent(above / below)} is {side} {percent(limit)}.",
-                )
-            )
+            yield f"{top}/{bottom} = {amounts} = {percent(above / below)}, {side} {percent(limit)}."
+            told = report.values.get(key)
+            if told is not None:
+                side = "below" if told < limit else "not below"
+                right = "as" if abs(told - above / below) <= ROUNDING else "not as"
+                yield f"{key}={percent(told)} is {side} {percent(limit)}, {right} {top}/{bottom}."
 
 
 def _sum_notes(report: Report) -> Iterator[str]:
@@ -107,6 +108,19 @@ def _exposure_notes(report: Report) -> Iterator[str]:
             unit = UNITS[report.scale_of("C28.00")]
             shown = f"{value.scaleb(-report.scale_of('C28.00')):f} {unit}"
             yield f"{name}={shown} is {percent(value / tier1)} of T1={_shown(report, 'T1')}, {side} {percent(LARGEST)}."
+
+
+def _other_notes(report: Report) -> Iterator[str]:
+    """Of the date, of what is missing, of what is left for buffers."""
+    days = (report.filed - report.reference).days
+    yield f"Filed {days} days after {report.reference}: {'stale' if days > STALE_AFTER else 'not stale'}."
+    there = {key: value for key, value in report.values.items() if value is not None}
+    lost = [key for key in MANDATORY if key not in there]
+    yield f"Missing: {', '.join(lost)}." if lost else "Nothing is missing."
+    if {"CET1", "T1", "OF", "TREA", "CBR"} <= there.keys():
+        left = surplus(there) / there["TREA"]
+        side = "above" if left >= there["CBR"] else "not above"
+        yield f"Left for buffers: {percent(left)}, {side} CBR={percent(there['CBR'])}."
 
 
 def _shown(report: Report, key: str) -> str:

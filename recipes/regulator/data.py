@@ -105,11 +105,9 @@ def examples(split: str, banks: list[str], count: int, short: bool, seed: int, s
 
 
 def labels_alone(examples: list[Example]) -> Iterator[dict[str, Any]]:
-    """The same reports with nothing but the labels to be written, which are a tenth of a whole answer's tokens. The
-    prompt says so: else a whole answer could end where these do."""
+    """The same reports with nothing but the labels to be written: of a whole answer's tokens they are a tenth."""
     for one in examples:
-        prompt, labels = one.row["prompt"], one.row["completion"].partition("\n")[0]
-        yield {**one.row, "prompt": f"{prompt}Labels alone: ", "completion": labels}
+        yield {**one.row, "completion": one.row["completion"].partition("\n")[0]}
 
 
 def dates(split: str) -> list[date]:

@@ -61,7 +61,7 @@ def test_at_the_end_of_its_orders_it_leaves(contender: Racer) -> None:
         [(process, _)] = contender.ranks
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 def test_ranks_step_together_and_their_cpu_seconds_are_summed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], what: str = "", seconds: float = 60.0) -> T:
+def wait_until(condition: Callable[[], T], what: str = "", seconds: float = 120.0) -> T:
     """The first truthy value of `condition`; fails when none comes in `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -67,13 +67,13 @@ def test_in_an_allocation_of_the_users_own(pocket: Pocket, tmp_path: Path) -> No
     launch_py = int(Path(f"/proc/{supervisor}/stat").read_text().rpartition(")")[2].split()[1])
     for pid in (supervisor, launch_py):  # Ctrl-C: in a terminal salloc's command is a process group of its own
         os.kill(pid, signal.SIGINT)
-    out, _ = first.communicate(timeout=60)
+    out, _ = first.communicate(timeout=120)
     assert causes(run) == ["stop"] and run.attempts()[0]["exits"] == {"exit 0": 4}, out
     assert "2 nodes x 2 GPUs = 4 ranks" in out and not run.jobs()
 
     (run.path / "go").touch()
     second = salloc("resume", "x")
-    out, _ = second.communicate(timeout=60)
+    out, _ = second.communicate(timeout=120)
     assert causes(run) == ["stop", "done"] and run.done, out
 
 
@@ -169,7 +169,7 @@ def test_a_checkout_that_is_read_only_and_then_gone(pocket: Pocket, public: Path
     argv += [str(public / "code" / "launch.py"), "--nodes", "2", "--gpus", "1", "--name", "x"]
     argv += ["--", str(public / "python" / "bin" / "python3"), "program.py"]
     env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **pocket.env()}
-    done = subprocess.run([*as_user, *argv], env=env, cwd=work, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*as_user, *argv], env=env, cwd=work, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     run = RunDir(work / "runs" / "x")
     ready(run)
@@ -193,13 +193,13 @@ def test_update_code_brings_the_code_of_now(launch: Launch, pocket: Pocket, tmp_
     ready(run)
     argv = [sys.executable, str(ROOT / "launch.py"), "--runs-dir", str(run.path.parent)]
     env = {**os.environ, **pocket.env()}
-    subprocess.run([*argv, "stop", "x"], env=env, check=True, timeout=60)
+    subprocess.run([*argv, "stop", "x"], env=env, check=True, timeout=120)
     over(run)
     wait_until(lambda: not pocket.jobs(), "the queue to be empty")
     marked = run.path / "code" / "slurm" / "supervisor.py"
     marked.write_text(marked.read_text() + "\n# as it was at submission\n")
     (run.path / "go").touch()
-    subprocess.run([*argv, "resume", "x", "--update-code"], env=env, check=True, timeout=60)
+    subprocess.run([*argv, "resume", "x", "--update-code"], env=env, check=True, timeout=120)
     assert "as it was at submission" not in marked.read_text()
     over(run)
     assert causes(run) == ["stop", "done"] and read_yaml(run.path / "job.yaml")["name"] == "x"

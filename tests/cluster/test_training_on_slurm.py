@@ -151,7 +151,7 @@ def test_two_nodes_of_eight_gpus_word_for_word(launch: Launch, pocket: Pocket, r
     recipe.write_text(recipe.read_text().replace("steps: 240", "steps: 6"))
     argv = [sys.executable, str(ROOT / "launch.py"), "--nodes", "2", "--gpus", "8"]
     env = {**os.environ, **pocket.env()}
-    typed = subprocess.run(argv, cwd=recipe.parent, env=env, capture_output=True, text=True, timeout=60)
+    typed = subprocess.run(argv, cwd=recipe.parent, env=env, capture_output=True, text=True, timeout=120)
     assert typed.returncode == 0 and "2 nodes x 8 GPUs = 16 ranks" in typed.stdout, typed.stdout + typed.stderr
     run = RunDir(recipe.parent / "runs" / "small")
     over(run, 240)
@@ -162,7 +162,7 @@ def test_two_nodes_of_eight_gpus_word_for_word(launch: Launch, pocket: Pocket, r
 def test_stop_and_resume(launch: Launch, pocket: Pocket, recipe: Path) -> None:
     def verb(*words: str) -> str:
         argv = [sys.executable, str(ROOT / "launch.py"), *words, "--runs-dir", str(run.path.parent)]
-        done = subprocess.run(argv, env={**os.environ, **pocket.env()}, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(argv, env={**os.environ, **pocket.env()}, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -188,7 +188,7 @@ def test_a_run_that_waits_gives_up_its_place(launch: Launch, pocket: Pocket, rec
     blocker = pocket.ask("sbatch", "--parsable", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 60").strip()
     run = launch("--nodes", "2", "--gpus", "2", str(recipe), name="w")
     argv = [sys.executable, str(ROOT / "launch.py"), "stop", str(run.path)]
-    subprocess.run(argv, env={**os.environ, **pocket.env()}, check=True, timeout=60)
+    subprocess.run(argv, env={**os.environ, **pocket.env()}, check=True, timeout=120)
     wait_until(lambda: pocket.jobs() == [blocker], "the run's job to leave the queue")
     assert run.cancelled is not None and run.newest_epoch() == 0
     pocket.ask("scancel", blocker)

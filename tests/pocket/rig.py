@@ -35,10 +35,10 @@ class Job:
     def text(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
 
-    def wait_state(self, state: str, timeout_s: float = 30) -> None:
+    def wait_state(self, state: str, timeout_s: float = 100) -> None:
         wait_for(lambda: self.facts()["JobState"] == state, timeout_s, self._report)
 
-    def wait_text(self, text: str, timeout_s: float = 30) -> None:
+    def wait_text(self, text: str, timeout_s: float = 100) -> None:
         wait_for(lambda: text in self.text(), timeout_s, self._report)
 
     def _report(self) -> str:
@@ -53,7 +53,7 @@ def submit(pocket: Pocket, scratch: Path, script: str, *flags: str) -> Job:
     return Job(pocket, id, scratch / f"{id}.out")
 
 
-def wait_for(ready: Callable[[], bool], timeout_s: float = 30, facts: Callable[[], str] = str) -> None:
+def wait_for(ready: Callable[[], bool], timeout_s: float = 100, facts: Callable[[], str] = str) -> None:
     deadline = time.monotonic() + timeout_s
     while not ready():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {facts()}"

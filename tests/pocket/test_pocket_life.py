@@ -137,7 +137,7 @@ def test_up_lets_go_of_its_callers_pipes() -> None:
 
     def pocket(*argv: str) -> None:
         command = [sys.executable, "-m", "envs.pocket", *argv, "--name", name]
-        subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=30, check=True)
+        subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=120, check=True)
 
     try:
         pocket("up", "--nodes=1")

@@ -92,12 +92,12 @@ def test_every_source_is_told_once_and_by_the_wished_signal(
     process = start(NOTES, gpus_per_node=2, launcher=launcher, stop_signal="USR2")
     ready(run)
     source(run, process)
-    wait_until(lambda: heard(run, 0) and heard(run, 1), "the notice", 60)
+    wait_until(lambda: heard(run, 0) and heard(run, 1), "the notice", 120)
     # Another source asks, and is told apart: what came twice would stand before it.
     (run.stop_word(1)).write_text("preemption\n")
-    wait_until(lambda: len(heard(run, 0)) > 1 and len(heard(run, 1)) > 1, "the second notice", 60)
+    wait_until(lambda: len(heard(run, 0)) > 1 and len(heard(run, 1)) > 1, "the second notice", 120)
     leave(run)
-    assert process.wait(60) in (0, 77)
+    assert process.wait(120) in (0, 77)
     assert heard(run, 0) == heard(run, 1) == ["SIGUSR2"] * 2
 
 
@@ -109,8 +109,9 @@ def test_without_a_handler_the_stop_signal_ends_it_and_that_is_a_stop(run: RunDi
         time.sleep(0.1)
     """
     process = start(program, stop_signal="USR1", walltime=Walltime(seconds=6), lead_seconds=5)
-    assert process.wait(60) == 0
-    assert causes(run) == ["timeout", "done"] and run.attempts()[0]["exits"] == {"signal 10": 1}
+    assert process.wait(120) == 0
+    *cuts, end = causes(run)  # on a busy machine the second, too, may be cut before it has begun
+    assert {*cuts} == {"timeout"} and end == "done" and run.attempts()[0]["exits"] == {"signal 10": 1}
 
 
 def test_a_rank_that_dies_of_the_notice_leaves_its_peer_the_time_to_save(run: RunDir, start: Start) -> None:
@@ -132,7 +133,7 @@ def test_a_rank_that_dies_of_the_notice_leaves_its_peer_the_time_to_save(run: Ru
     process = start(program, gpus_per_node=2, launcher="fork")
     ready(run)
     run.stop_file.write_text("enough\n")
-    assert process.wait(60) == 77
+    assert process.wait(120) == 77
     assert causes(run) == ["stop"] and run.attempts()[0]["exits"] == {"exit 75": 1, "signal 15": 1}
     assert (run.path / "saved").exists()
 

@@ -53,16 +53,17 @@ def listed(count: int) -> str:
 def test_gpus_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, unfit: str | None, notes: int
 ) -> None:
-    monkeypatch.setattr(preflight, "SECONDS", 0.3)
+    if "sleep" in script:  # the others have the time that they need on a busy machine
+        monkeypatch.setattr(preflight, "SECONDS", 0.3)
     smi(tmp_path, monkeypatch, script)
     found = look(step(tmp_path), replace(NODE, gpus=4))
     assert (found.unfit, len(found.notes)) == (unfit, notes)
 
 
-def test_a_healthy_node_costs_nothing_and_says_nothing(tmp_path: Path) -> None:
-    began = time.perf_counter()
+def test_a_healthy_node_costs_no_process_and_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
     found = look(step(tmp_path, started=time.time()), replace(NODE, memory_mb=1))
-    assert (found.unfit, found.notes) == (None, []) and time.perf_counter() - began < 0.5
+    assert (found.unfit, found.notes) == (None, [])
     assert not list((tmp_path / "logs" / "attempt-0001").iterdir())
 
 

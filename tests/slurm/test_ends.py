@@ -32,7 +32,7 @@ def test_an_abort_of_nccls_watchdog_is_a_hang(run: RunDir, start: Start, words: 
         print("{words}", flush=True)
         {end}
     """
-    assert start(program).wait(60) == 0
+    assert start(program).wait(120) == 0
     assert causes(run) == [cause, "done"]
     told = "NCCL's watchdog ended it; its record in logs/attempt-0001/nccl-rank-*" in run.attempts()[0]["reason"]
     assert told is (cause == "hang")

@@ -52,7 +52,7 @@ def rank_pids(run: RunDir, ranks: int = 2) -> list[int]:
 
 
 def node_shim(process: subprocess.Popen[str]) -> int:
-    return wait_until(lambda: below.shims_below(process.pid), "the node's shim", 60)[0]
+    return wait_until(lambda: below.shims_below(process.pid), "the node's shim", 120)[0]
 
 
 def signals(run: RunDir, attempt: int = 1) -> list[int | None]:
@@ -134,12 +134,12 @@ def test_what_a_rank_leaves_behind_does_not_meet_the_next_attempt(run: RunDir, s
         print(left.pid, file=open(f"{run}/left", "w"))
         sys.exit(75)
     """
-    assert start(program).wait(60) == 0
+    assert start(program).wait(120) == 0
     assert gone(int((run.path / "left").read_text()))
 
 
 def test_a_rank_command_that_is_not_there_is_a_configuration_error(run: RunDir, start: Start) -> None:
-    assert start("", rank_command=["nonexistent-runtime", "exec"], gpus_per_node=2).wait(60) == 78
+    assert start("", rank_command=["nonexistent-runtime", "exec"], gpus_per_node=2).wait(120) == 78
     assert causes(run) == ["config"] and run.attempts()[0]["exits"] == {"exit 78": 2}
     assert "outlast: nonexistent-runtime: No such file" in (run.attempt_dir(1) / "node-0000.log").read_text()
 

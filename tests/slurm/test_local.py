@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 
 
 def test_a_command_that_ends_is_done(run: RunDir, start: Start) -> None:
-    assert start("print('hello')").wait(30) == 0
+    assert start("print('hello')").wait(120) == 0
     assert run.done and causes(run) == ["done"]
     assert (run.attempt_dir(1) / "rank-0000.log").read_text() == "hello\n"
     assert json.loads((run.attempt_dir(1) / "rank-0000.exit").read_text())["code"] == 0
@@ -24,14 +24,14 @@ def test_a_command_that_ends_is_done(run: RunDir, start: Start) -> None:
 
 def test_every_rank_of_any_command_is_started(run: RunDir, start: Start) -> None:
     program = "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['MASTER_PORT'])"
-    assert start(program, gpus_per_node=3, launcher="fork").wait(30) == 0
+    assert start(program, gpus_per_node=3, launcher="fork").wait(120) == 0
     lines = [(run.attempt_dir(1) / f"rank-{rank:04d}.log").read_text().split() for rank in range(3)]
     assert [line[:2] for line in lines] == [[str(rank), "3"] for rank in range(3)]
     assert len({line[2] for line in lines}) == 1 and run.attempts()[0]["exits"] == {"exit 0": 3}
 
 
 def test_a_program_that_is_not_there_is_a_configuration_error(run: RunDir, start: Start) -> None:
-    assert start("", command=["nonexistent-program"]).wait(30) == 78
+    assert start("", command=["nonexistent-program"]).wait(120) == 78
     assert causes(run) == ["config"]
     logs = "".join(path.read_text() for path in run.attempt_dir(1).glob("*.log"))
     assert "outlast: nonexistent-program: No such file or directory" in logs and "Traceback" not in logs
@@ -41,19 +41,19 @@ def test_a_command_without_a_handler_is_stopped_by_TERM(run: RunDir, start: Star
     process = start(READY.format(run=run.path) + "time.sleep(60)")
     wait_until(lambda: (run.path / "ready-1").exists())
     run.stop_file.write_text("enough\n")
-    assert process.wait(30) == 77
+    assert process.wait(120) == 77
     assert causes(run) == ["stop"]
 
 
 def test_a_run_that_is_over_starts_nothing(run: RunDir, start: Start) -> None:
     run.path.mkdir()
     run.cancel("stop", "by hand")
-    assert start("print('hello')").wait(30) == 0
+    assert start("print('hello')").wait(120) == 0
     assert run.newest_epoch() == 0
 
 
 def test_three_crashes_without_progress_end_the_run(run: RunDir, start: Start) -> None:
-    assert start("import sys; sys.exit('bad')").wait(30) == 93
+    assert start("import sys; sys.exit('bad')").wait(120) == 93
     assert causes(run) == ["crash"] * 3
     assert run.cancelled is not None and run.cancelled["cause"] == "no progress"
     assert run.cancelled["lines"] == ["bad"] and "rank 0: exit 1" in run.cancelled["reason"]
@@ -61,7 +61,7 @@ def test_three_crashes_without_progress_end_the_run(run: RunDir, start: Start) -
 
 
 def test_a_configuration_error_is_never_tried_again(run: RunDir, start: Start) -> None:
-    assert start("import sys; sys.exit(78)").wait(30) == 78
+    assert start("import sys; sys.exit(78)").wait(120) == 78
     assert causes(run) == ["config"]
 
 
@@ -71,12 +71,12 @@ def test_ranks_that_ask_to_go_on_go_on(run: RunDir, start: Start) -> None:
     print(os.environ["OUTLAST_ATTEMPT"])
     sys.exit(0 if os.environ["OUTLAST_ATTEMPT"] == "4" else 75)
     """
-    assert start(program).wait(30) == 0
+    assert start(program).wait(120) == 0
     assert causes(run) == ["signal", "signal", "signal", "done"]
 
 
 def test_the_users_limit_of_attempts(run: RunDir, start: Start) -> None:
-    assert start("import sys; sys.exit(75)", max_attempts=2).wait(30) == 77
+    assert start("import sys; sys.exit(75)", max_attempts=2).wait(120) == 77
     assert run.cancelled is not None and "max-attempts=2" in run.cancelled["reason"]
 
 
@@ -86,7 +86,7 @@ def test_the_users_gpu_hours_end_in_a_stop(run: RunDir, start: Start) -> None:
         time.sleep(60)
     """)
     process = start(program, max_gpu_hours=8 / 3600, gpus_per_node=2, launcher="fork")  # 4 s of two ranks
-    assert process.wait(30) == 77
+    assert process.wait(120) == 77
     assert causes(run) == ["budget"] and (run.path / "saved").exists() and not run.done
     (record,) = run.attempts()
     assert record["end"] - record["start"] < 4 + 2
@@ -98,7 +98,7 @@ def test_a_word_to_stop_ends_the_wait_before_a_restart(run: RunDir, start: Start
     process = start("import sys; sys.exit(1)", max_attempts=9)
     wait_until(lambda: len(run.attempts()) == 2)  # now it waits for two seconds
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 77
+    assert process.wait(120) == 77
     assert run.newest_epoch() == 2 and run.cancelled is not None and run.cancelled["cause"] == "stop"
 
 
@@ -108,7 +108,7 @@ def test_the_stop_file_reaches_a_command_as_TERM(run: RunDir, start: Start) -> N
     )
     wait_until(lambda: (run.path / "ready-1").exists())
     run.stop_file.write_text("enough\n")
-    assert process.wait(30) == 77
+    assert process.wait(120) == 77
     assert causes(run) == ["stop"] and not run.done and not run.stop_file.exists()
 
 
@@ -118,7 +118,7 @@ def test_ctrl_c_is_the_users_stop(run: RunDir, start: Start) -> None:
     )
     wait_until(lambda: (run.path / "ready-1").exists())
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 77
+    assert process.wait(120) == 77
     assert causes(run) == ["stop"]
 
 
@@ -128,8 +128,9 @@ def test_a_time_limit_without_a_scheduler(run: RunDir, start: Start) -> None:
             signal.signal(signal.SIGTERM, lambda *a: sys.exit(0))
             time.sleep(60)
     """)
-    assert start(program, walltime=Walltime(seconds=4), lead_seconds=3).wait(30) == 0
-    assert causes(run) == ["timeout", "done"]
+    assert start(program, walltime=Walltime(seconds=4), lead_seconds=3).wait(120) == 0
+    *cuts, end = causes(run)  # on a busy machine the second, too, may be cut before it has begun
+    assert {*cuts} == {"timeout"} and end == "done"
 
 
 def test_kill_9_of_a_rank_is_seen_and_the_run_goes_on(run: RunDir, start: Start) -> None:
@@ -137,7 +138,7 @@ def test_kill_9_of_a_rank_is_seen_and_the_run_goes_on(run: RunDir, start: Start)
         if os.environ["OUTLAST_ATTEMPT"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
     """)
-    assert start(program).wait(30) == 0
+    assert start(program).wait(120) == 0
     assert causes(run) == ["crash", "done"]
     assert run.attempts()[0]["reason"].startswith("rank 0: signal 9")
 
@@ -157,5 +158,5 @@ def test_a_run_whose_supervisor_was_killed_is_resumed(run: RunDir, start: Start)
     process.wait()
     run.lift_end()
     again = subprocess.Popen(process.args, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-    assert again.wait(30) == 0
+    assert again.wait(120) == 0
     assert causes(run) == ["crash", "done"] and run.attempts()[0]["reason"] == "its supervisor was killed"

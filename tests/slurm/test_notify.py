@@ -58,7 +58,7 @@ def test_a_webhook_and_a_command_are_told(run: RunDir, start: Start, hook: Hook)
     command = ["/bin/sh", "-c", 'echo "$1" >>"$0.words"; cat >>"$0"; echo >>"$0"', str(told), "{event} {step} {text}"]
     program = "import os, sys; sys.exit(0 if os.environ['OUTLAST_ATTEMPT'] == '2' else 75)"
     process = start(program, notify=Notify(webhook="$MY_HOOK", command=command))
-    assert process.wait(30) == 0 and causes(run) == ["signal", "done"]
+    assert process.wait(120) == 0 and causes(run) == ["signal", "done"]
     expected = ["start", "continuation", "done"]
     wait_until(lambda: len(hook.heard) == 3, "the webhook")
     by_time = sorted(hook.heard, key=lambda message: message["time"])
@@ -75,7 +75,7 @@ def test_a_webhook_and_a_command_are_told(run: RunDir, start: Start, hook: Hook)
     [("no_progress", "import sys; sys.exit('bad')", 93), ("stop", "import sys; sys.exit(78)", 78)],
 )
 def test_how_a_run_ends_unfinished(run: RunDir, start: Start, hook: Hook, event: str, program: str, code: int) -> None:
-    assert start(program, notify=Notify(webhook="$MY_HOOK", events=["stop", "no_progress"])).wait(30) == code
+    assert start(program, notify=Notify(webhook="$MY_HOOK", events=["stop", "no_progress"])).wait(120) == code
     wait_until(lambda: hook.heard, "the webhook")
     assert [message["event"] for message in hook.heard] == [event]
     assert "the run ends unfinished" in hook.heard[0]["text"]
@@ -86,7 +86,7 @@ def test_what_does_not_get_through_holds_up_nothing(
 ) -> None:
     hook.status = 500
     process = start("print('hello')", notify=Notify(webhook="$MY_HOOK", command=["/nonexistent/program"]))
-    said = process.communicate(timeout=30)[0]
+    said = process.communicate(timeout=120)[0]
     assert process.returncode == 0 and run.done
     assert "the webhook was not told of done: HTTPError 500" in said and "secret-path" not in said
     assert "the command was not told of done: FileNotFoundError" in said

@@ -84,7 +84,7 @@ class Peers:
                 if rank == 0:
                     peers._value = value
                     peers._there.set()
-                assert peers._there.wait(20)
+                assert peers._there.wait(120)
                 return peers._value
 
         found = Rank()
@@ -109,7 +109,7 @@ def test_messages_come_in_the_order_of_the_ranks_and_strangers_are_not_heard(mon
 
     leader = threading.Thread(target=run, args=(0,))
     leader.start()
-    assert peers._there.wait(20)
+    assert peers._there.wait(120)
     port = peers._value[0]
     silent = socket.create_connection(("127.0.0.1", port))
     liar = socket.create_connection(("127.0.0.1", port))

@@ -28,7 +28,7 @@ def test_a_read_that_hangs_holds_up_nothing_but_its_batch() -> None:
 
     def slow() -> Iterator[RankBatch]:
         yield batch(0)
-        assert go_on.wait(60)
+        assert go_on.wait(120)
         yield batch(1)
 
     with Feed(slow()) as feed:

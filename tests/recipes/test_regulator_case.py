@@ -31,7 +31,7 @@ def test_the_picture_is_of_the_record() -> None:
 
 def test_both_methods_answered_the_same_rows_and_one_was_interrupted(record: dict[str, Any]) -> None:
     for seed in record["seeds"]:
-        assert [run["method"] for run in seed["runs"]] == ["full", "LoRA r=64"]
+        assert [run["method"] for run in seed["runs"]] == ["full", "LoRA r=32"]
         assert seed["data"]["rows"] == 1000
     assert any(cause != "done" for causes in record["causes"].values() for cause in causes)
     assert set(record["rates"]) == set(case.METHODS)

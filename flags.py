@@ -25,7 +25,7 @@ VERBS = {
     "submit": Verb(
         "[RECIPE] [key=value ...] [-- COMMAND ...]",
         "queue a run; the verb may be left out",
-        "launch.py --nodes 2 --gpus 8 --walltime 24:00:00 recipes/sft.yaml optim.lr=2e-5",
+        "launch.py --nodes 2 --gpus 8 --walltime 24:00:00 sft.yaml optim.lr=2e-5",
     ),
     "status": Verb("[RUN]", "how the runs stand, or one: why, how far, when done, cost", "launch.py status sft --json"),
     "logs": Verb("[RUN]", "the log of the rank that failed first", "launch.py logs sft --follow"),
@@ -52,7 +52,7 @@ VERBS = {
     "drill": Verb(
         "[RECIPE] [key=value ...]",
         "a small copy of the recipe through time limit, preemption, kill, node loss and cancel",
-        "launch.py drill recipes/sft.yaml",
+        "launch.py drill sft.yaml",
     ),
 }
 

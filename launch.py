@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Outlast: LLM full fine-tuning on Slurm that outlasts its walltime.
 
-    python launch.py --nodes 2 --gpus 8 recipes/sft.yaml optim.lr=2e-5
+    python launch.py --nodes 2 --gpus 8 sft.yaml optim.lr=2e-5
 
 Parses, checks and dispatches; what the verbs do lives in slurm/ (jobs), trainer/ (training) and envs/ (places). What a
 verb needs is imported when it runs: `--help` costs the standard library alone.
@@ -212,8 +212,8 @@ def resolve(args: Namespace, job: dict[str, Any], command: list[str] | None) -> 
     runs = run_root.chosen(args.runs_dir, asked.where.profile)
     settings = submission.name_run(settings, runs, named="name" in job)
     run = RunDir((runs / settings.name).resolve())
-    settings = submission.placed(settings, run, asked.where)
     if command:
+        settings = submission.placed(settings, run, asked.where)
         return submission.with_code(submission.Submission(settings, asked.where, run, None), path_of(os.getcwd()))
     return trained(asked._replace(job=settings), run, asked.words)
 
@@ -241,7 +241,7 @@ def trained(asked: Asked, run: RunDir, words: list[str]) -> Submission:
     from slurm import submission
     from trainer import recipe as recipes
 
-    job = submission.placed(submission.named(asked.job, run.name), run, asked.where)
+    job = submission.placed(asked.job, run, asked.where)
     fork = {"fork": str(submission.fork_copy(run, asked.checkpoint))} if asked.checkpoint else {}
     tree = {**asked.where.with_cache(recipes.overridden(asked.tree, words)), "name": run.name, **fork}
     config = recipes.checked(tree, run.path, job.world_size, asked.source)

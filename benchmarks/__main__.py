@@ -28,7 +28,7 @@ from durable import write_atomic
 RESULTS = Path(__file__).parent / "results"
 CONFIG_ERROR = 78
 LEGEND = """\
-`make bench` measured this. Commands run in turn and figures are medians, so a ratio holds on a loaded machine where a
+Commands run in turn and figures are medians, so a ratio holds on a loaded machine where a
 time does not. ratio: how many times better than the peer; limit: what nothing of the kind can beat on this machine."""
 
 BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {

@@ -67,7 +67,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer").mkdir()
     train_tokenizer(["Now is the winter of our discontent."] * 50).save(str(folder / "tokenizer" / "tokenizer.json"))
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
-    for name in ("sft.yaml", "recipe.yaml", "recipes/sft.yaml", "recipes/demo.yaml", "recipes/cpt.yaml"):
+    for name in ("sft.yaml", "cpt.yaml", "recipe.yaml", "recipes/demo.yaml"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(dump_yaml(tree))
     (folder / "model").mkdir()

@@ -112,6 +112,10 @@ def page() -> str:
 def _head() -> Iterator[str]:
     yield "# The founding table, by the arithmetic"
     yield ""
+    yield "At the end of this page you know which GPU counts and hours that are told of 7B, 13B and 70B stand, by"
+    yield "arithmetic. The founding document is the text that this project was started from; its table and its case are"
+    yield "checked here."
+    yield ""
     yield "Made by `python launch.py plan --table`. Nothing here was measured on these GPUs: memory is computed from"
     yield "what the engines hold (`trainer/plan/`), time from published MFU. Sequences are packed to 2,048 tokens, of"
     yield "which the founding document says nothing; the micro batch is one sequence, every layer is recomputed."

@@ -50,13 +50,17 @@ def keep(checkpoint: Path, target: Path) -> None:
         target.symlink_to(checkpoint)
 
 
+def is_own(path: Path) -> bool:
+    """Whether it is this user's own, and no link to what is."""
+    return path.lstat().st_uid == os.geteuid() and not path.is_symlink()
+
+
 def make_own(folder: Path) -> None:
     """A folder for this user alone, below one that others may write to: theirs under our name is refused, or a link."""
     folder.mkdir(0o700, exist_ok=True)
-    found = folder.lstat()
-    if folder.is_symlink() or found.st_uid != os.geteuid():
+    if not is_own(folder):
         raise PermissionError(1, "somebody else made this folder", str(folder))
-    if found.st_mode & 0o077:
+    if folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
 
 

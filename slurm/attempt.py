@@ -74,12 +74,11 @@ class Attempt:
     def execute(self) -> dict[str, Any]:
         """Run the ranks to their end. Returns the attempt's record. The caller has blocked the WAITED signals."""
         self.step = step = self.prepare()
-        if self.job.archive:
-            place(Path(self.job.archive), step, self.scheduler)
+        # Else they would start from what somebody else may have put there.
+        there = not self.job.archive or place(Path(self.job.archive), step, self.scheduler)
+        argv = self.scheduler.step_argv(step) if there else ["false"]
         # A session of its own: Ctrl-C in a terminal is for the supervisor, which passes it on as the user's stop.
-        process = subprocess.Popen(
-            self.scheduler.step_argv(step), start_new_session=True, stdin=subprocess.DEVNULL, preexec_fn=_unblock
-        )
+        process = subprocess.Popen(argv, start_new_session=True, stdin=subprocess.DEVNULL, preexec_fn=_unblock)
         next_poll = time.monotonic() + self.job.poll_seconds
         while process.poll() is None:
             info = signal.sigtimedwait(WAITED, max(0.0, min(1.0, next_poll - time.monotonic())))
@@ -97,7 +96,8 @@ class Attempt:
 
     def forget(self) -> None:
         """What ranks that failed keep in their nodes' memory goes: nobody comes back for it. The others' is gone."""
-        _errand(replace(self.step, forget=True), self.scheduler, FORGET_SECONDS)
+        python = sys.executable if self.job.archive else self.step.python  # the archive's may not be there
+        _errand(replace(self.step, forget=True, python=python), self.scheduler, FORGET_SECONDS)
 
     def prepare(self) -> Step:
         logs = self.run.attempt_dir(self.claim.epoch)
@@ -249,21 +249,24 @@ class Attempt:
         return srun_words(job_log(self.run, self.scheduler.job_id), self.log_start)
 
 
-def place(archive: Path, step: Step, scheduler: Scheduler) -> None:
-    """The packed environment unpacked on every node. Where that fails the ranks do not start: their logs say why."""
+def place(archive: Path, step: Step, scheduler: Scheduler) -> bool:
+    """The packed environment unpacked on every node. Where that fails no rank starts, and the job's log says why."""
     began, there = time.monotonic(), Path(f"{step.environment}.tar")
     errand = replace(step, unpack=str(there), launcher="spawn", python=sys.executable)
     if _errand(errand, scheduler, UNPACK_SECONDS, quiet=True):  # from an attempt before, or a job
-        return
+        return True
     try:
         sent = scheduler.broadcast(archive, there)
     except CommandFailed as error:
         print(f"outlast: {error}", flush=True)
-        return
+        return False
     sending = time.monotonic() - began
-    if _errand(replace(errand, unpack=str(sent)), scheduler, UNPACK_SECONDS):
-        unpacking = time.monotonic() - began - sending
-        print(f"outlast: {archive} is on every node: {sending:.1f} s to send, {unpacking:.1f} s to unpack", flush=True)
+    if not _errand(replace(errand, unpack=str(sent)), scheduler, UNPACK_SECONDS):
+        print(f"outlast: {archive} could not be unpacked on every node", flush=True)
+        return False
+    unpacking = time.monotonic() - began - sending
+    print(f"outlast: {archive} is on every node: {sending:.1f} s to send, {unpacking:.1f} s to unpack", flush=True)
+    return True
 
 
 def _errand(step: Step, scheduler: Scheduler, seconds: float, quiet: bool = False) -> bool:

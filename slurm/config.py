@@ -239,10 +239,13 @@ def check_launcher(job: JobConfig) -> None:
 def refuse_secrets(job: JobConfig, source: str) -> None:
     """What the job is told is written to job.yaml and submission.sh; the submitting shell's variables are not."""
     # In a set-up line a name may get what a command or another variable holds: that value is in no file of ours.
-    assigned = re.findall(r"(?:^|[;&]|\bexport)\s*([A-Za-z_]\w*)=(?![\"']?[$`])", "\n".join(job.setup), re.MULTILINE)
+    lines = "\n".join(job.setup)
+    assigned = re.findall(r"(?:^|[;&]|\bexport)\s*([A-Za-z_]\w*)=(?![\"']?[$`])", lines, re.MULTILINE)
+    assigned += re.findall(r"\s([A-Z_][A-Z0-9_]*)=(?![\"']?[$`])", lines)  # export A=1 HF_TOKEN=x
     exported = re.findall(r"([A-Za-z_]\w*)=", " ".join([str(job.sbatch.get("export", "")), *job.srun_args]))
+    started = re.findall(r"(?<![\w-])([A-Z_][A-Z0-9_]*)=", "\n".join([*job.rank_command, *(job.command or ())]))
     ours = {**job.environment, **job.network.environment}
-    for where, names in (("environment", ours), ("setup", assigned), ("export", exported)):
+    for where, names in (("environment", ours), ("setup", assigned), ("export", exported), ("command", started)):
         for name in filter(is_secret, names):
             raise ConfigError(
                 f"{source}: {where}: {name} is a secret and would be written to files: type `export {name}=...` in"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,8 +61,10 @@ def _say(line: str) -> None:
 
 
 def stop(runs: Sequence[RunDir], why: str) -> list[str]:
-    """Ask runs to save and end. Returns what happens to each, in words."""
+    """Ask runs to save and end. Returns what happens to each, in words. Raises ConfigError."""
     for run in runs:
+        if not run.own:
+            raise ConfigError(f"{run.path} belongs to another user, who can stop it")
         if not run.over:
             launches.reconcile(run)
     live = commands.queue([record["job"] for run in runs if not run.over for record in run.jobs()])
@@ -104,7 +105,7 @@ def check_can_go_on(run: RunDir) -> None:
     asked."""
     if run.done:
         raise ConfigError(f"{run.name} is done: there is nothing to resume; from its checkpoint: --fork {run.name}")
-    if run.path.stat().st_uid != os.getuid():
+    if not run.own:
         raise ConfigError(f"{run.path} belongs to another user: start your own from its checkpoint: --fork {run.path}")
     if run.jobs() or launches.newest(run):  # else it was never sent, and perhaps there is no Slurm
         launches.reconcile(run)

@@ -6,6 +6,7 @@ Standard library only: every rank's shim imports it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ CACHES = {
 }
 """What compilers keep, by their own names. On NFS and Lustre these crash ranks, which lock and rename in them at once;
 what lies in them is loaded as code."""
-_SECRET = {"TOKEN", "KEY", "SECRET", "PASSWORD"}
+_SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET)(_|$)|PASS(WORD|WD)(_|$)|.PWD$|APIKEY", re.IGNORECASE)
 
 
 def without_job(environ: Mapping[str, str]) -> dict[str, str]:
@@ -65,8 +66,8 @@ def without_job(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable's value is nothing to write down: HF_TOKEN, but not MONKEY."""
-    return not _SECRET.isdisjoint(name.upper().split("_"))
+    """Whether a variable's value is nothing to write down: HF_TOKEN, but not MONKEY, PWD, OLDPWD."""
+    return name != "OLDPWD" and _SECRET.search(name) is not None
 
 
 def without_path(environ: Mapping[str, str], folder: Path) -> dict[str, str]:

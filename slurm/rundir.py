@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,16 @@ class Claim:
 class RunDir:
     path: Path
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
-
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def own(self) -> bool:
+        """What another user's run names, a program or a job, is not to be started or ended as ours."""
+        with suppress(OSError):  # it has gone
+            return self.path.stat().st_uid == os.getuid()
+        return False
 
     @property
     def script(self) -> Path:

@@ -35,11 +35,11 @@ def find_sweep(word: str, runs_dir: Path) -> Sweep | None:
 
 
 def find_run(word: str | None, runs_dir: Path) -> RunDir:
-    """The run that a person means. Raises ConfigError with the nearest name."""
-    runs = all_runs(runs_dir)
+    """The run that a person means, their own before others'. Raises ConfigError with the nearest name."""
+    runs = sorted(all_runs(runs_dir), key=lambda run: not run.own)
     if word is None:
-        if not runs:
-            raise ConfigError(f"there is no run in {runs_dir}: start one with launch.py --nodes N --gpus M RECIPE")
+        if not runs or not runs[0].own:
+            raise ConfigError(f"no run of yours is in {runs_dir}: start one with launch.py --nodes N --gpus M RECIPE")
         return runs[0]
     if (Path(word) / "job.yaml").exists():
         return RunDir(Path(word).resolve())

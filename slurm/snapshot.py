@@ -81,14 +81,6 @@ def code_environment(code: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def code_hash(run_dir: Path) -> str | None:
-    """Of the code that the run uses, as it was copied; None: this run has no record of it."""
-    try:
-        return str(json.loads((run_dir / "code.json").read_text(encoding="utf-8"))["sha256"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
-
-
 # --- a foreign command's ----------------------------------------------------------------------------------
 
 
@@ -203,7 +195,7 @@ def _inside(path: Path, root: Path) -> Path | None:
 def _copy(root: Path, files: Iterable[Path], target: Path) -> str:
     """Copy files (relative to `root`) to a fresh folder that takes the target's place. Returns their sha256.
 
-    Modes are not copied: a checkout on a read-only path would make folders that cannot be written or removed.
+    Folders' modes are not copied: a checkout on a read-only path would make some that cannot be written or removed.
     """
     import hashlib  # with OpenSSL: 3 ms, which a dry run has no use for
 
@@ -215,8 +207,8 @@ def _copy(root: Path, files: Iterable[Path], target: Path) -> str:
         digest.update(f"{file}\0{len(content)}\0".encode(errors="surrogateescape") + content)
         (fresh / file).parent.mkdir(parents=True, exist_ok=True)
         (fresh / file).write_bytes(content)
-        if os.access(root / file, os.X_OK):
-            (fresh / file).chmod(0o777 & ~_umask())
+        mode = (root / file).stat().st_mode & 0o777 | 0o600  # what is private stays so in a run that is shared
+        (fresh / file).chmod(mode & ~_umask())
     if target.is_symlink():  # of a run of a sweep: from now on its code is its own
         target.unlink()
     if target.exists():

@@ -85,7 +85,8 @@ class Step:
 
 
 def read_exits(logs: Path) -> dict[int, dict[str, Any]]:
-    """Ends of an attempt's ranks so far, by rank: {"rank", "code", "signal", "memory", "oom", "host", "time"}."""
+    """Ends of an attempt's ranks so far, by rank: {"rank", "code", "signal", "memory", "oom", "host", "time"}, of some
+    also {"asked"} or {"unfit"}."""
     found = {}
     for file in logs.glob(EXITS):
         with suppress(OSError, ValueError):

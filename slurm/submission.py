@@ -105,8 +105,8 @@ def check_name(name: str) -> None:
 
 
 def placed(job: JobConfig, run: RunDir, cluster: Cluster) -> JobConfig:
-    """A job that knows what becomes of its run's folder."""
-    return replace(job, purge_days=run_root.purge_days(run.path, cluster.profile))
+    """The job of this run, which knows what becomes of its folder."""
+    return replace(job, name=run.name, purge_days=run_root.purge_days(run.path, cluster.profile))
 
 
 def check_folder(path: Path) -> None:
@@ -180,11 +180,6 @@ def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
                 f"the run {name} is done: look at it with launch.py status {name}, or take another --name"
             )
         name, number = f"{job.name}-{number}", number + 1
-    return replace(job, name=name)
-
-
-def named(job: JobConfig, name: str) -> JobConfig:
-    """The job of a run that has its name."""
     return replace(job, name=name)
 
 

@@ -62,7 +62,8 @@ def look_at(text: Callable[[], str], again: float | None) -> None:
     """Print it; in place of what stood there before, every `again` seconds until Ctrl-C."""
     while True:
         shown = text()  # before the screen is emptied: it takes a while
-        print("\033[H\033[2J" * (again is not None and sys.stdout.isatty()) + shown, flush=True)
+        afresh = "\033[H\033[2J" * (again is not None and sys.stdout.isatty())
+        print(afresh + logs.printable(shown), flush=True)
         if again is None:
             return
         time.sleep(again)
@@ -86,15 +87,19 @@ def show_logs(args: Namespace) -> int:
     run = the_run(args)
     if args.all and args.rank is not None:
         raise ConfigError(f"--all --rank {args.rank}: one of the two")
+    if args.json and (args.all or args.follow):
+        raise ConfigError("--json is of one rank's last lines: without --all and --follow")
+    if args.follow and args.attempt is not None:
+        raise ConfigError(f"--follow --attempt {args.attempt}: it follows the newest: one of the two")
     if args.follow:
         logs.follow(run, None if args.all else args.rank or 0, lambda: True)
     elif args.all:
         for line in merged(run, args.attempt or run.newest_epoch()):
-            print(line)
+            print(logs.printable(line))
     elif args.json:
         print(json.dumps(logs.as_json(run, args.rank, args.attempt), indent=2))
     else:
-        print(logs.show(run, args.rank, args.attempt))
+        print(logs.printable(logs.show(run, args.rank, args.attempt)))
     return 0
 
 
@@ -144,6 +149,8 @@ def _given(args: Namespace, *names: str) -> list[str]:
 def _where_ranks_run(run: RunDir, words: list[str], code: Path, binds: list[str], killed: str) -> int:
     """A module of this code with its words, by the run's Python. `killed`: what to do where a login node has ended it,
     as it does where a process takes more memory than it grants; {} is the whole command. Raises ConfigError."""
+    if not run.own:
+        raise ConfigError(f"{run.path} belongs to another user, and what it names would run as you: --fork {run.path}")
     job = read_job(run.path)
     if job.command is not None:
         raise ConfigError(f"{run.name} runs a command of its own: what that has made is no checkpoint of the trainer")

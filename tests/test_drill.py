@@ -13,7 +13,7 @@ from durable import append_line
 from envs.drill.drill import WHOLE, at_random, on_a_site
 from envs.drill.faults import KILL, PREEMPTION, TIME_LIMIT, Fault, Scene
 from envs.drill.place import Site
-from envs.drill.shrink import ROWS, shrink, small_config, small_model
+from envs.drill.shrink import ROWS, first_rows, shrink, small_config, small_model
 from envs.drill.stage import Row, judge
 from envs.drill.watch import history, weights
 from settings import ConfigError, dump_yaml
@@ -69,6 +69,19 @@ def test_a_small_recipe_is_whole_and_reads_a_part_of_the_data(tmp_path: Path) ->
     assert small.data.train != small.data.evaluation and small.checkpoint.every < 20
     with pytest.raises(ConfigError, match="big: a drill needs a recipe with model, data and train"):
         shrink({"name": "big"}, tmp_path, 4, 200)
+
+
+def test_first_rows_are_those_of_what_a_recipe_names(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "small").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / "data" / name).write_text('{"text": "x"}\n' * (ROWS + 1))
+    for names in ([str(tmp_path / "data")], [f"{tmp_path}/data/*.jsonl"]):
+        made = [Path(file) for file in first_rows(names, tmp_path / "small", "train")]
+        assert [len(file.read_text().splitlines()) for file in made] == [ROWS, ROWS]
+    (tmp_path / "c.csv").write_text("text\nx\n")
+    with pytest.raises(ConfigError, match=r"c.csv: a rehearsal takes first rows of .jsonl and .txt"):
+        first_rows([str(tmp_path / "c.csv")], tmp_path / "small", "train")
 
 
 def test_a_small_recipe_keeps_the_rate_that_the_large_one_would_have(tmp_path: Path) -> None:

@@ -212,9 +212,13 @@ def _check_forgetting(config: TrainConfig, source: str) -> None:
         )
 
 
+OWN_CACHE = ".prepared"
+"""Of prepared data: beside the run folders."""
+
+
 def cache_folder(data: Data, run_dir: Path) -> Path:
     """Where a run's prepared data lies: runs share it, since its folders are named by content."""
-    return Path(data.cache) if data.cache else run_dir.parent / ".prepared"
+    return Path(data.cache) if data.cache else run_dir.parent / OWN_CACHE
 
 
 def check_files(config: TrainConfig, source: str) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, dump_yaml, merge, override, parse_yaml, read_json, read_yaml, to_plain
-from trainer import claims, config, fsdp_block, schedule, zero
-from trainer.checkpoint import committed, folder_name
-from trainer.checkpoint.lineage import in_lineage
+from trainer import config, fsdp_block, schedule, zero
+from trainer.checkpoint.lineage import checkpoint_after
 from trainer.config import cache_folder
 from trainer.data.files import find
 from trainer.model import kernels
@@ -129,14 +128,10 @@ def check_same(run_dir: Path, text: str) -> None:
 
 def checkpoint_to_fork(run_dir: Path, step: int | None) -> Path:
     """The newest checkpoint of a run's own line, or that of one step. Raises ConfigError with those that are there."""
-    folder = run_dir / "checkpoints"
-    points = in_lineage(committed(folder), claims.resume_points(run_dir))
-    chosen = [point for point in points if step in (None, point.step)]
-    if not chosen:
-        there = ", ".join(str(point.step) for point in points) or "none"
-        wanted = f"{run_dir.name}@{step}" if step is not None else run_dir.name
-        raise ConfigError(f"--fork {wanted}: there is no such checkpoint in {folder}: steps that are there: {there}")
-    path = folder / folder_name(chosen[0])
+    try:
+        path = checkpoint_after(run_dir, step)
+    except ConfigError as error:
+        raise ConfigError(f"--fork {run_dir.name}: {error}") from None
     if not os.access(path, os.R_OK | os.X_OK):
         raise ConfigError(f"--fork {run_dir.name}: {path} cannot be read: ask its owner to share the run (--share)")
     return path
@@ -157,4 +152,5 @@ def forked(checkpoint: Path) -> dict[str, Any]:
     run_dir = checkpoint.parent.parent
     tree = read_yaml(run_dir / "config.yaml")
     layout = {key: value for key, value in read_yaml(run_dir / "job.yaml").items() if key in ("nodes", "gpus_per_node")}
-    return {**tree, "name": f"{tree['name']}-fork", "job": layout}
+    data = {key: value for key, value in tree["data"].items() if key != "cache"}  # the other's, who may write there
+    return {**tree, "name": f"{tree['name']}-fork", "data": data, "job": layout}

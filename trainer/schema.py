@@ -104,7 +104,8 @@ class Rate(Struct, frozen=True):
     """What a stage has of its own in `optim`; default: what stands there."""
 
     lr: Positive | None = None
-    """Default: optim.lr; without it, for existing weights alone: 2e-5 where a source is chat, else 1e-5."""
+    """Default: optim.lr; without it, for existing weights alone: 2e-5 where a source has chats or completions,
+    else 1e-5; 1e-4 for LoRA."""
     schedule: Schedule | None = None
     warmup: Share | None = None
     """Share of the stage's steps; so is `decay`."""
@@ -280,7 +281,8 @@ class TrainConfig(Struct, frozen=True):
     """Checkpoint folder of another run: this one starts from its weights, moments and step (launch.py --fork)."""
 
     def purpose(self, stage: Stage | None = None) -> Form:
-        """chat where rows of a source become chats, of those of a stage or of the whole run; else completion."""
+        """Of a stage, or of the whole run: chat where any source has chats, else completion where any has those, else
+        text."""
         named = self.data.keys("train").items()
         used = [key for name, key in named if stage is None or stage.mixture is None or name in stage.mixture]
         forms = {self.data.sources[key].form for key in used} or {KINDS[self.data.format].form}

@@ -8,6 +8,7 @@ from typing import Any
 
 from settings import ConfigError
 from trainer import zero
+from trainer.data.files import find
 from trainer.model.model_config import folder_config, known_fields
 from trainer.schema import default_rate
 
@@ -116,8 +117,10 @@ def first_rows(files: Any, folder: Path, split: str) -> Any:
             name: {**one, "files": first_rows(one["files"], folder, f"{split}-{place}")} for place, (name, one) in named
         }
     out = []
-    for number, file in enumerate(files):
-        target = folder / f"{split}-{number}.jsonl"
+    for number, file in enumerate(find(files)):
+        if not file.endswith((".jsonl", ".txt")):
+            raise ConfigError(f"{file}: a rehearsal takes first rows of .jsonl and .txt: name one: data.train=[FILE]")
+        target = folder / f"{split}-{number}{Path(file).suffix}"
         try:
             with open(file, "rb") as source, open(target, "wb") as part:
                 part.writelines(islice(source, ROWS))

@@ -20,7 +20,7 @@ def lock(root: Path) -> Iterator[None]:
     umask = os.umask(0o022)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if root.stat().st_uid != os.getuid():
+        if root.is_symlink() or root.stat().st_uid != os.getuid():
             raise PocketError(f"{root} belongs to another user: set OUTLAST_POCKET_DIR to a folder of your own")
         with (root / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -10,7 +10,7 @@ from envs.pocket import daemons, home, layout, network
 from envs.pocket.cluster import Pocket
 from envs.pocket.errors import PocketError
 from envs.pocket.layout import Layout
-from envs.pocket.roots import roots
+from envs.pocket.roots import roots, trusted
 
 PATH_LIMIT = 80
 """A socket's path has at most 107 characters; slurmstepd's in here are spool/node64/node64_<job>.<step>."""
@@ -49,8 +49,8 @@ def find(name: str = "pocket") -> Pocket | None:
 
 
 def _find_in(root: Path, name: str) -> Pocket | None:
-    plan = home.read(root / name)
-    if plan is None or len(daemons.missing(plan)) == len(daemons.all_of(plan)):
+    plan = home.read(root / name) if trusted(root) and trusted(root / name) else None
+    if plan is None or plan.folder != root / name or len(daemons.missing(plan)) == len(daemons.all_of(plan)):
         return None
     return Pocket(plan)
 

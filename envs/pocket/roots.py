@@ -18,4 +18,14 @@ def roots() -> list[Path]:
 
 def stands(name: str = "pocket") -> bool:
     """Whether there is a record of such a pocket; whether it runs, `find` tells."""
-    return any((root / name / RECORD).exists() for root in roots())
+    return any(trusted(root) and trusted(root / name) and (root / name / RECORD).exists() for root in roots())
+
+
+def trusted(folder: Path) -> bool:
+    """Whether nobody but this user or root made it: /tmp is everybody's, and what a pocket's slurm.conf names is loaded
+    by Slurm's commands."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return found.st_uid in (0, os.getuid()) and not folder.is_symlink()

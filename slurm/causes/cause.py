@@ -17,7 +17,7 @@ from slurm.exits import AGREED, BY_A_STOP, CONFIG, CONTINUE, DONE, FENCED, HANG,
 
 _ATTEMPTS_WITHOUT_PROGRESS = 3
 FREE = ("preemption", "node_failure", "requeued")
-"""Causes that no budget counts: the program did nothing wrong."""
+"""Causes that no budget of failures counts: the program did nothing wrong."""
 FAILURES = ("crash", "oom", "hang")
 _WORDS = {"deadline": "timeout", "budget": "budget"}
 """Reasons of a stop that are causes of their own."""

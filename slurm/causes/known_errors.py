@@ -67,12 +67,13 @@ TABLE = (
     Known(
         r"Disk quota exceeded|EDQUOT|Errno 122\b",
         "your quota on this file system is used up: bytes, or number of files",
-        "make room (lfs quota, or the site's own command), or take another --runs-dir; then launch.py resume",
+        "make room (lfs quota, or the site's own command), then launch.py resume; or move the run's folder, and resume "
+        "it by its path",
     ),
     Known(
         r"No space left on device|ENOSPC|Errno 28\b",
         "a disk is full: the run's, /tmp or a node's own",
-        "make room, or take another --runs-dir, or another TMPDIR; then launch.py resume",
+        "make room, or take another TMPDIR, then launch.py resume; or move the run's folder, and resume it by its path",
     ),
     Known(
         r"LocalEntryNotFoundError|OfflineModeIsEnabled|outgoing traffic has been disabled|[Oo]ffline mode is enabled|"
@@ -80,7 +81,7 @@ TABLE = (
         r"Cannot find the requested files in the (disk|local) cache|is not a valid model identifier|"
         r"Temporary failure in name resolution",
         "a file of the internet is asked for, and compute nodes have none: it is not in the cache",
-        "fetch it on the login node first (huggingface-cli download NAME --local-dir DIR) and give the folder's path; "
+        "fetch it on the login node first (hf download NAME --local-dir DIR) and give the folder's path; "
         "set HF_HOME to a folder that the nodes read",
     ),
     Known(

@@ -16,6 +16,13 @@ from slurm.rundir import RunDir
 LAST_LINES = 40
 LAST_WORDS = 12  # lines of a rank that a message carries
 Emit = Callable[[str], None]
+# Not line breaks, tabs, and what colours a text.
+_CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """What a program, a row of data or a colleague's folder has written, without what a terminal would obey."""
+    return _CONTROL.sub("\u241b", text)
 
 
 def srun_words(log: Path, start: int) -> str:
@@ -121,7 +128,7 @@ class Follower:
             mark = whose(path) if self._rank is None else ""
             lines, self._positions[path] = new_lines(path, self._positions.get(path, 0), last)
             for line in lines:
-                self._emit(f"{mark}{line}")
+                self._emit(printable(f"{mark}{line}"))
 
     def _logs(self) -> list[Path]:
         if self._rank is not None:

@@ -82,9 +82,11 @@ def room(case: Case) -> Iterator[Finding]:
 
 
 def _needed(case: Case) -> tuple[float, float] | None:
-    """Bytes without which nothing is saved, and those of all checkpoints that are kept, with one more being written."""
-    kept = case.settings.get("checkpoint", {}).get("keep_last", 2)
-    return (case.checkpoint, case.checkpoint * (kept + 1)) if case.checkpoint else None
+    """Bytes of the newest checkpoint with the one being written, without which submit refuses, and of all that are kept
+    with that one."""
+    check = case.settings.get("checkpoint", {})
+    kept = check.get("keep", 2) + check.get("keep_best", 0)
+    return (case.checkpoint * 2, case.checkpoint * (kept + 1)) if case.checkpoint else None
 
 
 def folders(case: Case) -> dict[str, Path]:

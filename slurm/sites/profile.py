@@ -222,13 +222,6 @@ def facts(data: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield from facts(value, f"{above}{key}.") if isinstance(value, Mapping) and value else [f"{above}{key}"]
 
 
-def evidence_of(evidence: Mapping[str, Evidence], fact: str) -> Evidence | None:
-    """Of a fact by its dotted key: its own, else that of the nearest section."""
-    parts = fact.split(".")
-    keys = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((evidence[key] for key in keys if key in evidence), None)
-
-
 def _without(tree: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
     first, *rest = keys
     kept = {key: value for key, value in tree.items() if key != first}

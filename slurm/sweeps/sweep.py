@@ -74,6 +74,8 @@ def opened(runs_dir: Path, name: str) -> Sweep:
     submission.check_folder(sweep.path)
     if sweep.path.exists() and not sweep.file.exists():
         raise ConfigError(f"{sweep.path} is there and is no sweep: take another --name or --runs-dir")
+    if sweep.path.exists() and not sweep.own:
+        raise ConfigError(f"{sweep.path} belongs to another user: take another --name or --runs-dir")
     return sweep
 
 
@@ -86,7 +88,7 @@ def planned(
     before = sweep.entries() if sweep.file.exists() else []
     entries = _entries(sweep, before, found)
     new = [entry for entry in entries if entry not in before]
-    job = _continued(submission.named(job, sweep.name), len(entries), parallel)
+    job = _continued(replace(job, name=sweep.name), len(entries), parallel)
     runs = [RunDir(sweep.path / entry["run"]) for entry in entries]
     checked = [check(run, one) for run, one in zip(runs, found, strict=True)]
     left = _left(sweep, [run for run in runs if run.path.exists()], cluster)

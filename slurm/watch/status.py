@@ -113,7 +113,7 @@ def _hurry(look: Look) -> None:
     """Slurm lets a requeued job wait for its old credentials, 2 minutes long; its owner may cut that short."""
     job = look.newest.job_id if look.newest is not None else None
     line = next((line for line in look.queue if line.job_id == job), None)
-    if line is not None and (line.state, line.reason) == ("PENDING", "BeginTime"):
+    if line is not None and (line.state, line.reason) == ("PENDING", "BeginTime") and look.run.own:
         with suppress(CommandFailed):
             commands.update(line.job_id, StartTime="now")
 

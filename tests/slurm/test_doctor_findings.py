@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,20 @@ def test_a_python_that_does_not_fit(tmp_path: Path) -> None:
     (amd,) = software._torch(case(tmp_path, "MI250X"), {**built, "cuda": "12.6"})
     assert amd.level == "error" and "built for ROCm" in amd.mend
     assert next(iter(software._torch(case(tmp_path, "H100"), {**built, "cuda": "12.6"}))).level == "ok"
+
+
+def test_room_for_checkpoints_is_what_submit_asks_for_and_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
+    config = "checkpoint: {keep: 5, keep_best: 1}\n"
+    levels = []
+    for times in (0.9, 1.5, 2.2, 6.5, 7.5):  # as many checkpoints find room
+        told = replace(case(tmp_path), config=config, checkpoint=free / times)
+        (space,) = [one for one in storage.room(told) if one.check == "free space" and "runs" in one.what]
+        levels.append(space.level)
+    assert levels == ["error", "error", "warning", "warning", "ok"]
 
 
 LFS = """\

@@ -73,9 +73,13 @@ def test_the_table_of_what_is_promised_is_what_the_ranks_get(nodes: int) -> None
     [
         *[
             (name, True)
-            for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "Db_Password", "KEY", "TOKEN_2")
+            for name in (
+                *("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "Db_Password", "KEY", "TOKEN_2"),
+                *("PGPASSWORD", "DB_PASSWD", "MYSQL_PWD", "OPENAI_APIKEY"),
+            )
         ],
         *[(name, False) for name in ("MONKEY", "TOKENIZERS_PARALLELISM", "KEYBOARD", "SECRETARY", "PASSWORDS", "")],
+        *[(name, False) for name in ("PWD", "OLDPWD", "MAX_TOKENS")],
     ],
 )
 def test_secrets_are_known_by_a_word_of_their_name(name: str, secret: bool) -> None:
@@ -88,6 +92,9 @@ def test_secrets_are_known_by_a_word_of_their_name(name: str, secret: bool) -> N
         ({"environment": {"HF_TOKEN": "hf_1"}}, "environment", "HF_TOKEN"),
         ({"setup": ["module load cuda", "export A=1 && export HF_TOKEN=hf_1"]}, "setup", "HF_TOKEN"),
         ({"setup": ["WANDB_API_KEY='1' true"]}, "setup", "WANDB_API_KEY"),
+        ({"setup": ["export A=1 HF_TOKEN=hf_1"]}, "setup", "HF_TOKEN"),
+        ({"rank_command": ["apptainer", "exec", "--env", "A=1,HF_TOKEN=hf_1"]}, "command", "HF_TOKEN"),
+        ({"command": ["env", "HF_TOKEN=hf_1", "python", "train.py"]}, "command", "HF_TOKEN"),
         ({"sbatch": {"export": "ALL,HF_TOKEN=hf_1"}}, "export", "HF_TOKEN"),
         ({"srun_args": ["--export=ALL,HF_TOKEN=hf_1"]}, "export", "HF_TOKEN"),
     ],
@@ -108,6 +115,7 @@ def test_what_only_looks_like_a_secret_is_taken() -> None:
             "environment": {"MONKEY": "1"},
             "setup": ["export HF_TOKEN=$(cat ~/.token)", 'export HF_TOKEN="$MY_TOKEN"', "tool --key=a"],
             "srun_args": ["--container-image=my.sif"],
+            "command": ["train.py", "--text-key=text", "--SORT-KEY=a"],
         },
         "sft.yaml",
     )

@@ -15,6 +15,8 @@ from slurm import packing
 from slurm.config import JobConfig, check_launcher, make_job
 from slurm.environment import CACHES
 from slurm.node import node_local, packed
+from slurm.rundir import RunDir
+from tests.slurm.conftest import Start, causes
 
 UID = os.getuid()
 
@@ -82,6 +84,20 @@ def test_a_broken_archive_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         packed.unpack(archive, place)
     assert not place.exists()
+
+
+def test_without_its_environment_no_rank_starts(tmp_path: Path, run: RunDir, start: Start) -> None:
+    """Somebody else has made the node's folder for us, with a Python in it that would run as us."""
+    disk, archive = tmp_path / "disk", archive_with(tmp_path, "env.tar", python="#!/bin/sh\n")
+    place = packed.place_of(archive, str(disk))
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "python").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (place / "bin" / "python").chmod(0o755)
+    place.parent.rename(tmp_path / "theirs")
+    place.parent.symlink_to(tmp_path / "theirs")
+    process = start("pass", archive=str(archive), node_local=str(disk), command=None, max_attempts=1)
+    assert process.wait(120) != 0
+    assert causes(run) == ["crash"] and not (tmp_path / "started").exists()
 
 
 def test_what_a_job_says_of_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -20,7 +21,7 @@ from slurm.environment import Layout, promised
 from slurm.script import submission_text
 from slurm.sites.cluster import Cluster, find
 from slurm.sites.partition import Partition
-from slurm.sites.profile import PROFILES, Profile, evidence_of, facts, read_profile
+from slurm.sites.profile import PROFILES, Evidence, Profile, facts, read_profile
 from slurm.sites.site import Site
 from slurm.sites.site_rules import check, fitted, spoken
 from slurm.submission import resolve_job
@@ -115,6 +116,13 @@ def test_what_a_site_wants_is_asked_and_nothing_that_it_never_takes(name: str) -
     assert not options & {*never}
     assert not options & read_profile(name).never.keys()
     assert len(options) == len(found)
+
+
+def evidence_of(evidence: Mapping[str, Evidence], fact: str) -> Evidence | None:
+    """Of a fact by its dotted key: its own, else that of the nearest section."""
+    parts = fact.split(".")
+    keys = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((evidence[key] for key in keys if key in evidence), None)
 
 
 @pytest.mark.parametrize("name", SITES)

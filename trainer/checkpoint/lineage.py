@@ -20,8 +20,9 @@ def checkpoint_after(run_dir: Path, step: int | None) -> Path:
     points = checkpoints_in_line(run_dir)
     chosen = [point for point in points if step in (None, point.step)]
     if not chosen:
-        steps = ", ".join(str(point.step) for point in points)
-        raise ConfigError(f"there is no checkpoint{f' of step {step}' * (step is not None)}: {steps or 'none'}")
+        steps = ", ".join(str(point.step) for point in points) or "none"
+        wanted = f"of step {step} " * (step is not None)
+        raise ConfigError(f"there is no checkpoint {wanted}in {run_dir}: steps that are there: {steps}")
     return run_dir / "checkpoints" / folder_name(chosen[0])
 
 

@@ -1,1 +1,1 @@
-"""From JSONL files to the batches of a step: rows -> encode -> prepare -> prepared -> order -> batches."""
+"""From files of rows to the batches of a step: rows -> encode -> prepare -> prepared -> order -> batches."""

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from settings import ConfigError
-from trainer.data.values import Chat, Completion, Form
+from trainer.data.values import Chat, Completion, Dtype, Form
 
 
 class Encoded(NamedTuple):
@@ -35,10 +35,10 @@ Encode = Callable[[list[Any]], list[Encoded | str]]
 """Each value as a document, or the reason why it cannot be one."""
 
 
-def encoder(folder: Path, form: Form) -> tuple[Encode, str]:
+def encoder(folder: Path, form: Form) -> tuple[Encode, Dtype]:
     """How values of this form become tokens, and the smallest dtype that holds them. Raises ConfigError."""
     tokenizer = load_tokenizer(folder)
-    dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
+    dtype: Dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
     return {"text": _text, "completion": _completion, "chat": _chat}[form](tokenizer, folder), dtype
 
 

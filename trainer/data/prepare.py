@@ -16,15 +16,16 @@ import msgspec
 import numpy as np
 import xxhash
 
-from durable import fsync_path, write_atomic
+from durable import fsync_path, is_own, write_atomic
 from settings import ConfigError
-from trainer.config import cache_folder
+from trainer.config import OWN_CACHE, cache_folder
 from trainer.data.encode import Encode, Encoded, encoder
 from trainer.data.files import format_of
 from trainer.data.hashes import content_hash
 from trainer.data.packing import packed
 from trainer.data.prepared import Manifest, Prepared
 from trainer.data.rows import Row, Rows, batched
+from trainer.data.values import Dtype
 from trainer.sources import Data, Source
 
 __all__ = ["Prepared", "cache_folder", "prepare"]
@@ -69,6 +70,7 @@ def prepare_source(
     is told how many bytes of how many are read. Raises ConfigError when a file is missing, too many rows cannot be
     used, or no sequence comes out.
     """
+    _open_cache(cache)
     data = data.cut_for(source)
     folder = cache / fingerprint(source, data, tokenizer_folder, cache, between)
     while not folder.is_dir():
@@ -77,6 +79,17 @@ def prepare_source(
     # After the rename: the rejects stay for the user to read, and another max_rejects tokenizes nothing.
     _check(prepared, data.max_rejects, name)
     return prepared
+
+
+def _open_cache(cache: Path) -> None:
+    """The default one, beside the runs, is as private as they are: it spells out their data. Raises ConfigError."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o700 if cache.name == OWN_CACHE else 0o775, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{cache}: {error.strerror}: take another folder for prepared data: data.cache=DIR") from None
+    if not os.access(cache, os.R_OK | os.X_OK):
+        raise ConfigError(f"{cache} is another user's: take another --runs-dir, or data.cache=DIR")
 
 
 # --- fingerprint ----------------------------------------------------------------------------------------
@@ -138,6 +151,8 @@ def _build(
     part = folder.with_name(f".part-{folder.name}")
     part.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
+        if not is_own(part):  # links in it would lead our writing elsewhere
+            raise ConfigError(f"{part} is another user's, who prepares the same: wait, or take data.cache=DIR")
         done = _done(part)
         if done.rows:
             say(f"the preparation goes on after row {done.rows:,}")
@@ -175,7 +190,7 @@ def _write(
     done: _Done,
     between: Callable[[], Any],
     watch: Callable[[int, int], Any],
-) -> str:
+) -> Dtype:
     """Every row that is not done yet. Returns the dtype of the tokens."""
     encode, dtype = encoder(Path(tokenizer_folder), source.form)
     sizes = (np.dtype(dtype).itemsize * done.tokens, done.tokens, 8 * done.documents)
@@ -223,7 +238,7 @@ def _write_rows(
     batch: list[Row],
     results: Iterator[Encoded | str],
     data: Data,
-    dtype: str,
+    dtype: Dtype,
     files: dict[str, BinaryIO],
     done: _Done,
 ) -> None:
@@ -280,7 +295,7 @@ def _pack(folder: Path, tokens: int, seq_len: int) -> tuple[int, int, int]:
     return len(packs) - 1, len(pieces), int(pieces[:, 2].sum())
 
 
-def _write_manifest(seq_len: int, folder: Path, fingerprint: str, dtype: str, done: _Done) -> Manifest:
+def _write_manifest(seq_len: int, folder: Path, fingerprint: str, dtype: Dtype, done: _Done) -> Manifest:
     sequences, pieces, pairs = _pack(folder, done.tokens, seq_len)
     manifest = Manifest(
         fingerprint=fingerprint,
@@ -305,7 +320,8 @@ def _write_manifest(seq_len: int, folder: Path, fingerprint: str, dtype: str, do
 def _open(path: Path, begin: int = 0) -> Iterator[BinaryIO]:
     """A file that is written from byte `begin` on; whole on the disk when the block ends; never writable by others,
     whatever the umask."""
-    with open(path, "wb", opener=lambda name, _: os.open(name, os.O_WRONLY | os.O_CREAT, 0o644)) as handle:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+    with open(path, "wb", opener=lambda name, _: os.open(name, flags, 0o644)) as handle:
         handle.seek(begin)
         yield handle
         handle.truncate()

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import xxhash
 
 from settings import ConfigError
+from trainer.data.values import Dtype
 
 IGNORED = -100
 """Label of a token that is no target: torch's cross_entropy skips it."""
@@ -59,7 +60,7 @@ class Manifest(msgspec.Struct, frozen=True):
     format: int
     seq_len: int
     """Tokens in a packed sequence."""
-    dtype: str
+    dtype: Dtype
     """numpy's name of the type in tokens.bin."""
     rows: int
     """Rows read, usable or not; blank lines are none."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 Form = Literal["text", "chat", "completion"]
+Dtype = Literal["uint16", "uint32"]
+"""Of tokens that are kept."""
 
 
 class Completion(NamedTuple):

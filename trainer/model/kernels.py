@@ -52,9 +52,9 @@ def check(settings: Model, device: torch.device) -> None:
 
 def try_out(device: torch.device) -> None:
     """Raises ConfigError where the package is missing, or computes nothing."""
-    # Its first call complains about kernels of other makers that are not installed.
     import logging  # 3 ms, which a dry run has no use for
 
+    # Its first call complains about kernels of other makers that are not installed.
     logging.getLogger("liger_kernel.backends.registry").setLevel(logging.ERROR)
     try:
         from liger_kernel.transformers import LigerRMSNorm

@@ -74,8 +74,8 @@ def _hours(one: Planned) -> str:
     return f"about {duration(one.time.seconds)}, {one.time.gpu_hours:,.1f} GPU-hours"
 
 
-def print_report(report: Report, source: str, console: Console | None = None) -> None:
-    console = console or Console(highlight=False)
+def print_report(report: Report, source: str) -> None:
+    console = Console(highlight=False)
     now = report.now
     style = "bold green" if now.fits else "bold red"
     console.print(Text(verdict(report), style), soft_wrap=True)

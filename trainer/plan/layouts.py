@@ -96,7 +96,7 @@ def alternatives(
 ) -> list[Planned]:
     """All that fit on these GPUs, the fastest first; of equally fast ones that which leaves most memory."""
     found = []
-    for one in _variants(model, settings, nodes, gpus):
+    for one in _variants(settings, nodes, gpus):
         try:
             made = planned(model, one, nodes, gpus, device, steps)
         except ConfigError:
@@ -131,7 +131,7 @@ def _sizes(gpus: int) -> Iterator[tuple[int, int]]:
     yield from ((nodes, gpus) for nodes in _NODES)
 
 
-def _variants(model: Architecture, settings: TrainConfig, nodes: int, gpus: int) -> Iterator[TrainConfig]:
+def _variants(settings: TrainConfig, nodes: int, gpus: int) -> Iterator[TrainConfig]:
     for engine in _engines(settings, nodes, gpus):
         for mode, offload in MODES:
             train = settings.train

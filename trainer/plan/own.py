@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 
-from settings import ConfigError, read_yaml, to_plain
+from durable import read_tail
+from settings import ConfigError, read_yaml
 from trainer import config
 from trainer.plan.devices import Reached
 from trainer.plan.time import again
@@ -28,24 +28,10 @@ def reached(runs: Path, settings: TrainConfig, billions: float) -> Reached | Non
         except (ConfigError, OSError):
             continue
         alike = theirs.model.path == settings.model.path and theirs.model.config == settings.model.config
-        if not alike or to_plain(theirs.engine)["kind"] != to_plain(settings.engine)["kind"]:
+        if not alike or type(theirs.engine) is not type(settings.engine):
             continue
-        if len(found := _told(file)) >= FEW:
+        steps = (event for event in read_tail(file, _TAIL)[0] if event.get("event") == "step")
+        if len(found := [float(step["mfu"]) for step in steps if "mfu" in step]) >= FEW:
             source = f"median of the last {len(found)} steps of your run {file.parent.name}"
             return Reached("this site", billions, median(found) * again(theirs), False, source, own=True)
     return None
-
-
-def _told(file: Path) -> list[float]:
-    with file.open("rb") as handle:
-        handle.seek(max(0, file.stat().st_size - _TAIL))
-        lines = handle.read().split(b"\n")[1:-1]  # the first may have lost its begin, the last its end
-    found = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if event.get("event") == "step" and "mfu" in event:
-            found.append(float(event["mfu"]))
-    return found

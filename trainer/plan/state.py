@@ -110,7 +110,7 @@ def held(model: Architecture, settings: TrainConfig, ranks: Ranks) -> Held:
         case Fsdp():
             return _fsdp(model, settings, settings.engine, ranks, sizes, parameters)
         case Deepspeed():
-            return _deepspeed(model, settings, settings.engine.json, ranks, sizes, parameters)
+            return _deepspeed(model, settings.engine.json, ranks, sizes, parameters)
 
 
 def _stretch(model: Architecture, settings: TrainConfig, shards: int) -> float:
@@ -188,12 +188,7 @@ def _root_end(model: Architecture, compute: int, shards: int, ranks: Ranks, away
 
 
 def _deepspeed(
-    model: Architecture,
-    settings: TrainConfig,
-    json: Mapping[str, Any],
-    ranks: Ranks,
-    sizes: Sizes,
-    parameters: Parameters,
+    model: Architecture, json: Mapping[str, Any], ranks: Ranks, sizes: Sizes, parameters: Parameters
 ) -> Held:
     zero = json.get("zero_optimization") or {}
     stage, compute, trained = zero.get("stage", 0), sizes.compute, parameters.trained

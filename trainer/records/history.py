@@ -90,7 +90,7 @@ class History:
         return len(self.columns["step"])
 
     def whole(self, key: str) -> Ints:
-        """step, epoch, hash or line: (steps,)."""
+        """step, epoch or hash: (steps,)."""
         return np.frombuffer(self.columns[key], np.int64)
 
     def numbers(self, key: str) -> Floats:

@@ -156,7 +156,7 @@ class Evaluation:
         except ConfigError as error:
             say(f"no baselines from the training data: {error}")
             return []
-        return [(row.text, row.reference) for row in found]
+        return rows.fullest(found)
 
 
 def _source(settings: TrainConfig, file: str | None) -> tuple[str, Source]:

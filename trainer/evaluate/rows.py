@@ -63,6 +63,14 @@ def thinned(sources: Iterable[Source], most: int) -> list[Row]:
     return kept
 
 
+def fullest(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """Prompts and references; of a prompt that comes again, as with a part of its answer alone, the longest one."""
+    found: dict[str, str] = {}
+    for row in rows:
+        found[row.text] = max(found.get(row.text, ""), row.reference, key=len)
+    return list(found.items())
+
+
 def _rows(source: Source) -> Iterator[Row | str]:
     """Each row, or where it stands and why it is none."""
     names = source.columns

@@ -15,7 +15,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score
 
 from settings import ConfigError
-from trainer.evaluate import baselines, metrics
+from trainer.data.values import Completion
+from trainer.evaluate import baselines, metrics, rows
 from trainer.evaluate.rouge import rouge_l
 from trainer.evaluate.spoken import Form, Said, figures, form_of
 
@@ -139,3 +140,10 @@ def test_baselines_and_the_nearest_training_prompt() -> None:
     assert all(len(answers) == 2 for answers, _ in made.values())
     assert set(baselines.baselines([], texts, found)) == {"nearest", "fixed"}
     assert json.dumps(found)
+
+
+def test_of_a_prompt_that_comes_again_the_fullest_answer_counts() -> None:
+    """Else labels alone, trained on beside whole answers, would be what baselines answer."""
+    told = [("a", "x"), ("a", "x and why"), ("b", "y and why"), ("b", "y")]
+    made = [rows.Row(str(number), Completion(*one), one[1], None) for number, one in enumerate(told)]
+    assert rows.fullest(made) == [("a", "x and why"), ("b", "y and why")]

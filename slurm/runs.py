@@ -39,7 +39,8 @@ def find_run(word: str | None, runs_dir: Path) -> RunDir:
     runs = sorted(all_runs(runs_dir), key=lambda run: not run.own)
     if word is None:
         if not runs or not runs[0].own:
-            raise ConfigError(f"no run of yours is in {runs_dir}: start one with launch.py --nodes N --gpus M RECIPE")
+            of = " of yours" * bool(runs)
+            raise ConfigError(f"there is no run{of} in {runs_dir}: start one with launch.py --nodes N --gpus M RECIPE")
         return runs[0]
     if (Path(word) / "job.yaml").exists():
         return RunDir(Path(word).resolve())

@@ -72,7 +72,7 @@ def test_the_run_of_another_user_starts_and_ends_nothing_of_ours(
         assert launch.main([verb, "theirs", *words]) == 78
         assert f"{theirs} belongs to another user" in capsys.readouterr().err
         assert launch.main([verb, *words]) == 78  # the newest is not theirs
-        assert "no run of yours is in runs" in capsys.readouterr().err
+        assert "there is no run of yours in runs" in capsys.readouterr().err
     assert not (tmp_path / "started").exists() and not (theirs / "CANCELLED").exists()
 
 

@@ -280,9 +280,7 @@ def test_launch_export(tmp_path: Path, capfd: pytest.CaptureFixture[str], quick_
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(run / "export-float32")), logits(model))
     capfd.readouterr()  # what transformers says while it loads
     assert launch.main([*words, "--step", "8"]) == 78
-    assert (
-        capfd.readouterr().err == f"outlast: there is no checkpoint of step 8 in {run.path}: steps that are there: 9\n"
-    )
+    assert capfd.readouterr().err == f"outlast: there is no checkpoint of step 8 in {run}: steps that are there: 9\n"
     (run / "job.yaml").write_text(dump_yaml({**to_plain(job), "command": ["python", "train.py"]}))
     assert launch.main(words) == 78
     assert capfd.readouterr().err.startswith("outlast: sft runs a command of its own")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import time
 from pathlib import Path
 from typing import Any
 
-from durable import write_atomic
+from durable import nonce, write_atomic
 from trainer.checkpoint import Point
 
 _NAME = re.compile(r"(\d{4,})\.json")
@@ -36,7 +35,7 @@ def claim(run_dir: Path) -> int:
             continue
         record = {"epoch": epoch, "job_id": None, "restart_count": 0, "time": time.time()}
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump({**record, "host": os.uname().nodename, "nonce": secrets.token_hex(8)}, file)
+            json.dump({**record, "host": os.uname().nodename, "nonce": nonce()}, file)
         return epoch
 
 

@@ -6,7 +6,6 @@ keys, and every mistake of a user as one line: file, key, value, what is allowed
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import re
@@ -182,6 +181,8 @@ def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The valid name that a mistyped one most likely meant."""
+    import difflib  # 1 ms, which only a mistake has use for
+
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return found[0] if found else None
 

@@ -36,14 +36,14 @@ def find_sweep(word: str, runs_dir: Path) -> Sweep | None:
 
 def find_run(word: str | None, runs_dir: Path) -> RunDir:
     """The run that a person means, their own before others'. Raises ConfigError with the nearest name."""
+    if word is not None and (Path(word) / "job.yaml").exists():
+        return RunDir(Path(word).resolve())
     runs = sorted(all_runs(runs_dir), key=lambda run: not run.own)
     if word is None:
         if not runs or not runs[0].own:
             of = " of yours" * bool(runs)
             raise ConfigError(f"there is no run{of} in {runs_dir}: start one with launch.py --nodes N --gpus M RECIPE")
         return runs[0]
-    if (Path(word) / "job.yaml").exists():
-        return RunDir(Path(word).resolve())
     for run in runs:
         if run.name == word or any(record["job"] in (word, sent_as(word)) for record in run.jobs()):
             return run

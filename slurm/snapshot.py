@@ -200,7 +200,7 @@ def _copy(root: Path, files: Iterable[Path], target: Path) -> str:
     import hashlib  # with OpenSSL: 3 ms, which a dry run has no use for
 
     fresh = target.with_name(f".{target.name}-{nonce()}")
-    digest = hashlib.sha256()
+    digest, allowed = hashlib.sha256(), ~_umask()
     fresh.mkdir()
     for file in files:
         content = (root / file).read_bytes()
@@ -208,7 +208,7 @@ def _copy(root: Path, files: Iterable[Path], target: Path) -> str:
         (fresh / file).parent.mkdir(parents=True, exist_ok=True)
         (fresh / file).write_bytes(content)
         mode = (root / file).stat().st_mode & 0o777 | 0o600  # what is private stays so in a run that is shared
-        (fresh / file).chmod(mode & ~_umask())
+        (fresh / file).chmod(mode & allowed)
     if target.is_symlink():  # of a run of a sweep: from now on its code is its own
         target.unlink()
     if target.exists():

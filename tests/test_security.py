@@ -22,6 +22,7 @@ from trainer.data import prepare
 from trainer.sources import Data
 
 ROOT = Path(__file__).parent.parent
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder away")
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.getcwd []", "!!python/name:os.system", "!mine x"])
@@ -40,7 +41,7 @@ def test_a_folder_in_a_shared_place_is_our_own_or_refused(tmp_path: Path) -> Non
     assert (tmp_path / "open").stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder away")
+@as_root
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     os.chown(tmp_path / "given", os.getuid() + 1, -1)
@@ -85,6 +86,7 @@ def test_a_sweeps_folder_of_another_user_is_not_taken(tmp_path: Path, monkeypatc
         sweep.opened(tmp_path, "x-sweep")
 
 
+@as_root
 def test_a_pocket_that_somebody_else_has_put_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its slurm.conf would be ours, and Slurm's commands load what that names."""
     monkeypatch.setenv("OUTLAST_POCKET_DIR", str(tmp_path / "p"))
@@ -102,6 +104,7 @@ def test_a_pocket_that_somebody_else_has_put_there_is_none(tmp_path: Path, monke
     assert not roots.stands()
 
 
+@as_root
 def test_half_prepared_data_of_another_user_is_not_written_to(tmp_path: Path) -> None:
     """A link in it would lead what we write to a file of ours, at a place that they choose."""
     tokenizer = write_tokenizer(tmp_path / "tokenizer")

@@ -204,8 +204,7 @@ def _check_forgetting(config: TrainConfig, source: str) -> None:
         )
     if forgetting.method == "ewc" and not (forgetting.data and all(one.files for one in config.to_keep.values())):
         raise ConfigError(f"{setting} needs forgetting.data: files of what is to be kept, or forgetting.method=l2sp")
-    theirs = config.engine.json if isinstance(config.engine, Deepspeed) else {}
-    if "offload_optimizer" in on_disk(theirs.get("zero_optimization") or {}):
+    if isinstance(config.engine, Deepspeed) and "offload_optimizer" in on_disk(config.engine.zero):
         raise ConfigError(
             f"{setting} cannot reach weights on a disk: take offload_optimizer.device=cpu, or more ranks, in "
             f"engine.config"

@@ -177,10 +177,22 @@ class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
         return self.config
 
     @property
+    def zero(self) -> dict[str, Any]:
+        """Its section on ZeRO."""
+        return self.json.get("zero_optimization") or {}
+
+    @property
+    def stage(self) -> int:
+        return int(self.zero.get("stage", 0))
+
+    def place(self, what: Literal["optimizer", "param"]) -> str:
+        """Where its state, or the parameters, lie in place of the GPU: cpu, nvme; none: nowhere else."""
+        return str((self.zero.get(f"offload_{what}") or {}).get("device", "none"))
+
+    @property
     def words(self) -> str:
-        zero = self.json.get("zero_optimization") or {}
-        places = [(zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")]
-        return f"deepspeed zero {zero.get('stage', 0)}" + " offload" * (places != ["none", "none"])
+        away = self.place("optimizer") != "none" or self.place("param") != "none"
+        return f"deepspeed zero {self.stage}{' offload' * away}"
 
 
 class Lora(Struct, frozen=True):

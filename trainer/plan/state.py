@@ -110,7 +110,7 @@ def held(model: Architecture, settings: TrainConfig, ranks: Ranks) -> Held:
         case Fsdp():
             return _fsdp(model, settings, settings.engine, ranks, sizes, parameters)
         case Deepspeed():
-            return _deepspeed(model, settings.engine.json, ranks, sizes, parameters)
+            return _deepspeed(model, settings.engine, ranks, sizes, parameters)
 
 
 def _stretch(model: Architecture, settings: TrainConfig, shards: int) -> float:
@@ -187,16 +187,13 @@ def _root_end(model: Architecture, compute: int, shards: int, ranks: Ranks, away
     return buffer + beside + buffer * (ranks.world > 1 and not ranks.on_gpu)
 
 
-def _deepspeed(
-    model: Architecture, json: Mapping[str, Any], ranks: Ranks, sizes: Sizes, parameters: Parameters
-) -> Held:
-    zero = json.get("zero_optimization") or {}
-    stage, compute, trained = zero.get("stage", 0), sizes.compute, parameters.trained
+def _deepspeed(model: Architecture, engine: Deepspeed, ranks: Ranks, sizes: Sizes, parameters: Parameters) -> Held:
+    zero, stage, compute, trained = engine.zero, engine.stage, sizes.compute, parameters.trained
     every = trained + parameters.frozen
     if stage == 0:  # in fp32: as ddp does it, but for the buckets
         return Held(4.0 * every, 8.0 * trained, 4.0 * trained, 4.0 * trained * (ranks.accumulation > 1))
     share = trained / ranks.world
-    optimizer, params = (_place(zero, what) for what in ("offload_optimizer", "offload_param"))
+    optimizer, params = engine.place("optimizer"), engine.place("param")
     bucket = min(_number(zero, model, "reduce_bucket_size"), trained) * compute
     bucket *= 2 if zero.get("overlap_comm", stage == 3) else 1
     # fp32 weights, and the gradient as it is stepped on.
@@ -225,10 +222,6 @@ def _deepspeed(
     early = gradients if ranks.accumulation > 1 or stage in (1, 3) else 0.0
     held = (weights + masters, moments, gradients, early, forward, backward, backward)
     return Held(*held, buffers=buffers, stepping=stepped, host=host, disk=disk)
-
-
-def _place(zero: Mapping[str, Any], what: str) -> str:
-    return str((zero.get(what) or {}).get("device", "none"))
 
 
 def _number(zero: Mapping[str, Any], model: Architecture, key: str) -> float:

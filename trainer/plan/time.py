@@ -112,12 +112,8 @@ def offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, 
     match settings.engine:
         case Fsdp(offload=True):
             optimizer = weights = True
-        case Deepspeed():
-            zero = settings.engine.json.get("zero_optimization") or {}
-            optimizer, weights = (
-                (zero.get(what) or {}).get("device", "none") != "none"
-                for what in ("offload_optimizer", "offload_param")
-            )
+        case Deepspeed() as engine:
+            optimizer, weights = engine.place("optimizer") != "none", engine.place("param") != "none"
     trained, sizes = Parameters.of(model, settings).trained, Sizes.of(settings)
     seconds = 0.0
     if settings.train.activation_offload:  # each layer's input, there and back
@@ -151,9 +147,8 @@ def sent(model: Architecture, settings: TrainConfig, layout: BatchLayout, local:
             between = 2 * ring(SENT * trained / shards, world // shards)
             return gathers * ring(sizes.compute * every, shards) + reduces * ring(SENT * trained, shards) + between
         case Deepspeed() as engine:
-            stage = (engine.json.get("zero_optimization") or {}).get("stage", 0)
-            gathers = {0: 0, 1: 1, 2: 1, 3: 2 * again}[stage]
-            reduces = {0: 2, 1: 1, 2: again, 3: again}[stage]
+            gathers = {0: 0, 1: 1, 2: 1, 3: 2 * again}[engine.stage]
+            reduces = {0: 2, 1: 1, 2: again, 3: again}[engine.stage]
             return ring(sizes.compute * (gathers * every + reduces * trained), world)
 
 

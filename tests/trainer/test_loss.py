@@ -166,7 +166,7 @@ def test_in_bf16_the_loss_and_the_heads_gradient_are_summed_in_fp32(monkeypatch:
     half = hidden.detach().bfloat16().requires_grad_()
     head.weight.grad = head.bias.grad = None
     with torch.autocast("cpu", torch.bfloat16):
-        total = head(half, labels)
+        total = head(half, labels, torch.arange(48))
     assert total.dtype == torch.float32
     total.backward()
     torch.testing.assert_close(total, expected, rtol=1e-3, atol=0)
@@ -191,8 +191,23 @@ def test_the_logits_never_stand_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(functional, "linear", seen)
     gc.collect()
-    head(hidden, labels).backward()
+    head(hidden, labels, torch.arange(512)).backward()
     assert max(made) == 8 * 4096 and sum(made) == 512 * 4096
+    made.clear()
+    head(hidden, labels, torch.arange(0, 512, 16)).backward()
+    assert sum(made) == 32 * 4096, "rows whose targets do not count were computed"
+
+
+def test_a_micro_batch_without_a_target_gives_zeros() -> None:
+    """Every rank takes part in the sums of gradients, also one that has only prompts."""
+    model: Any = build(Model(config={"model_type": "llama", **SMALL}), seed=1)
+    only = batch()
+    nothing = MicroBatch.of(only.input_ids, torch.full_like(only.labels, IGNORED), only.position_ids)
+    total = LossModel(model)(nothing)
+    assert total == 0
+    made = gradients(model, total)
+    assert set(made) == {name for name, _ in model.named_parameters()}
+    assert all(not gradient.any() for gradient in made.values())
 
 
 # --- documents ------------------------------------------------------------------------------------------

@@ -21,11 +21,14 @@ Ids = Callable[[int], npt.NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass of one rank; all int64, (B, T)."""
+    """One forward pass of one rank; all int64, and (B, T) but for `counted`."""
 
     input_ids: Tensor
     labels: Tensor
     """Already shifted: labels[b, t] is the target of input t, or IGNORED."""
+    counted: Tensor
+    """Where in the flattened labels a target counts, (M,). Known before the batch is on a GPU, which to ask it of would
+    mean to wait for."""
     position_ids: Tensor
     """Restart at 0 where a document starts, and at the start of the sequence."""
     documents: Documents
@@ -35,15 +38,16 @@ class MicroBatch:
     def of(cls, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> MicroBatch:
         starts = torch.nonzero(position_ids.flatten() == 0).flatten()
         bounds = torch.cat([starts, torch.tensor([position_ids.numel()])]).to(torch.int32)
-        return cls(input_ids, labels, position_ids, Documents(bounds, int(bounds.diff().max())))
+        counted = torch.nonzero(labels.flatten() != IGNORED).flatten()
+        return cls(input_ids, labels, counted, position_ids, Documents(bounds, int(bounds.diff().max())))
 
     def to(self, device: torch.device) -> MicroBatch:
         """The micro batch where the model is."""
         if device.type == "cpu":
             return self
-        tensors = (self.input_ids, self.labels, self.position_ids, self.documents.bounds)
-        ids, labels, places, bounds = (tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
-        return MicroBatch(ids, labels, places, Documents(bounds, self.documents.longest))
+        tensors = (self.input_ids, self.labels, self.counted, self.position_ids, self.documents.bounds)
+        ids, labels, counted, at, bounds = (tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+        return MicroBatch(ids, labels, counted, at, Documents(bounds, self.documents.longest))
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,14 @@ def _read(places: list[Place]) -> RankBatch:
     """One micro batch of the sequences at `places` (B,). By numpy, which keeps Python's lock where torch gives it away
     at each call, and the thread that computes waits to have it back."""
     found = read(places)
-    inputs, targets, at = map(torch.from_numpy, (found.inputs, found.targets, positions(found)))
+    arrays = (found.inputs, found.targets, np.flatnonzero(found.targets != IGNORED), positions(found))
+    inputs, targets, counted, at = map(torch.from_numpy, arrays)
     bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(found.lengths)]).astype(np.int32))
     named = zip(places, found.documents, found.offsets.tolist(), strict=True)
     hashes = [sequence_hash(documents, offset, place.name) for place, documents, offset in named]
     return RankBatch(
-        [MicroBatch(inputs, targets, at, Documents(bounds, int(found.lengths.max())))],
-        valid_tokens=int(np.count_nonzero(found.targets != IGNORED)),
+        [MicroBatch(inputs, targets, counted, at, Documents(bounds, int(found.lengths.max())))],
+        valid_tokens=len(counted),
         hash=int(np.array(hashes, np.int64).sum()),
         pairs=int(np.square(found.lengths).sum()),
     )

@@ -93,7 +93,7 @@ def trial(settings: TrainConfig, layout: BatchLayout, device: torch.device, run_
     def passes() -> float:
         begun = mark(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=train.bf16_passes and not train.bf16_weights):
-            hidden, _ = loss_model.hidden(batch)
+            hidden = loss_model.hidden(batch)
         hidden.backward(torch.ones_like(hidden))
         ended = mark(device)
         if device.type == "cuda":

@@ -1,4 +1,8 @@
-"""The loss of a causal language model, summed over a micro batch; its logits never stand whole."""
+"""The loss of a causal language model, summed over a micro batch; its logits never stand whole.
+
+Of rows whose targets do not count (a prompt's, padding) there are none at all: where answers are short, the head and
+its loss are most of what a step would do in vain.
+"""
 
 from __future__ import annotations
 
@@ -33,28 +37,25 @@ class LossModel(torch.nn.Module):
 
     def forward(self, batch: MicroBatch) -> Tensor:
         if self.tail is None:
-            inputs, labels = self._inputs(batch)
-            logits = self.model(**inputs).logits.float()
+            logits = self.model(**self._inputs(batch)).logits.float()
             return functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+                logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
             )
-        hidden, labels = self.hidden(batch)
-        return self.model.get_output_embeddings()(hidden, labels)  # type: ignore[no-any-return]
+        labels, counted = batch.labels.flatten(), batch.counted
+        return self.model.get_output_embeddings()(self.hidden(batch), labels, counted)  # type: ignore[no-any-return]
 
-    def hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """What the head is given, (B, T, H), and the labels of its rows; or both (1, B x T, ...)."""
-        inputs, labels = self._inputs(batch)
-        return self.model.base_model(**inputs).last_hidden_state, labels
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """What the head is given, (B, T, H) or (1, B x T, H)."""
+        return self.model.base_model(**self._inputs(batch)).last_hidden_state  # type: ignore[no-any-return]
 
-    def _inputs(self, batch: MicroBatch) -> tuple[dict[str, Any], Tensor]:
+    def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
-        labels, kind = batch.labels, self.model.config._attn_implementation
+        kind = self.model.config._attn_implementation
         if kind not in ("sdpa", "eager"):
             # Rows laid end to end. (The others build a mask from positions that restart.)
             inputs |= {name: inputs[name].reshape(1, -1) for name in ("input_ids", "position_ids")}
-            labels = labels.reshape(1, -1)
             inputs |= _bounds(batch.documents, flash=kind != attention.NAME)
-        return inputs, labels
+        return inputs
 
 
 def logits_stand_whole(module: torch.nn.Module) -> bool:
@@ -135,29 +136,29 @@ def _replaced(module: torch.nn.Module, forward: Any) -> Iterator[None]:
 
 
 def teach_the_head(head: torch.nn.Linear, tail: Tail) -> None:
-    """head(hidden, labels) is the loss from here on. Within the head's own call, since engines gather its weights
-    there; head(hidden) stays what it was."""
+    """head(hidden, labels, counted) is the loss from here on. Within the head's own call, since engines gather its
+    weights there; head(hidden) stays what it was."""
     plain = head.forward
 
-    def forward(hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(hidden: Tensor, labels: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
         if labels is None:
             return plain(hidden)
-        return _HeadLoss.apply(hidden.flatten(0, -2), head.weight, head.bias, labels.flatten(), tail)  # type: ignore
+        return _HeadLoss.apply(hidden.flatten(0, -2), head.weight, head.bias, labels, counted, tail)  # type: ignore
 
     head.forward = forward  # type: ignore[method-assign, assignment]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Linear layer and cross-entropy, some rows at a time. The gradients are made on the way forward, so that no row
-    is computed twice; the head's is summed in fp32, whatever the weights are."""
+    """Linear layer and cross-entropy of the rows that count, some at a time. The gradients are made on the way forward,
+    so that no row is computed twice; the head's is summed in fp32, whatever the weights are."""
 
     @staticmethod
     def forward(
-        context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, tail: Tail
+        context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, counted: Tensor, tail: Tail
     ) -> Tensor:
-        """hidden (N, H), weight (V, H), bias (V,), labels (N,) int64."""
+        """hidden (N, H), weight (V, H), bias (V,), labels (N,) and counted (M,): rows of both, int64."""
         of_hidden, of_weight, of_bias = context.needs_input_grad[:3]
-        d_hidden = torch.empty_like(hidden) if of_hidden else None
+        d_hidden = torch.zeros_like(hidden) if of_hidden else None
         d_weight = d_bias = None
         device, dtype = hidden.device.type, hidden.dtype
         if torch.is_autocast_enabled(device):
@@ -166,24 +167,21 @@ class _HeadLoss(torch.autograd.Function):
             matrix = weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            rows = max(1, _ELEMENTS[device] // len(weight))
-            for part, wanted, out in _split(rows, hidden, labels, d_hidden):
-                part = part.to(dtype)
+            for rows in counted.split(max(1, _ELEMENTS[device] // len(weight))):
+                part, target = hidden[rows].to(dtype), labels[rows][:, None]
                 logits = tail(functional.linear(part, matrix, offset).float())
                 shares = logits.log_softmax(1)
-                total += functional.nll_loss(shares, wanted, ignore_index=IGNORED, reduction="sum")
+                total -= shares.gather(1, target).sum()
                 if not any(context.needs_input_grad):
                     continue
-                counts, target = (wanted != IGNORED)[:, None], wanted.clamp(min=0)[:, None]
                 gradient = shares.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=shares.dtype))
                 gradient = tail.gradient(gradient, logits).to(dtype)
-                # What does not count is left out of the small factor: the gradient is vocabulary times as large.
-                if out is not None:
-                    torch.mul(gradient @ matrix, counts, out=out)
+                if d_hidden is not None:
+                    d_hidden.index_copy_(0, rows, (gradient @ matrix).to(d_hidden.dtype))
                 if of_weight:
-                    d_weight = _plus_product(d_weight, gradient.t(), part * counts)
+                    d_weight = _plus_product(d_weight, gradient.t(), part)
                 if of_bias:
-                    of_piece = counts[:, 0].float() @ gradient.float()
+                    of_piece = gradient.sum(0, dtype=torch.float32)
                     d_bias = of_piece if d_bias is None else d_bias.add_(of_piece)
                 del logits, shares, gradient  # else they stand beside the next piece's: 6 bytes a logit more
         context.gradients = [
@@ -196,12 +194,7 @@ class _HeadLoss(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> Any:
         made = [None if tensor is None else tensor.mul_(gradient) for tensor in context.gradients]
         context.gradients = [None] * len(made)
-        return *made, None, None
-
-
-def _split(rows: int, hidden: Tensor, labels: Tensor, out: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Any]]:
-    parts = [None] * -(-len(hidden) // rows) if out is None else out.split(rows)
-    return zip(hidden.split(rows), labels.split(rows), parts, strict=True)
+        return *made, None, None, None
 
 
 def _plus_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

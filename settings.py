@@ -156,16 +156,27 @@ def dump_yaml(data: Any) -> str:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, key by key down the tree; what is not a mapping replaces."""
+    """`over` laid on `base`, key by key down the tree; what is not a mapping replaces. A list's entries that have names
+    are called by them: {stages: {task: ...}}. Raises ConfigError for a name that none has."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
+        if isinstance(value, Mapping) and isinstance(old, list) and (names := _names(old)):
+            if unknown := [name for name in value if name not in names]:
+                raise ConfigError(f"{key}.{unknown[0]}: no entry has that name: {_hint(str(unknown[0]), names)}")
+            value = list(merge(dict(zip(names, old, strict=True)), value).values())
         # Another `kind` is another set of fields: the old kind's fields must not leak into it.
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             kinds = {tree["kind"] for tree in (old, value) if "kind" in tree}
             value = merge(old, value) if len(kinds) < 2 else value
         out[key] = value
     return out
+
+
+def _names(entries: list[Any]) -> list[str]:
+    """Of a list's entries; none: not each has one of its own."""
+    names = [entry["name"] for entry in entries if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)]
+    return names if len(set(names)) == len(entries) else []
 
 
 def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:

@@ -120,6 +120,19 @@ def test_override_reads_yaml_and_refuses_what_is_no_assignment() -> None:
             override({}, bad)
 
 
+def test_entries_of_a_list_are_called_by_their_names() -> None:
+    tree = {"stages": [{"name": "language", "steps": 3}, {"name": "task", "optim": {"lr": 1}}], "files": ["a"]}
+    assert override(tree, "stages.task.optim.lr=2")["stages"] == [
+        tree["stages"][0],
+        {"name": "task", "optim": {"lr": 2}},
+    ]
+    assert override(tree, "stages=[]")["stages"] == []
+    assert override(tree, "stages.task=5")["stages"] == [tree["stages"][0], 5]  # refused by its type later
+    assert override(tree, "files.a=1")["files"] == {"a": 1}
+    with pytest.raises(ConfigError, match=r"stages.tusk: no entry has that name: did you mean task\?"):
+        override(tree, "stages.tusk.steps=1")
+
+
 @given(TREES.filter(lambda t: isinstance(t, dict)))
 def test_merge_with_itself_and_with_nothing_changes_nothing(tree: dict) -> None:
     assert merge(tree, tree) == tree == merge(tree, {}) == merge({}, tree)

@@ -18,7 +18,7 @@ from trainer.model import kernels
 from trainer.model.model_config import check_unquantized, context_notes
 from trainer.model.new_tokens import read_texts
 from trainer.plan import batch_layout
-from trainer.schema import Deepspeed, TrainConfig
+from trainer.schema import Deepspeed, Rate, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,21 @@ def overridden(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
     spoken: dict[str, Any] = {}
     for assignment in assignments:
         spoken = override(spoken, spelled(assignment))
-    return merge(tree, config.absolute_paths(spoken, Path.cwd()))
+    out = merge(tree, config.absolute_paths(spoken, Path.cwd()))
+    _check_heeded(spoken, out)
+    return out
+
+
+def _check_heeded(spoken: dict[str, Any], tree: dict[str, Any]) -> None:
+    """Raises ConfigError for a rate that was typed and would change nothing, since every stage has its own."""
+    stages, optim = tree.get("stages"), spoken.get("optim")
+    if not (isinstance(stages, list) and stages and isinstance(optim, dict)):
+        return
+    own = [stage.get("optim") or {} if isinstance(stage, dict) else {} for stage in stages]
+    for key in Rate.__struct_fields__:
+        if key in optim and all(key in each for each in own):
+            said = f"optim.{key}={optim[key]}"
+            raise ConfigError(f"{said} changes nothing: every stage has its own: stages.{stages[0].get('name')}.{said}")
 
 
 def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, new: bool = True) -> Ready:

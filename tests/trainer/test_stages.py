@@ -91,6 +91,15 @@ def test_each_stage_has_a_rate_of_its_own_over_its_own_steps() -> None:
     assert [course.learning_rate(step) for step in range(30)] == first + second
 
 
+def test_a_rate_that_every_stage_has_its_own_of_is_typed_for_one_of_them() -> None:
+    tree = {"stages": [{"name": "one", "optim": {"lr": 1e-3}}, {"name": "two", "optim": {"lr": 1e-4}}]}
+    with pytest.raises(ConfigError, match=r"optim.lr=0.01 changes nothing: .* stages.one.optim.lr=0.01"):
+        recipe.overridden(tree, ["lr=1e-2"])
+    stages = recipe.overridden(tree, ["optim.warmup=0.1", "stages.two.optim.lr=1e-2"])["stages"]
+    assert [stage["optim"]["lr"] for stage in stages] == [1e-3, 1e-2]
+    recipe.overridden({"stages": [*tree["stages"], {"name": "three"}]}, ["optim.lr=1e-2"])
+
+
 def test_what_was_seen_is_counted_from_the_step_alone() -> None:
     ramp = {"books": {"from": 0.9, "to": 0.5}, "chats": {"from": 0.1, "to": 0.5}}
     course = Course(settled(stages=[stage(), stage("two", steps=200, mixture=ramp)]), SIZES)

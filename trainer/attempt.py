@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from settings import ConfigError
-from trainer.data.prepare import cache_folder, prepare_source
+from trainer.config import cache_folder
+from trainer.data.prepare import prepare_source
 from trainer.data.prepared import Prepared
 from trainer.model.new_tokens import tokenizer_folder
 from trainer.records import events

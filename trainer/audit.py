@@ -19,7 +19,7 @@ import numpy.typing as npt
 from settings import ConfigError
 from trainer import config
 from trainer.data.order import stream
-from trainer.data.prepare import cache_folder, fingerprint, prepare, source_of
+from trainer.data.prepare import fingerprint, prepare, source_of
 from trainer.data.prepared import Pool, Prepared, sequence_hash
 from trainer.model.new_tokens import tokenizer_folder
 from trainer.records.events import NAME
@@ -83,7 +83,7 @@ def audit(run_dir: Path, told: History | None = None, make: bool = True) -> Audi
 
 
 def _pool(settings: TrainConfig, run_dir: Path, make: bool) -> Pool:
-    cache, tokenizer = cache_folder(settings.data, run_dir), tokenizer_folder(settings.model, run_dir)
+    cache, tokenizer = config.cache_folder(settings.data, run_dir), tokenizer_folder(settings.model, run_dir)
     for key in () if make else settings.data.keys("train").values():
         source = source_of(settings.data, key)
         if not (cache / fingerprint(source, settings.data.cut_for(source), tokenizer, cache)).is_dir():

@@ -14,11 +14,11 @@ from settings import ConfigError, to_plain
 from trainer import offline
 from trainer.checkpoint import CheckpointBroken, room
 from trainer.checkpoint.format import read_manifest
-from trainer.config import differences, read
+from trainer.config import cache_folder, differences, read
 from trainer.data.display import Display, samples
 from trainer.data.encode import load_tokenizer
-from trainer.data.prepare import Prepared, cache_folder, prepare_source, source_of
-from trainer.data.prepared import Pool
+from trainer.data.prepare import prepare_source, source_of
+from trainer.data.prepared import Pool, Prepared
 from trainer.exits import CONFIG
 from trainer.model import new_tokens
 from trainer.model.model_config import check_vocabulary, config_of

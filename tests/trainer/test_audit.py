@@ -12,8 +12,7 @@ from tests.trainer.data.samples import prepare_texts
 from trainer.audit import audit, main
 from trainer.data.batches import Batches
 from trainer.data.order import batch_indices
-from trainer.data.prepare import Prepared
-from trainer.data.prepared import sequence_hash
+from trainer.data.prepared import Prepared, sequence_hash
 from trainer.layout import BatchLayout
 
 BATCH, SEED = 6, 5

@@ -18,7 +18,7 @@ import xxhash
 
 from durable import fsync_path, is_own, write_atomic
 from settings import ConfigError
-from trainer.config import OWN_CACHE, cache_folder
+from trainer.config import OWN_CACHE
 from trainer.data.encode import Encode, Encoded, encoder
 from trainer.data.files import format_of
 from trainer.data.hashes import content_hash
@@ -27,8 +27,6 @@ from trainer.data.prepared import Manifest, Prepared
 from trainer.data.rows import Row, Rows, batched
 from trainer.data.values import Dtype
 from trainer.sources import Data, Source
-
-__all__ = ["Prepared", "cache_folder", "prepare"]
 
 FORMAT = 3
 """Rises when the same sources give other files."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.demo_data import TOKENIZER_CONFIG, train_tokenizer
-from trainer.data.prepare import Prepared, prepare
+from trainer.data.prepare import prepare
+from trainer.data.prepared import Prepared
 from trainer.sources import Data
 
 _SENTENCE = "the run goes on through limits and failures until it is done and every sample counts"

@@ -9,7 +9,7 @@ import torch
 from tests.trainer.data.samples import prepare_texts
 from trainer.data.batches import Batches, RankBatch, evaluation_batches
 from trainer.data.order import batch_indices
-from trainer.data.prepare import Prepared
+from trainer.data.prepared import Prepared
 from trainer.layout import BatchLayout
 
 T = 16

@@ -19,7 +19,8 @@ import pytest
 from settings import ConfigError
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from trainer.data.files import find, format_of
-from trainer.data.prepare import Prepared, prepare
+from trainer.data.prepare import prepare
+from trainer.data.prepared import Prepared
 from trainer.sources import Data, Source
 
 ROWS = [*texts(150), {"text": 'a "quoted", text\nof two lines, and ünïcödé 文'}]

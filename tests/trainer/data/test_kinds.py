@@ -19,7 +19,8 @@ from settings import ConfigError
 from tests.trainer.data.samples import texts, write_rows, write_tokenizer
 from trainer.data import kinds
 from trainer.data.encode import Encoded, encoder
-from trainer.data.prepare import Prepared, prepare
+from trainer.data.prepare import prepare
+from trainer.data.prepared import Prepared
 from trainer.data.values import Chat, Completion, Form
 from trainer.sources import KINDS, Data, Kind, Source
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from settings import ConfigError
 from tests.trainer.data.samples import prepare_texts, texts, write_rows, write_tokenizer
 from trainer.data.batches import evaluation_batches
-from trainer.data.prepare import Prepared, _write, prepare
-from trainer.data.prepared import Manifest
+from trainer.data.prepare import _write, prepare
+from trainer.data.prepared import Manifest, Prepared
 from trainer.layout import BatchLayout
 from trainer.sources import Data, Source
 

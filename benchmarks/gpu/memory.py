@@ -143,6 +143,7 @@ def one_size(tokens: int, place: Place) -> None:
 def head(tokens: int, width: int, vocabulary: int, pieces: int | None, place: Place) -> Callable[[], None]:
     """Forward and backward of a head and its loss: ours in pieces of so many logits, or transformers'."""
     hidden, labels, linear = material(tokens, width, vocabulary, place)
+    every = torch.arange(tokens, device=place.device)
     if pieces is not None:
         teach_the_head(linear, Tail())
 
@@ -151,7 +152,7 @@ def head(tokens: int, width: int, vocabulary: int, pieces: int | None, place: Pl
             total = whole_logits_loss(linear(hidden), labels)
         else:
             loss._ELEMENTS[place.device.type] = pieces
-            total = linear(hidden, labels) / len(labels)
+            total = linear(hidden, labels, every) / tokens
         total.backward()
         hidden.grad = linear.weight.grad = None
 

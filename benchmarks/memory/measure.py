@@ -173,7 +173,7 @@ def loss_of(kind: str) -> Callable[[], None]:
     def once() -> None:
         hidden.grad = head.weight.grad = None
         if kind == "pieces":
-            total = head(hidden, labels)
+            total = head(hidden, labels, torch.arange(TOKENS))
         else:
             total = functional.cross_entropy(head(hidden), labels, reduction="sum")
         total.backward()

@@ -239,6 +239,10 @@ class Checkpoint(Struct, frozen=True):
     keep_best: Annotated[int, Meta(ge=0)] = 0
     """Besides, so many with the lowest held-out loss stay; then every evaluation is saved. 0: none."""
 
+    def most(self, steps: int) -> int:
+        """Checkpoints that stand at once in a run of so many steps, with the one that is being written."""
+        return self.keep + self.keep_best + (steps // self.keep_every if self.keep_every else 0) + 1
+
     @property
     def seconds(self) -> float | None:
         """Between two saves, where `every` is a time."""

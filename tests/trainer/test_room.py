@@ -15,16 +15,16 @@ LAYER = 12 * 2**30
 """Bytes of a checkpoint, at least, for each layer."""
 
 
-def of(layers: int, keep: int) -> TrainConfig:
+def of(layers: int, keep: int, **more: int) -> TrainConfig:
     shape = {"model_type": "llama", "vocab_size": 512, "hidden_size": 8192, "num_attention_heads": 64}
     shape |= {"intermediate_size": 8192 * 4, "num_hidden_layers": layers}
     tree = {
         "name": "x",
         "model": {"config": shape, "tokenizer": "t"},
         "data": {"train": ["d.jsonl"], "seq_len": 64},
-        "train": {"steps": 1, "global_batch_size": 1},
+        "train": {"steps": 300, "global_batch_size": 1},
         "optim": {"lr": 1e-3},
-        "checkpoint": {"keep": keep},
+        "checkpoint": {"keep": keep, **more},
     }
     return config.resolve(tree, "here")
 
@@ -36,6 +36,8 @@ def test_room_for_checkpoints(tmp_path: Path) -> None:
         room.check(of(layers, keep=2), tmp_path)
     said = room.check(of(1, keep=500), tmp_path)
     assert said and said.startswith("checkpoints: 501 of ") and "checkpoint.keep, or make room" in said
+    said = room.check(of(1, keep=200, keep_every=2), tmp_path)
+    assert said and said.startswith("checkpoints: 351 of ")
 
 
 def test_a_model_that_the_plan_does_not_know_is_not_refused(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def check(settings: TrainConfig, folder: Path) -> str | None:
         )
     if found.f_files and files < FILES:
         raise ConfigError(f"{folder} takes {files:,} more files, and a run has about {FILES:,}: make room")
-    kept = settings.checkpoint.keep + settings.checkpoint.keep_best + 1
+    steps = settings.train.steps or sum(stage.steps or 0 for stage in settings.stages or [])
+    kept = settings.checkpoint.most(steps)
     if free > kept * size:
         return None
     stay = f"{kept} of {size / 1e9:,.2f} GB with the one that is being written"

@@ -191,5 +191,4 @@ def saving(settings: TrainConfig, size: float, time: Time) -> Saving:
         every = max(1, round(check.seconds / time.step))
     else:
         every = Interval(stall, False, written, time.step, 0, 0.0, time.nodes).steps
-    kept = check.keep + check.keep_best + (time.steps // check.keep_every if check.keep_every else 0)
-    return Saving(size, stall, written, every, size * (kept + 1))
+    return Saving(size, stall, written, every, size * check.most(time.steps))

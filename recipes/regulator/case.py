@@ -5,8 +5,8 @@
 The base, full fine-tuning and LoRA are trained on the pocket cluster, one after the other, at the learning rates of the
 recipes; an urgent job takes the nodes from each method's last run once. Both are evaluated on the test set, compared,
 and written to results.json and docs/case-regulator.md. --full first looks for each method's own rate on the development
-set, and trains three seeds of each; the methods run side by side then, a rank each, which on two cores is a third
-faster than two ranks after one another. Said again it goes on: what is done is left.
+set, and trains three seeds of each; the methods run side by side then, a rank each, so that no rank waits for another.
+Said again it goes on: what is done is left.
 """
 
 from __future__ import annotations
@@ -142,10 +142,10 @@ def trained(place: Place, method: str, full: bool) -> tuple[dict[str, float], li
         base, overrides = f"{base}-lr_{best}", [f"optim.lr={best}"]
     seeds = SEEDS if full else SEEDS[:1]
     for seed in seeds:
-        own = [f"train.seed={seed}"] if seed != seeds[0] else []
-        names.append(base + f"-seed_{seed}" * bool(own))
-        place.train(names[-1], f"{method}.yaml", *layout, *overrides, *own, preempt=seed == seeds[-1])
-        place.launch("evaluate", names[-1], "--data", str(DATA / "test.jsonl"))
+        name, own = (base, []) if seed == seeds[0] else (f"{base}-seed_{seed}", [f"train.seed={seed}"])
+        place.train(name, f"{method}.yaml", *layout, *overrides, *own, preempt=seed == seeds[-1])
+        place.launch("evaluate", name, "--data", str(DATA / "test.jsonl"))
+        names.append(name)
     return rates, names
 
 

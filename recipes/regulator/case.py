@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
     place.train(BASE, "base.yaml")
     with ThreadPoolExecutor(len(METHODS) if args.full else 1) as pool:
         found = dict(zip(METHODS, pool.map(lambda method: trained(place, method, args.full), METHODS), strict=True))
-    rates, runs = ({method: both[which] for method, both in found.items()} for which in (0, 1))
+    rates = {method: by_rate for method, (by_rate, _) in found.items()}
+    runs = {method: names for method, (_, names) in found.items()}
     write_atomic(page.RECORD, json.dumps(record(place, runs, rates), indent=1) + "\n")
     page.main()
     minutes = (time.monotonic() - started) / 60

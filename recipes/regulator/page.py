@@ -70,9 +70,10 @@ def _about(record: Mapping[str, Any]) -> str:
     command = "make case-full" if any(record["rates"].values()) else "make case"
     model = f"A Llama of {shape['num_hidden_layers']} layers and a width of {shape['hidden_size']}"
     hours = " and ".join(f"{name} {cost['hours']:.2f}" for name, cost in zip(NAMES.values(), costs, strict=True))
+    seeds = ", ".join(f"{one['runs'][0]['seed']}" for one in record["seeds"])
     return (
-        f"`{command}` of {record['date']}, on two CPU cores. {model}; its base was trained for {base['steps']:,} steps "
-        f"to a held-out loss of {last}. Then {first['runs'][0]['step']:,} steps of each method, {hours} "
+        f"`{command}` of {record['date']}, seed {seeds}, on two CPU cores. {model}; its base was trained for "
+        f"{base['steps']:,} steps to a held-out loss of {last}. Then {first['runs'][0]['step']:,} steps of each method, {hours} "
         f"{costs[0]['unit']}{cut}. {first['data']['rows']:,} test reports, greedy answers; in brackets 95 % by "
         f"bootstrap over them, of the difference row by row.\n"
     )

@@ -37,17 +37,12 @@ class Cost:
 
     matmul: int
     """Parameters in matrix products: all but an input embedding of its own."""
-    head: int
-    """Of these the head's, which is asked for targets that count alone."""
     attention: int
     """Layers x heads x a head's dimension."""
 
-    def flops(self, context: float, counted: float = 1.0) -> float:
-        """Of one token that attends to `context` tokens: the length of its document, its mean in packed data.
-
-        `counted`: share of the tokens whose target counts.
-        """
-        return 6 * (self.matmul - self.head * (1 - counted)) + 12 * self.attention * context
+    def flops(self, context: float) -> float:
+        """Of one token that attends to `context` tokens: the length of its document, its mean in packed data."""
+        return 6 * self.matmul + 12 * self.attention * context
 
     @classmethod
     def of(cls, model: Any) -> Cost | None:
@@ -62,8 +57,7 @@ class Cost:
         inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings()
         tied = outputs is not None and outputs.weight is inputs
         matmul = sum(map(elements, model.parameters())) - (0 if tied else inputs.numel())
-        head = 0 if outputs is None else outputs.weight.numel()
-        return cls(matmul, head, layers * heads * (getattr(config, "head_dim", None) or width // heads))
+        return cls(matmul, layers * heads * (getattr(config, "head_dim", None) or width // heads))
 
 
 class Throughput:
@@ -99,8 +93,7 @@ class Throughput:
         }
         if self._cost and self._peak:
             context = pairs * self._world_size / self._tokens
-            flops = self._cost.flops(context, valid_tokens / self._tokens) * self._tokens
-            values["mfu"] = flops / (pace * self._peak * self._world_size)
+            values["mfu"] = self._cost.flops(context) * self._tokens / (pace * self._peak * self._world_size)
         return {name: float(f"{value:.5g}") for name, value in values.items()}  # short lines in the events
 
     def _memory(self) -> int:

@@ -73,9 +73,9 @@ def _about(record: Mapping[str, Any]) -> str:
     seeds = ", ".join(f"{one['runs'][0]['seed']}" for one in record["seeds"])
     return (
         f"`{command}` of {record['date']}, seed {seeds}, on two CPU cores. {model}; its base was trained for "
-        f"{base['steps']:,} steps to a held-out loss of {last}. Then {first['runs'][0]['step']:,} steps of each method, "
-        f"{hours} {costs[0]['unit']}{cut}. {first['data']['rows']:,} test reports, greedy answers; in brackets 95 % by "
-        f"bootstrap over them, of the difference row by row.\n"
+        f"{base['steps']:,} steps to a held-out loss of {last}. Then {first['runs'][0]['step']:,} steps of each "
+        f"method, {hours} {costs[0]['unit']}{cut}. {first['data']['rows']:,} test reports, greedy answers; in "
+        f"brackets 95 % by bootstrap over them, of the difference row by row.\n"
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.schema import Ddp, Optim, Train, TrainConfig
+from trainer.engines.ddp.settings import Ddp
+from trainer.schema import Optim, Train, TrainConfig
 from trainer.shape import Model
 from trainer.sources import Data
 

@@ -40,8 +40,7 @@ SECTIONS: list[tuple[str, type[Struct]]] = [
     ("optim", schema.Optim),
     ("stages, each", schema.Stage),
     ("stages, optim of each", schema.Rate),
-    ("engine, kind: fsdp", schema.Fsdp),
-    ("engine, kind: deepspeed", schema.Deepspeed),
+    *((f"engine, kind: {one.__struct_config__.tag}", one) for one in get_args(schema.EngineSettings)),
     ("lora", schema.Lora),
     ("forgetting", sources.Forgetting),
     ("evaluation", schema.Evaluation),
@@ -102,7 +101,8 @@ def page() -> str:
             ]
         else:
             out += [f"## {title or 'The recipe'}", "", *([" ".join(str(about).split()), ""] if about else [])]
-        out += ["| key | default | | |", "|---|---|---|---|", *rows(struct), ""]
+        if keys := list(rows(struct)):
+            out += ["| key | default | | |", "|---|---|---|---|", *keys, ""]
     out += ["# The command line", "", "`launch.py [VERB] [FLAGS]`; flags stand before or after the verb.", ""]
     for name, verb in flags.VERBS.items():
         out += [f"## {name}", "", f"{verb.text}. For example `{verb.example}`.", "", "| flag | |", "|---|---|"]

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import slurm.exits
 import trainer.exits
+from trainer.schema import EngineSettings
 
 ROOT = Path(__file__).parent.parent
 TOP = [ROOT / f"{name}.py" for name in ("command", "launch", "flags", "settings", "durable", "timeline")]
@@ -94,6 +96,19 @@ def test_the_shim_needs_the_standard_library_only() -> None:
     assert shown.stdout.strip() == "[]"
 
 
+def engines() -> list[str]:
+    """Their folders."""
+    return sorted(path.parent.name for path in (ROOT / "trainer" / "engines").glob("*/engine.py"))
+
+
+def test_an_engine_is_a_folder_and_a_word_of_the_recipe() -> None:
+    """What else asks which engine it is, asks for something that it alone can do."""
+    known = {str(one.__struct_config__.tag) for one in get_args(EngineSettings)}
+    assert engines() == sorted(known) and len(known) >= 3
+    for kind in known:
+        assert {path.name for path in (ROOT / "trainer" / "engines" / kind).iterdir()} >= {"settings.py", "plan.py"}
+
+
 def test_no_import_cycles_and_short_chains() -> None:
     modules = {name(p).removesuffix(".py").replace("/", ".").removesuffix(".__init__"): p for p in PRODUCT}
     graph = {module: {i for i in imports(path) if i in modules and i != module} for module, path in modules.items()}
@@ -155,10 +170,11 @@ def test_only_main_files_read_argv_and_exit() -> None:
 
 
 def test_kind_is_the_word_of_unions_alone() -> None:
-    for file in ("trainer/schema.py", "trainer/shape.py", "slurm/config.py", "slurm/sites/profile.py"):
+    engine = [f"trainer/engines/{kind}/settings.py" for kind in engines()]
+    for file in ("trainer/schema.py", "trainer/shape.py", "slurm/config.py", "slurm/sites/profile.py", *engine):
         classes = [n for n in ast.walk(tree(ROOT / file)) if isinstance(n, ast.ClassDef)]
         fields = [ast.unparse(n.target) for one in classes for n in one.body if isinstance(n, ast.AnnAssign)]
-        assert fields and "kind" not in fields, file
+        assert (fields or file in engine) and "kind" not in fields, file
 
 
 def test_both_halves_mean_the_same_by_an_exit_code() -> None:
@@ -168,7 +184,8 @@ def test_both_halves_mean_the_same_by_an_exit_code() -> None:
 
 
 def test_what_a_login_node_runs_loads_no_torch() -> None:
-    code = "import sys, trainer.config, trainer.evaluate.compare, trainer.plan, trainer.prepare, trainer.report.files, trainer.schedule; print('torch' in sys.modules)"
+    plans = ", ".join(f"trainer.engines.{kind}.plan" for kind in engines())
+    code = f"import sys, trainer.config, trainer.evaluate.compare, trainer.plan.command, {plans}, trainer.prepare, trainer.report.files, trainer.schedule; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "False"
 

@@ -19,9 +19,10 @@ from envs.drill.watch import history, weights
 from settings import ConfigError, dump_yaml
 from slurm.rundir import RunDir
 from trainer import config
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.model.model_config import new_config
 from trainer.plan import batch_layout
-from trainer.schema import Fsdp, Lora
+from trainer.schema import Lora
 from trainer.shape import Model
 
 LARGE = {

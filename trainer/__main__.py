@@ -6,7 +6,7 @@ signals.install()  # before any import that takes time: from here on a stop sign
 
 import os  # noqa: E402
 
-# torch warns at every start about the choice that trainer/engines/ddp.py makes on purpose.
+# torch warns at every start about the choice that trainer/engines/ddp/engine.py makes on purpose.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import sys  # noqa: E402

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from settings import LAYOUT, ConfigError, Struct, convert, nearest, read_yaml, to_plain
 from trainer.data.files import find
+from trainer.engines.deepspeed.scratch import on_disk
+from trainer.engines.deepspeed.settings import Deepspeed
 from trainer.model.new_tokens import check_texts
-from trainer.schema import Deepspeed, Ramp, Rate, Stage, TrainConfig, default_rate
-from trainer.scratch import on_disk
+from trainer.schema import Ramp, Rate, Stage, TrainConfig, default_rate
 from trainer.sources import Data
 
 

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from trainer.engines.ddp.settings import Ddp
 from trainer.engines.engine import Engine
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.engines.optimizer import local
 from trainer.layout import BatchLayout
 from trainer.model.four_bit import held_bytes
 from trainer.records.events import Events
 from trainer.runtime import Runtime
-from trainer.schema import Ddp, Fsdp, TrainConfig
+from trainer.schema import TrainConfig
 
 _BY_THE_DRIVER = "CUDA error: out of memory"  # what is asked for past torch's allocator: by NCCL, by libraries
 # The words of torch's CPU allocator, which raises a bare RuntimeError.

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, dump_yaml, merge, override, parse_yaml, read_json, read_yaml, to_plain
-from trainer import config, fsdp_block, schedule, zero
+from trainer import config, schedule
 from trainer.checkpoint.lineage import checkpoint_after
 from trainer.config import cache_folder
 from trainer.data.files import find
+from trainer.engines.deepspeed import zero
+from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.fsdp import block
 from trainer.model import kernels
 from trainer.model.model_config import check_unquantized, context_notes
 from trainer.model.new_tokens import read_texts
 from trainer.plan import batch_layout
-from trainer.schema import Deepspeed, Rate, TrainConfig
+from trainer.schema import Rate, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _engine(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     engine = tree.get("engine")
     if not isinstance(engine, dict) or engine.get("kind") != "fsdp" or not isinstance(engine.get("config"), dict):
         return tree, []
-    settings, notes = fsdp_block.translated(engine)
+    settings, notes = block.translated(engine)
     return {**tree, "engine": settings}, notes
 
 

@@ -28,7 +28,7 @@ from trainer.config import differences
 from trainer.data.batches import Batches, RankBatch
 from trainer.data.feed import Feed
 from trainer.data.prepared import Pool, Prepared
-from trainer.engines import make_engine
+from trainer.engines.engine import make_engine
 from trainer.engines.shard import KINDS
 from trainer.engines.stopwatch import Launched
 from trainer.evaluation import HeldOut

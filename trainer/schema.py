@@ -7,13 +7,16 @@ Fields marked LAYOUT may change between attempts.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, field
 from msgspec.structs import replace
 
 from settings import LAYOUT, Count, Positive, Seconds, Share, Struct
 from trainer.data.values import Form
+from trainer.engines.ddp.settings import Ddp
+from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.shape import Model
 from trainer.sources import KINDS, Data, Find, Forgetting, Source
 
@@ -135,64 +138,8 @@ class Stage(Struct, frozen=True):
     optim: Rate = Rate()
 
 
-class Ddp(Struct, frozen=True, tag_field="kind", tag="ddp"):
-    """Every rank holds everything; gradients are summed."""
-
-    @property
-    def words(self) -> str:
-        """The engine's name, and of its settings what decides where and in which order it sums."""
-        return "ddp"
-
-
-class Fsdp(Struct, frozen=True, tag_field="kind", tag="fsdp"):
-    """Weights, gradients and moments sharded over all ranks (torch fully_shard)."""
-
-    reshard: bool = True
-    """Free a layer's gathered weights after its forward pass (False: more memory, less communication)."""
-    layers: list[str] = []
-    """Class names of the units; default: those that the model names itself."""
-    hybrid: bool = False
-    """Shard inside each node and keep a replica on every node: less traffic between nodes, more memory."""
-    offload: bool = False
-    """Weights, gradients and moments lie in host memory, and the optimizer steps there."""
-    reduce_each: bool = False
-    """Sum the gradients over the ranks after each micro batch, not once a step: while a step gathers micro batches
-    each rank then keeps its share of them alone (else 4 bytes a parameter), for more communication."""
-
-    @property
-    def words(self) -> str:
-        chosen = {"hybrid": self.hybrid, "offload": self.offload, "reduce_each": self.reduce_each}
-        return " ".join(["fsdp", *(word for word, is_set in chosen.items() if is_set)])
-
-
-class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
-    """DeepSpeed's ZeRO: what is sharded, and where it lies, is said by its own JSON."""
-
-    config: str | dict[str, Any]
-    """The JSON: a file, or its content; RUN_DIR/config.yaml holds the content."""
-
-    @property
-    def json(self) -> dict[str, Any]:
-        assert isinstance(self.config, dict)  # a file was read before the tree became a config
-        return self.config
-
-    @property
-    def zero(self) -> dict[str, Any]:
-        """Its section on ZeRO."""
-        return self.json.get("zero_optimization") or {}
-
-    @property
-    def stage(self) -> int:
-        return int(self.zero.get("stage", 0))
-
-    def place(self, what: Literal["optimizer", "param"]) -> str:
-        """Where its state, or the parameters, lie in place of the GPU: cpu, nvme; none: nowhere else."""
-        return str((self.zero.get(f"offload_{what}") or {}).get("device", "none"))
-
-    @property
-    def words(self) -> str:
-        away = self.place("optimizer") != "none" or self.place("param") != "none"
-        return f"deepspeed zero {self.stage}{' offload' * away}"
+EngineSettings = Ddp | Fsdp | Deepspeed
+"""Each a folder of trainer/engines/."""
 
 
 class Lora(Struct, frozen=True):
@@ -282,7 +229,7 @@ class TrainConfig(Struct, frozen=True):
     """Instead of all weights."""
     forgetting: Forgetting | None = None
     """Hold the weights near those that the run starts from."""
-    engine: Annotated[Ddp | Fsdp | Deepspeed, LAYOUT] = Ddp()
+    engine: Annotated[EngineSettings, LAYOUT] = Ddp()
     evaluation: Annotated[Evaluation, LAYOUT] = Evaluation()
     checkpoint: Annotated[Checkpoint, LAYOUT] = Checkpoint()
     watchdog: Annotated[Watchdog, LAYOUT] = Watchdog()

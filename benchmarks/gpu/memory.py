@@ -14,12 +14,13 @@ from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.ours import Case, Ours, settings
 from benchmarks.gpu.peers import whole_logits_loss
 from benchmarks.gpu.place import Place
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.memory import held_by
 from trainer.model import loss
 from trainer.model.loss import Tail, teach_the_head
 from trainer.plan import architecture, batch_layout
 from trainer.plan.memory import memory
-from trainer.schema import EveryK, Fsdp
+from trainer.schema import EveryK
 
 GIB = 2**30
 CASES = [

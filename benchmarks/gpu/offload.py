@@ -13,7 +13,9 @@ from benchmarks.gpu.child import reason
 from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.ours import Case, Ours, rank_batch
 from benchmarks.gpu.place import Place
-from trainer.schema import Ddp, Deepspeed, Fsdp
+from trainer.engines.ddp.settings import Ddp
+from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.fsdp.settings import Fsdp
 
 MICRO, TOKENS = 2, 4096
 STEPS = {"8k": 1, "32k": 4, "128k": 16}

@@ -14,7 +14,7 @@ from benchmarks.gpu.child import reason
 from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.ours import Case, draw, settings
 from benchmarks.gpu.place import Place
-from trainer.engines.ddp import DdpEngine
+from trainer.engines.ddp.engine import DdpEngine
 from trainer.model.weights import hollow
 
 SHARE = 0.85

@@ -12,14 +12,17 @@ from benchmarks.case import LR
 from benchmarks.case import Case as AnyCase
 from benchmarks.gpu.place import Place
 from trainer.data.batches import MicroBatch, RankBatch
-from trainer.engines import make_engine
+from trainer.engines.ddp.settings import Ddp
+from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.engine import make_engine
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.engines.shard import Shard
 from trainer.model import recompute
 from trainer.model.model import skeleton
 from trainer.model.weights import hollow
 from trainer.plan import batch_layout
 from trainer.records.throughput import Throughput
-from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
+from trainer.schema import TrainConfig
 from trainer.shape import Model
 
 _LLAMA = {

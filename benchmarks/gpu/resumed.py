@@ -44,7 +44,7 @@ def ours(case, place, folder, mark):  # type: ignore[no-untyped-def]
     from benchmarks.case import LR
     from benchmarks.gpu.ours import micro_batch, rank_batch, settings
     from trainer.checkpoint.load import load_newest
-    from trainer.engines import make_engine
+    from trainer.engines.engine import make_engine
     from trainer.model import recompute
     from trainer.model.weights import hollow
     from trainer.plan import batch_layout

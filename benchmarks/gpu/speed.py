@@ -18,8 +18,9 @@ from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.ours import Case, Ours, Speed
 from benchmarks.gpu.peers import HfTrainer, pace_of
 from benchmarks.gpu.place import Place
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.model import attention, recompute
-from trainer.schema import EveryK, Fsdp
+from trainer.schema import EveryK
 
 CASES = {
     "1B": Case("1B", 4096, 8),

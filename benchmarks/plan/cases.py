@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.case import Case as AnyCase
+from trainer.engines.ddp.settings import Ddp
+from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.plan import batch_layout
 from trainer.plan.architecture import Architecture, read
 from trainer.plan.memory import Memory, memory
-from trainer.schema import Ddp, Deepspeed, EveryK, Fsdp, TrainConfig
+from trainer.schema import EveryK, TrainConfig
 from trainer.shape import Model
 
 SHAPES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {  # kind, hidden, layers, vocabulary

@@ -13,7 +13,7 @@ from benchmarks.case import LR
 from benchmarks.gpu.ours import draw, micro_batch, rank_batch
 from benchmarks.memory.measure import high_water
 from benchmarks.plan.cases import CASES
-from trainer.engines import make_engine
+from trainer.engines.engine import make_engine
 from trainer.model import recompute
 from trainer.model.weights import hollow
 from trainer.plan import batch_layout

@@ -17,8 +17,8 @@ from benchmarks.plan.measure import run as run_ranks
 from benchmarks.rows import Row
 from recipes.demo_data import TOKENIZER_CONFIG, train_tokenizer
 from settings import dump_yaml, to_plain
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.plan.measured import calibrate, compared
-from trainer.schema import Fsdp
 
 GOAL = 0.1
 TEXT = "the run goes on through limits and failures until it is done and every sample counts"

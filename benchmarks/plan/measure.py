@@ -16,7 +16,7 @@ from statistics import median
 
 from benchmarks.plan.cases import CASES, Case
 from benchmarks.rows import Row
-from trainer.schema import Ddp
+from trainer.engines.ddp.settings import Ddp
 
 MIB = 2**20
 ROOT = Path(__file__).parent.parent.parent

@@ -12,11 +12,12 @@ from statistics import median
 from typing import Any
 
 from benchmarks.case import Case
+from trainer.engines.ddp.settings import Ddp
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.plan import layouts
 from trainer.plan.architecture import read
 from trainer.plan.devices import device
 from trainer.plan.layouts import Planned
-from trainer.schema import Ddp, Fsdp
 from trainer.shape import Model
 
 TITAN = "pytorch/torchtitan benchmarks, b5bcd76"

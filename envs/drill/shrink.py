@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from settings import ConfigError
-from trainer import zero
 from trainer.data.files import find
+from trainer.engines.deepspeed import zero
 from trainer.model.model_config import folder_config, known_fields
 from trainer.schema import default_rate
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from trainer import config
 from trainer.attempt import Attempt
 from trainer.checkpoint.format import read_manifest
+from trainer.engines.ddp.settings import Ddp
 from trainer.engines.eight_bit import EightBit
 from trainer.run import Training
 from trainer.runtime import start
-from trainer.schema import Ddp
 
 
 def assemble(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ from trainer.checkpoint.rng import restore_rng
 from trainer.checkpoint.save import Content, Saver
 from trainer.checkpoint.writers import SaveFailed, Writers
 from trainer.data.batches import MicroBatch
-from trainer.engines import make_engine
+from trainer.engines.engine import make_engine
 from trainer.model.weights import hollow
 from trainer.plan import batch_layout
 from trainer.runtime import start

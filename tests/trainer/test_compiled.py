@@ -13,13 +13,14 @@ from msgspec.structs import replace
 from settings import ConfigError
 from tests.trainer.test_lean import settings
 from tests.trainer.test_loss import SMALL, batch
-from trainer import zero
 from trainer.config import resolve
+from trainer.engines.deepspeed import zero
+from trainer.engines.deepspeed.settings import Deepspeed
 from trainer.layout import BatchLayout
 from trainer.model import attention, compiled
 from trainer.model.loss import LossModel
 from trainer.model.weights import build
-from trainer.schema import Deepspeed, Train, TrainConfig
+from trainer.schema import Train, TrainConfig
 from trainer.shape import Model
 
 CPU = torch.device("cpu")

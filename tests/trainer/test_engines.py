@@ -108,7 +108,7 @@ def swapping(disk: Path, more: dict[str, dict[str, Any]]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def async_io() -> None:
     """Its build takes minutes: at night alone."""
-    code = "from trainer.engines.swapped import load_async_io; load_async_io()"
+    code = "from trainer.engines.deepspeed.swapped import load_async_io; load_async_io()"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "DS_ACCELERATOR": "cpu"}, cwd=ROOT)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from settings import ConfigError
-from trainer.fsdp_block import translated
+from trainer.engines.fsdp.block import translated
 
 
 def read(block: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

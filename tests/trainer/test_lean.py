@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from settings import ConfigError
 from tests.trainer.test_loss import SMALL, batch
-from trainer import zero
 from trainer.engines import eight_bit, lean
+from trainer.engines.deepspeed import zero
+from trainer.engines.deepspeed.settings import Deepspeed
 from trainer.engines.eight_bit import BLOCK, EightBit
 from trainer.engines.lean import _Noise, rounded
 from trainer.engines.optimizer import Optimizer, lean_adamw
 from trainer.layout import BatchLayout
 from trainer.model.loss import LossModel
 from trainer.model.weights import build
-from trainer.schema import Deepspeed, Optim, Train, TrainConfig
+from trainer.schema import Optim, Train, TrainConfig
 from trainer.shape import Model
 from trainer.sources import Data
 

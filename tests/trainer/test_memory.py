@@ -12,9 +12,12 @@ from msgspec.structs import replace
 
 from tests.trainer.ranks import Run
 from trainer import config, memory
+from trainer.engines.ddp.settings import Ddp
+from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.layout import BatchLayout
 from trainer.memory import Held
-from trainer.schema import Ddp, Deepspeed, Fsdp, Lora, TrainConfig
+from trainer.schema import Lora, TrainConfig
 from trainer.shape import Model
 
 NewRun = Callable[..., Run]

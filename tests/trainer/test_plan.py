@@ -17,12 +17,15 @@ from msgspec.structs import replace
 import launch
 from benchmarks.plan import published
 from settings import ConfigError, dump_yaml
+from trainer.engines.ddp.settings import Ddp
+from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.plan import founding, report
 from trainer.plan.architecture import read
 from trainer.plan.devices import device
 from trainer.plan.layouts import planned
 from trainer.plan.state import Sizes
-from trainer.schema import Ddp, Deepspeed, EveryK, Forgetting, Fsdp, Lora, Optim, Train, TrainConfig
+from trainer.schema import EveryK, Forgetting, Lora, Optim, Train, TrainConfig
 from trainer.shape import Model
 from trainer.sources import Data
 
@@ -129,6 +132,8 @@ def test_what_the_weights_are_held_by_and_adapters() -> None:
     plain = recipe(Fsdp(), gradient_checkpointing=True)
     held = planned(model, replace(plain, forgetting=Forgetting(strength=1.0)), 1, 8, of, 1)
     assert held.memory.device["anchor"] == 8 * model.parameters / 8
+    hybrid = replace(plain, engine=Fsdp(hybrid=True), forgetting=Forgetting(strength=1.0))
+    assert planned(model, hybrid, 4, 4, of, 1).memory.device["anchor"] == 8 * model.parameters / 4
     away = planned(model, replace(plain, forgetting=Forgetting(strength=1.0, method="l2sp", device="cpu")), 1, 8, of, 1)
     assert away.memory.host["anchor"] == 4 * model.parameters and "anchor" not in away.memory.device
     adapters = planned(model, recipe(Ddp()), 1, 1, of, 1).memory.checkpoint

@@ -8,11 +8,13 @@ import pytest
 
 from tests.trainer.test_plan import LLAMA_8B, recipe, zero
 from tests.trainer.test_plan_beside_runs import begun, steps, written
+from trainer.engines.ddp.settings import Ddp
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.plan import batch_layout, calibrated
 from trainer.plan.architecture import read
 from trainer.plan.measured import calibrate, compared
-from trainer.plan.time import pace, sent, time
-from trainer.schema import Ddp, Fsdp
+from trainer.plan.state import Ranks, sent
+from trainer.plan.time import pace, time
 
 MODEL = read(LLAMA_8B)
 N = MODEL.parameters
@@ -21,7 +23,7 @@ N = MODEL.parameters
 def bytes_sent(engine: object, world: int, local: int = 8, micro: int = 1, precision: str = "master32") -> float:
     """In parameters."""
     settings = recipe(engine, global_batch_size=64, micro_batch_size=micro, precision=precision)
-    return sent(MODEL, settings, batch_layout(settings.train, world), local) / N
+    return sent(MODEL, settings, Ranks.of(batch_layout(settings.train, world), local)) / N
 
 
 def test_what_each_engine_sends() -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from settings import ConfigError
-from trainer.scratch import Scratch
+from trainer.engines.deepspeed.scratch import Scratch
 
 RUN = Path("/runs/a run")
 

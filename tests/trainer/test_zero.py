@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from settings import ConfigError, merge
-from trainer import config, recipe, zero
+from trainer import config, recipe
+from trainer.engines.deepspeed import zero
 from trainer.layout import BatchLayout
 from trainer.plan import batch_layout
 

@@ -1,28 +1,14 @@
-"""The engines: ddp, fsdp and deepspeed, behind one small protocol (engine.py)."""
+"""The engines: how weights, gradients and moments lie on the ranks. Each is a folder, called as its `kind`:
+settings.py, what a recipe says; plan.py, what it holds in memory and sends; engine.py, which needs torch."""
 
 from __future__ import annotations
 
-import torch
+from importlib import import_module
+from typing import Any, Literal
 
-from trainer import zero
-from trainer.engines.engine import Engine
-from trainer.layout import BatchLayout
-from trainer.runtime import Runtime
-from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
+from settings import Struct
 
 
-def make_engine(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runtime: Runtime) -> Engine:
-    match config.engine:
-        case Ddp():
-            from trainer.engines.ddp import DdpEngine
-
-            return DdpEngine(config, model, runtime)
-        case Fsdp():
-            from trainer.engines.fsdp import FsdpEngine
-
-            return FsdpEngine(config, config.engine, model, runtime)
-        case Deepspeed():
-            from trainer.engines.deepspeed import DeepspeedEngine
-
-            hidden_size = model.config.get_text_config().hidden_size  # type: ignore[operator, union-attr]
-            return DeepspeedEngine(config, zero.complete(config, layout, hidden_size), model, runtime)
+def module_of(engine: Struct, name: Literal["plan", "engine"]) -> Any:
+    """Of an engine, by its settings."""
+    return import_module(f"{__name__}.{engine.__struct_config__.tag}.{name}")

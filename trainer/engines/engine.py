@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from trainer.data.batches import MicroBatch
+from trainer.engines import module_of
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
+from trainer.layout import BatchLayout
+from trainer.runtime import Runtime
+from trainer.schema import TrainConfig
 
 
 class Engine(Protocol):
@@ -45,6 +49,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """What this rank keeps on a disk is gone, and nothing steps any more."""
+
+
+def make_engine(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runtime: Runtime) -> Engine:
+    engine: Engine = module_of(config.engine, "engine").build(config, layout, model, runtime)
+    return engine
 
 
 @contextmanager

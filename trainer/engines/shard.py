@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.engines.deepspeed.swapped import Swapped
 from trainer.engines.eight_bit import Kept
-from trainer.engines.swapped import Swapped
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
 """What a checkpoint keeps of every parameter: the weights that the optimizer steps on, and AdamW's two moments."""

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.plan.architecture import Architecture, read
 from trainer.plan.devices import device
 from trainer.plan.layouts import Planned, planned
-from trainer.schema import Deepspeed, Fsdp, Optim, Train, TrainConfig
+from trainer.schema import Optim, Train, TrainConfig
 from trainer.shape import Model
 from trainer.sources import Data
 

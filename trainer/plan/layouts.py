@@ -13,6 +13,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from settings import ConfigError
+from trainer.engines.ddp.settings import Ddp
+from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.layout import BatchLayout
 from trainer.plan import batch_layout
 from trainer.plan.architecture import Architecture
@@ -20,7 +23,7 @@ from trainer.plan.devices import Device
 from trainer.plan.memory import Memory, memory
 from trainer.plan.state import Parameters
 from trainer.plan.time import Time, time
-from trainer.schema import Ddp, Deepspeed, EveryK, Fsdp, TrainConfig
+from trainer.schema import EveryK, TrainConfig
 
 MODES: list[tuple[Any, bool]] = [
     *((False, False), ("selective", False), (EveryK(2), False), (True, False), (True, True)),

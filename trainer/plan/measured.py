@@ -23,7 +23,8 @@ from trainer.plan.calibrated import Line
 from trainer.plan.devices import CPU, kind_of
 from trainer.plan.model import model_of
 from trainer.plan.own import FEW
-from trainer.plan.time import offloading, seconds_at, sent
+from trainer.plan.state import Ranks, sent
+from trainer.plan.time import offloading, seconds_at
 from trainer.records import events, history
 from trainer.records.history import History
 
@@ -152,7 +153,9 @@ def _of_run(run_dir: Path) -> tuple[str, list[Line]]:
     source = f"{found.steps:,} steps of the run {run_dir.resolve().name}"
     line = Line(model.active / 1e9, float(f"{mfu:.4g}"), source, ranks := layout.data_parallel_size)
     if ranks > 1:
-        line = altered(line, step=float(f"{computing:.4g}"), sent=round(sent(model, settings, layout, found.gpus)))
+        line = altered(
+            line, step=float(f"{computing:.4g}"), sent=round(sent(model, settings, Ranks.of(layout, found.gpus)))
+        )
     return found.device, [line]
 
 

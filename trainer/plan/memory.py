@@ -12,7 +12,7 @@ from trainer.layout import BatchLayout
 from trainer.plan.activations import Passes, kept
 from trainer.plan.architecture import Architecture
 from trainer.plan.state import Held, Parameters, Ranks, Sizes, held
-from trainer.schema import Ddp, TrainConfig
+from trainer.schema import TrainConfig
 
 PIECE = {False: 1 << 24, True: 1 << 27}
 """Logits that stand at a time, on the CPU and on a GPU (trainer/model/loss.py)."""
@@ -54,7 +54,7 @@ def memory(
     model: Architecture, settings: TrainConfig, layout: BatchLayout, local_ranks: int, on_gpu: bool = True
 ) -> Memory:
     """Of a run on `layout.data_parallel_size` ranks, `local_ranks` of them on a node."""
-    ranks = Ranks(layout.data_parallel_size, local_ranks, layout.gradient_accumulation_steps, on_gpu)
+    ranks = Ranks.of(layout, local_ranks, on_gpu)
     state = held(model, settings, ranks)
     moments = _moments(model, settings, layout, state, on_gpu)
     moment = max(moments, key=lambda name: sum(moments[name].values()))
@@ -85,8 +85,7 @@ def _moments(
     model: Architecture, settings: TrainConfig, layout: BatchLayout, state: Held, on_gpu: bool
 ) -> dict[str, dict[str, float]]:
     sizes, tokens = Sizes.of(settings), layout.micro_batch_size * settings.data.seq_len
-    residual = sizes.weights if isinstance(settings.engine, Ddp) else sizes.compute
-    passes = Passes(sizes.compute, residual, on_gpu, settings.model.attention == "eager")
+    passes = Passes(sizes.compute, state.between, on_gpu, settings.model.attention == "eager")
     one = kept(model, settings.train, passes, settings.data.seq_len)
     full = settings.lora is None
     head = model.embedding * full
@@ -94,8 +93,8 @@ def _moments(
     logits = pieces * (8 + sizes.compute % 4)
     # The head's weights as they are multiplied, its gradient in fp32, what is added to that (on a CPU twice).
     added = (sizes.compute % 4 and 2 + 4 * (not on_gpu)) * head
-    copies = sizes.compute * model.embedding * (residual > sizes.compute) + 4.0 * head + added
-    hidden = residual * model.hidden * tokens
+    copies = sizes.compute * model.embedding * (state.between > sizes.compute) + 4.0 * head + added
+    hidden = state.between * model.hidden * tokens
     always = {"weights": state.weights, "moments": state.moments}
     return {
         "the loss": {
@@ -136,17 +135,16 @@ def _moments(
 def _always(settings: TrainConfig, model: Architecture, ranks: Ranks, state: Held, on_gpu: bool) -> dict[str, float]:
     out = {"buffers": state.buffers}
     if settings.forgetting is not None and settings.forgetting.device == "auto" and not state.host:
-        out["anchor"] = _anchor(model, settings, ranks)
+        out["anchor"] = _anchor(model, settings, state)
     if on_gpu:
         return {**out, "CUDA": CONTEXT + NCCL * (ranks.world > 1)}
     return {**out, "libraries": SCRATCH}
 
 
-def _anchor(model: Architecture, settings: TrainConfig, ranks: Ranks) -> float:
+def _anchor(model: Architecture, settings: TrainConfig, state: Held) -> float:
     """The weights that the run started from, and how much each one matters."""
     assert settings.forgetting is not None
-    shards = 1 if isinstance(settings.engine, Ddp) else ranks.world
-    return 4.0 * (2 if settings.forgetting.method == "ewc" else 1) * model.parameters / shards
+    return 4.0 * (2 if settings.forgetting.method == "ewc" else 1) * model.parameters / state.shards
 
 
 def _host(
@@ -158,19 +156,18 @@ def _host(
         "processes": PROCESS * local,
         "offloaded state": state.host * local,
         "staged checkpoint": saved / ranks.world * local,
-        "offloaded activations": _offloaded(model, settings, layout) * local,
+        "offloaded activations": _offloaded(model, settings, layout, state) * local,
         "largest tensor": 4.0 * model.largest * local,
     }
     if settings.forgetting is not None and (settings.forgetting.device == "cpu" or state.host):
-        parts["anchor"] = _anchor(model, settings, ranks) * local
+        parts["anchor"] = _anchor(model, settings, state) * local
     if settings.lora is not None and not settings.lora.quantize:
         parts["model while it loads"] = Parameters.of(model, settings).frozen_bytes * local
     return {name: size for name, size in parts.items() if size}
 
 
-def _offloaded(model: Architecture, settings: TrainConfig, layout: BatchLayout) -> float:
+def _offloaded(model: Architecture, settings: TrainConfig, layout: BatchLayout, state: Held) -> float:
     """Of one rank: each layer's input."""
     if not settings.train.activation_offload:
         return 0.0
-    width = Sizes.of(settings).weights if isinstance(settings.engine, Ddp) else Sizes.of(settings).compute
-    return float(width * model.hidden * model.depth * layout.micro_batch_size * settings.data.seq_len)
+    return float(state.between * model.hidden * model.depth * layout.micro_batch_size * settings.data.seq_len)

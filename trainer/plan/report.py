@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from settings import ConfigError, merge, parse_yaml
-from trainer import config, zero
+from trainer import config
 from trainer.checkpoint.interval import duration
+from trainer.engines.deepspeed import zero
 from trainer.plan import layouts, own
 from trainer.plan.architecture import Architecture
 from trainer.plan.calibrated import device

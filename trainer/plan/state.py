@@ -1,25 +1,17 @@
-"""What each engine holds of weights, gradients and moments, and what it keeps besides to pass them around. Torch-free.
-
-Read from trainer/engines and from what they call: torch's fully_shard and DistributedDataParallel (2.13), DeepSpeed
-0.19.8.
-"""
+"""The words in which each engine says what it holds of weights, gradients and moments, and what it keeps besides to
+pass them around (plan.py in its folder of trainer/engines/). Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
+from trainer.engines import module_of
+from trainer.layout import BatchLayout
 from trainer.plan.architecture import Architecture
-from trainer.schema import Ddp, Deepspeed, Fsdp, TrainConfig
+from trainer.schema import TrainConfig
 
-_DDP_BUCKET = 25 << 20  # bytes; torch's default
-_ZERO = {  # elements; DeepSpeed's defaults
-    "reduce_bucket_size": 500_000_000,
-    "sub_group_size": 1_000_000_000,
-    "stage3_max_live_parameters": 1_000_000_000,
-    "stage3_prefetch_bucket_size": 50_000_000,
-}
+SENT = 4
+"""Bytes of a gradient on its way: summed in fp32 (DeepSpeed: in what it computes in)."""
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bits: a scale in 8 bits for each 64, and one in fp32 for each 256 of these."""
 
@@ -90,6 +82,10 @@ class Held:
     """While the optimizer steps."""
     host: float = 0.0
     disk: float = 0.0
+    shards: int = field(kw_only=True)
+    """Ranks that share out weights and moments."""
+    between: int = field(kw_only=True)
+    """Bytes of a value that goes from layer to layer."""
 
 
 @dataclass(frozen=True)
@@ -101,134 +97,27 @@ class Ranks:
     """Micro batches of a step."""
     on_gpu: bool = True
 
+    @classmethod
+    def of(cls, layout: BatchLayout, local: int, on_gpu: bool = True) -> Ranks:
+        return cls(layout.data_parallel_size, local, layout.gradient_accumulation_steps, on_gpu)
+
 
 def held(model: Architecture, settings: TrainConfig, ranks: Ranks) -> Held:
-    sizes, parameters = Sizes.of(settings), Parameters.of(model, settings)
-    match settings.engine:
-        case Ddp():
-            return _ddp(model, settings, ranks, sizes, parameters)
-        case Fsdp():
-            return _fsdp(model, settings, settings.engine, ranks, sizes, parameters)
-        case Deepspeed():
-            return _deepspeed(model, settings.engine, ranks, sizes, parameters)
+    one: Held = module_of(settings.engine, "plan").held(model, settings, ranks)
+    return one
 
 
-def _stretch(model: Architecture, settings: TrainConfig, shards: int) -> float:
+def sent(model: Architecture, settings: TrainConfig, ranks: Ranks) -> float:
+    """Bytes that each rank sends in a step."""
+    return float(module_of(settings.engine, "plan").sent(model, settings, ranks))
+
+
+def ring(size: float, ranks: int) -> float:
+    """Bytes that each of so many ranks sends when `size` is gathered, or reduced to shares: twice that where all get
+    the sum."""
+    return size * (ranks - 1) / ranks
+
+
+def stretch(model: Architecture, settings: TrainConfig, shards: int) -> float:
     """What a step on less than fp32 holds at a time (trainer/engines/lean.py): eight tensors of a stretch."""
     return 8 * 4 * min(1 << 22, model.largest / shards) if settings.lean_optimizer else 0.0
-
-
-def _ddp(model: Architecture, settings: TrainConfig, ranks: Ranks, sizes: Sizes, parameters: Parameters) -> Held:
-    trained = parameters.trained
-    gradients = sizes.gradients * trained
-    resident = ranks.world > 1 or ranks.accumulation > 1  # views of the buckets
-    quantized = settings.lora is not None and settings.lora.quantize is not None
-    # Autocast keeps a bf16 copy of each linear layer's weights from the forward pass on.
-    copied = sizes.compute < sizes.weights and not quantized
-    dense = [layer.matrices if not layer.routes else layer.active for layer in model.layers]
-    whole = 2.0 * copied * sum(layer.count * size for layer, size in zip(model.layers, dense, strict=True))
-    again = 2.0 * copied * max(dense)
-    buckets = 2 * 2 * _DDP_BUCKET if ranks.world > 1 and sizes.gradients == 2 else 0
-    return Held(
-        weights=sizes.weights * trained + parameters.frozen_bytes,
-        moments=sizes.moments * trained,
-        gradients=gradients,
-        early=gradients if resident else 0,
-        forward=whole,
-        backward=again if settings.train.gradient_checkpointing else whole,
-        # A tied embedding has two gradients until they are added.
-        end=sizes.gradients * model.embedding * model.tied * (not settings.lora),
-        late=0.0 if resident or settings.lora else sizes.gradients * model.embedding,
-        buffers=min(buckets, 4 * trained),
-        stepping=_stretch(model, settings, 1),
-    )
-
-
-def _fsdp(
-    model: Architecture, settings: TrainConfig, engine: Fsdp, ranks: Ranks, sizes: Sizes, parameters: Parameters
-) -> Held:
-    shards = ranks.local if engine.hybrid else ranks.world
-    compute, layer = sizes.compute, max(one.parameters for one in model.layers)
-    weights = (sizes.weights * parameters.trained + parameters.frozen_bytes) / shards
-    moments, gradients = (size * parameters.trained / shards for size in (sizes.moments, sizes.gradients))
-    early = 0.0
-    if ranks.accumulation > 1:  # fp32 and not shared out before the last micro batch, unless each is
-        early = gradients if engine.reduce_each else 4.0 * parameters.trained
-    root, one = compute * model.root, compute * layer
-    gathered = compute * (model.parameters - model.root) if not engine.reshard else 0.0
-    full, talks = not settings.lora, ranks.world > 1
-    # Gloo reduces a copy of what it is given; on a GPU a layer's buffer stays until the next one's is reduced.
-    reduced = (4 * layer * (1 + (talks and not ranks.on_gpu)) + one) * full
-    held = Held(
-        weights=weights,
-        moments=moments,
-        gradients=gradients,
-        early=early,
-        forward=root + (gathered or one),
-        # A layer, the next one on its way, and the buffer that it comes in.
-        backward=root + (gathered or (3 if ranks.on_gpu else 2) * one) + reduced,
-        end=_root_end(model, compute, shards, ranks, engine.offload) * full + 4 * layer * ranks.on_gpu * full,
-        late=0.0 if early else sizes.gradients * model.root * full / shards,
-        stepping=_stretch(model, settings, shards),
-    )
-    if not engine.offload:
-        return held
-    on_device = 2 * sizes.weights * max(layer, model.root) / shards
-    host = weights + moments + gradients
-    early = early if ranks.accumulation > 1 and not engine.reduce_each else 0.0
-    return Held(0, 0, 0, early, held.forward, held.backward, held.end, buffers=on_device, host=host)
-
-
-def _root_end(model: Architecture, compute: int, shards: int, ranks: Ranks, away: bool) -> float:
-    """The gradients of the root unit as they are computed, the fp32 buffer that is reduced, Gloo's copy of it; `away`:
-    what comes of it is not counted as a gradient, since it lies on the host."""
-    buffer, share = 4.0 * model.root, 4.0 * model.root / shards
-    beside = max(compute * model.root, share) if away else max(0.0, compute * model.root - share)
-    return buffer + beside + buffer * (ranks.world > 1 and not ranks.on_gpu)
-
-
-def _deepspeed(model: Architecture, engine: Deepspeed, ranks: Ranks, sizes: Sizes, parameters: Parameters) -> Held:
-    zero, stage, compute, trained = engine.zero, engine.stage, sizes.compute, parameters.trained
-    every = trained + parameters.frozen
-    if stage == 0:  # in fp32: as ddp does it, but for the buckets
-        return Held(4.0 * every, 8.0 * trained, 4.0 * trained, 4.0 * trained * (ranks.accumulation > 1))
-    share = trained / ranks.world
-    optimizer, params = engine.place("optimizer"), engine.place("param")
-    bucket = min(_number(zero, model, "reduce_bucket_size"), trained) * compute
-    bucket *= 2 if zero.get("overlap_comm", stage == 3) else 1
-    # fp32 weights, and the gradient as it is stepped on.
-    masters, moments, stepped = 4 * share, 8 * share, 4 * share
-    weights, gradients = float(compute * every), float(compute * trained)
-    forward = buffers = 0.0
-    if stage >= 2:
-        gradients /= ranks.world
-    if stage == 3:
-        weights /= ranks.world
-        # What was gathered stays until so much of it is there.
-        forward = compute * min(_number(zero, model, "stage3_max_live_parameters"), every)
-        backward = forward + compute * min(_number(zero, model, "stage3_prefetch_bucket_size"), every)
-        stepped, buffers = 4 * min(share, _number(zero, model, "sub_group_size")), bucket
-    else:
-        backward = bucket
-    host = disk = 0.0
-    if optimizer != "none":
-        away = 16 * share + (gradients if stage == 3 else 0)
-        host, disk = (away, 0.0) if optimizer == "cpu" else (4.0 * 4 * min(share, 1e9), away)
-        masters = moments = stepped = 0
-        gradients = 0.0 if stage >= 2 else gradients
-    if params != "none":
-        host, disk = (host + weights, disk) if params == "cpu" else (host, disk + weights)
-        weights = 0.0
-    early = gradients if ranks.accumulation > 1 or stage in (1, 3) else 0.0
-    held = (weights + masters, moments, gradients, early, forward, backward, backward)
-    return Held(*held, buffers=buffers, stepping=stepped, host=host, disk=disk)
-
-
-def _number(zero: Mapping[str, Any], model: Architecture, key: str) -> float:
-    """Elements, as DeepSpeed and trainer/zero.py read them."""
-    auto = {
-        "reduce_bucket_size": model.hidden**2,
-        "stage3_prefetch_bucket_size": 0.9 * model.hidden**2,
-    }
-    value = zero.get(key, _ZERO[key])
-    return float(auto[key] if value == "auto" else value)

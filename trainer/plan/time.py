@@ -9,8 +9,8 @@ from trainer.checkpoint.interval import Interval
 from trainer.layout import BatchLayout
 from trainer.plan.architecture import Architecture
 from trainer.plan.devices import HOST_BANDWIDTH, LINK_BANDWIDTH, Device, Reached, reached
-from trainer.plan.state import Parameters, Sizes
-from trainer.schema import Ddp, Deepspeed, EveryK, Fsdp, TrainConfig
+from trainer.plan.state import Parameters, Ranks, Sizes, sent
+from trainer.schema import EveryK, TrainConfig
 from trainer.stop.lead import COPY_RATE, FIRST_SAVE_RATE
 
 RECOMPUTED = 0.27
@@ -21,8 +21,6 @@ SELECTED = 0.07
 MARGIN = {True: 0.2, False: 0.5}
 """Whether an MFU is the user's own, and how much longer a run may take: a run of the same kind differs by saves and
 held-out losses, a published MFU by a slow network."""
-SENT = 4
-"""Bytes of a gradient on its way: summed in fp32 (DeepSpeed: in what it computes in)."""
 STARTED = 120.0
 """Seconds from an attempt's start to its first step: assumed, for a large model's load."""
 
@@ -88,7 +86,7 @@ def time(
     line, rate = pace(device, model.active, gpus)
     plain = line.mfu * (1 + RECOMPUTED if line.recomputed else 1)
     computing = seconds_at(1.0, model, settings, layout, device) / plain
-    sending = sent(model, settings, layout, gpus // nodes) / rate if rate else 0.0
+    sending = sent(model, settings, Ranks.of(layout, gpus // nodes)) / rate if rate else 0.0
     waiting = offloading(model, settings, layout, gpus // nodes)
     step = computing + sending + waiting
     mfu = plain / again(settings) * computing / step
@@ -108,12 +106,7 @@ def seconds_at(mfu: float, model: Architecture, settings: TrainConfig, layout: B
 def offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:
     """Seconds of a step in which GPUs wait for their host: the optimizer reads and writes 28 bytes a parameter there,
     and weights and gradients travel. Nothing of it is hidden behind the passes."""
-    optimizer = weights = False
-    match settings.engine:
-        case Fsdp(offload=True):
-            optimizer = weights = True
-        case Deepspeed() as engine:
-            optimizer, weights = engine.place("optimizer") != "none", engine.place("param") != "none"
+    optimizer, weights = settings.engine.offloads
     trained, sizes = Parameters.of(model, settings).trained, Sizes.of(settings)
     seconds = 0.0
     if settings.train.activation_offload:  # each layer's input, there and back
@@ -126,30 +119,6 @@ def offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, 
         bytes_each = 2 * layout.gradient_accumulation_steps * sizes.weights * model.parameters
         seconds += bytes_each / layout.data_parallel_size / LINK_BANDWIDTH
     return seconds
-
-
-def sent(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:
-    """Bytes that each rank sends in a step, by rings: of n ranks (n - 1) / n of what is gathered, of what is reduced to
-    shares too, and twice that of what all get. `local`: ranks of a node."""
-    world, again = layout.data_parallel_size, layout.gradient_accumulation_steps
-    sizes, parameters = Sizes.of(settings), Parameters.of(model, settings)
-    trained, every = parameters.trained, parameters.trained + parameters.frozen
-
-    def ring(size: float, ranks: int) -> float:
-        return size * (ranks - 1) / ranks
-
-    match settings.engine:
-        case Ddp():
-            return 2 * ring(SENT * trained, world)
-        case Fsdp() as engine:
-            shards = local if engine.hybrid else world
-            gathers, reduces = again * (2 if engine.reshard else 1), again if engine.reduce_each else 1
-            between = 2 * ring(SENT * trained / shards, world // shards)
-            return gathers * ring(sizes.compute * every, shards) + reduces * ring(SENT * trained, shards) + between
-        case Deepspeed() as engine:
-            gathers = {0: 0, 1: 1, 2: 1, 3: 2 * again}[engine.stage]
-            reduces = {0: 2, 1: 1, 2: again, 3: again}[engine.stage]
-            return ring(sizes.compute * (gathers * every + reduces * trained), world)
 
 
 def pace(device: Device, parameters: float, ranks: int) -> tuple[Reached, float]:

@@ -15,10 +15,15 @@ from trainer.data.batches import MicroBatch
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
+from trainer.layout import BatchLayout
 from trainer.model.loss import LossModel
 from trainer.model.model import materialize
 from trainer.runtime import Runtime
 from trainer.schema import TrainConfig
+
+
+def build(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runtime: Runtime) -> DdpEngine:
+    return DdpEngine(config, model, runtime)
 
 
 class DdpEngine:

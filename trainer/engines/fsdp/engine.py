@@ -12,13 +12,20 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from settings import ConfigError
 from trainer.data.batches import MicroBatch
+from trainer.engines.fsdp.settings import Fsdp
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
+from trainer.layout import BatchLayout
 from trainer.model.loss import LossModel
 from trainer.model.model import materialize
 from trainer.runtime import Runtime
-from trainer.schema import Fsdp, TrainConfig
+from trainer.schema import TrainConfig
+
+
+def build(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runtime: Runtime) -> FsdpEngine:
+    assert isinstance(config.engine, Fsdp)
+    return FsdpEngine(config, config.engine, model, runtime)
 
 
 class FsdpEngine:

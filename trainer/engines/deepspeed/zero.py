@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from settings import ConfigError, nearest
+from trainer.engines.deepspeed.scratch import OFFLOADS
+from trainer.engines.deepspeed.settings import Deepspeed
 from trainer.layout import BatchLayout
-from trainer.schema import Deepspeed, TrainConfig
-from trainer.scratch import OFFLOADS
+from trainer.schema import TrainConfig
 
 AUTO = "auto"
 MICRO, ACCUMULATION, TOTAL = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"

@@ -14,21 +14,28 @@ from torch import Tensor
 
 from settings import ConfigError
 from trainer.data.batches import MicroBatch
+from trainer.engines.deepspeed import zero
+from trainer.engines.deepspeed.scratch import Scratch, on_disk
+from trainer.engines.deepspeed.swapped import Swapped, load_async_io
 from trainer.engines.eight_bit import Kept
 from trainer.engines.optimizer import Optimizer
 from trainer.engines.shard import KINDS, Shard
 from trainer.engines.stopwatch import Stopwatch
-from trainer.engines.swapped import Swapped, load_async_io
+from trainer.layout import BatchLayout
 from trainer.model.loss import LossModel
 from trainer.model.model import materialize
 from trainer.runtime import Runtime
 from trainer.schema import TrainConfig
-from trainer.scratch import Scratch, on_disk
+
+
+def build(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runtime: Runtime) -> DeepspeedEngine:
+    hidden_size = model.config.get_text_config().hidden_size  # type: ignore[operator, union-attr]
+    return DeepspeedEngine(config, zero.complete(config, layout, hidden_size), model, runtime)
 
 
 class DeepspeedEngine:
     def __init__(self, config: TrainConfig, settings: dict[str, Any], model: torch.nn.Module, runtime: Runtime) -> None:
-        """`settings`: DeepSpeed's JSON, complete (trainer/zero.py)."""
+        """`settings`: DeepSpeed's JSON, complete (zero.py)."""
         if runtime.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         self._scratch: Scratch | None = None

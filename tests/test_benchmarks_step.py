@@ -153,9 +153,23 @@ def test_a_text_becomes_the_tokens_that_were_drawn(tmp_path: Path) -> None:
     tokens = place.in_order(tree, 6)
     assert tokens.shape == (6, 8) and (tokens[:, -1] == 0).all() and (tokens[:, :-1] > 0).all()
     assert packing.filled(tree) == (87.5, 87.5)  # seven pairs of an input and its target in eight places
-    packed = packing.as_packed(tree, 3)
-    assert [[*first, *second] for first, second in packed] == tokens.reshape(3, 16).tolist()
-    assert sorted(map(len, sum(packing.at_random(tree), []))) == [8] * 7
+    packed = packing.as_packed(tree, 3, shape.rows)
+    assert [[*first["input_ids"], *second["input_ids"]] for first, second in packed] == tokens.reshape(3, 16).tolist()
+    assert all(one["labels"] == [-100, *one["input_ids"][1:]] for step in packed for one in step)
+    assert [len(one["input_ids"]) for step in packing.at_random(tree) for one in step] == [8] * 7
+
+
+def test_of_a_prompt_and_its_answer_the_answer_counts(tmp_path: Path) -> None:
+    lengths = [9, 17, 41]
+    place.write_tokenizer(50, tmp_path / "tokenizer")
+    place.write_pairs(lengths, 0.75, 50, tmp_path / "train.jsonl")
+    tree = place.recipe(tmp_path, 64, 1, "fp32")
+    tree["data"]["format"] = "completion"
+    found = [one for step in packing.as_packed(tree, 1, 1) for one in step]
+    assert sorted(len(one["input_ids"]) for one in found) == lengths
+    for one in found:
+        answer = 1 + round(0.25 * (len(one["input_ids"]) - 1))  # with the token that ends it
+        assert one["labels"] == [-100] * (len(one["labels"]) - answer) + one["input_ids"][-answer:]
 
 
 # --- rows -----------------------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.rows import Row
-from benchmarks.step import packing, ranks, steps
+from benchmarks.step import answers, packing, ranks, steps
 
 
 def measure(quick: bool) -> list[Row]:
     absent = peers.install()
     with tempfile.TemporaryDirectory() as folder:
-        return [row for part in (steps, packing, ranks) for row in part.measure(Path(folder), quick, absent)]
+        return [row for part in (steps, packing, answers, ranks) for row in part.measure(Path(folder), quick, absent)]

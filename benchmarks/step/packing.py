@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks import peers
 from benchmarks.processes import Unable
@@ -40,6 +41,8 @@ SHAPE = Shape("5M", 256, 4, 4096, ROWS, LENGTH)
 OURS, AUTO, PADDED, POSITIONS = "Outlast", "Outlast, compile: auto", "dynamic padding", "position_ids"
 GOALS = {PADDED: 1.9, POSITIONS: 1.25}
 FILL = 99.9
+Batches = list[list[dict[str, list[int]]]]
+"""Of each step the documents, as transformers' collators take them."""
 WARM, STEPS = 3, 8
 """Steps before the first round, and of a round."""
 
@@ -81,39 +84,47 @@ def run(folder: Path, steps: int, rounds: int, absent: dict[str, str]) -> dict[s
     write_documents(lengths(steps * BATCH), SHAPE.vocabulary, folder / "train.jsonl")
     tree = recipe(folder, LENGTH, ROWS, "master32")
     auto = tree | {"train": {**tree["train"], "compile": "auto"}}
-    racers = []
-    for name, given in ((OURS, tree), (AUTO, auto)):
-        config = write_run(folder / name, given)
-        argv = [sys.executable, "-m", "benchmarks.step.rank", str(config)]
-        racers.append(Racer(name, argv, folder / f"{name}.log"))
-    batches = {PADDED: at_random(tree), POSITIONS: as_packed(tree, steps)}
-    for name, collator in ((PADDED, "padded"), (POSITIONS, "position_ids")):
-        if "transformers" not in absent:
-            file = folder / f"{collator}.json"
-            file.write_text(json.dumps(batches[name]))
-            given = write_settings(folder / collator, folder, 1, True, batches=str(file), collator=collator)
-            words = [str(peers.BIN / "python"), str(SCRIPT), str(given)]
-            racers.append(Racer(name, words, folder / f"{collator}.log"))
+    racers = [our_racer(OURS, folder, tree), our_racer(AUTO, folder, auto)]
+    if "transformers" not in absent:
+        racers.append(their_racer(PADDED, "padded", folder, at_random(tree)))
+        racers.append(their_racer(POSITIONS, "position_ids", folder, as_packed(tree, steps, ROWS)))
     missing = {name: Ran(words=absent.get("transformers", "")) for name in (PADDED, POSITIONS)}
     return missing | race(racers, WARM, rounds, STEPS)
 
 
-def at_random(tree: dict[str, Any]) -> list[list[list[int]]]:
+def our_racer(name: str, folder: Path, tree: dict[str, Any]) -> Racer:
+    config = write_run(folder / name, tree)
+    argv = [sys.executable, "-m", "benchmarks.step.rank", str(config)]
+    return Racer(name, argv, folder / f"{name}.log")
+
+
+def their_racer(name: str, collator: str, folder: Path, batches: Batches) -> Racer:
+    file = folder / f"{collator}.json"
+    file.write_text(json.dumps(batches))
+    given = write_settings(folder / collator, folder, 1, True, batches=str(file), collator=collator)
+    return Racer(name, [str(peers.BIN / "python"), str(SCRIPT), str(given)], folder / f"{collator}.log")
+
+
+def at_random(tree: dict[str, Any]) -> Batches:
     """Batches of whole documents."""
     prepared = prepare_data(tree)
     starts = [*map(int, prepared.starts), prepared.manifest.tokens]
-    documents = [prepared.tokens[start:stop].tolist() for start, stop in pairwise(starts)]
+    documents = [{"input_ids": prepared.tokens[start:stop].tolist()} for start, stop in pairwise(starts)]
     order = np.random.default_rng(SEED).permutation(len(documents)).tolist()
     return [[documents[index] for index in order[first : first + BATCH]] for first in range(0, len(order), BATCH)]
 
 
-def as_packed(tree: dict[str, Any], steps: int) -> list[list[list[int]]]:
-    """Outlast's own steps: the pieces of documents that lie in each, whole."""
+def as_packed(tree: dict[str, Any], steps: int, rows: int) -> Batches:
+    """Outlast's own steps: the pieces of documents that lie in each, whole, with the labels that count."""
     from trainer.data.order import batch_indices
 
     prepared = prepare_data(tree)
-    orders = (batch_indices(step, ROWS, prepared.sequences, 0) for step in range(steps))
-    return [[one.tolist() for index in order for one in documents(prepared, index)] for order in orders]
+    orders = (batch_indices(step, rows, prepared.sequences, 0) for step in range(steps))
+    return [[labelled(*one) for index in order for one in documents(prepared, index)] for order in orders]
+
+
+def labelled(tokens: npt.NDArray[Any], counted: npt.NDArray[Any]) -> dict[str, list[int]]:
+    return {"input_ids": tokens.tolist(), "labels": np.where(counted, tokens.astype(np.int64), -100).tolist()}
 
 
 def padding(padded: Ran) -> float | None:

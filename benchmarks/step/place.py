@@ -5,7 +5,7 @@ AdamW. Tokens are drawn so that there is something to learn: some are a thousand
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,28 @@ def write_tokenizer(vocabulary: int, folder: Path) -> Path:
 
 def write_documents(lengths: Sequence[int], vocabulary: int, file: Path) -> Path:
     """Documents of these lengths (tokens, with the one that ends them)."""
+    return _write(({"text": _text(one)} for one in _drawn(lengths, vocabulary)), file)
+
+
+def write_pairs(lengths: Sequence[int], prompt: float, vocabulary: int, file: Path) -> Path:
+    """The same documents, each cut into a prompt of that share and what has to be written after it."""
+    cut = ((one, round(prompt * len(one))) for one in _drawn(lengths, vocabulary))
+    return _write(({"prompt": _text(one[:at]) + " ", "completion": _text(one[at:])} for one, at in cut), file)
+
+
+def _drawn(lengths: Sequence[int], vocabulary: int) -> list[npt.NDArray[Any]]:
     chance = np.random.default_rng(SEED)
     weights = 1 / np.arange(1, vocabulary)
     tokens = chance.choice(np.arange(1, vocabulary), size=sum(lengths) - len(lengths), p=weights / weights.sum())
-    documents = np.split(tokens, np.cumsum(np.array(lengths) - 1)[:-1])
-    file.write_text("".join(json.dumps({"text": " ".join(map(str, one))}) + "\n" for one in documents))
+    return np.split(tokens, np.cumsum(np.array(lengths) - 1)[:-1])
+
+
+def _text(tokens: npt.NDArray[Any]) -> str:
+    return " ".join(map(str, tokens))
+
+
+def _write(rows: Iterable[dict[str, str]], file: Path) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
@@ -140,13 +157,14 @@ def in_order(tree: dict[str, Any], sequences: int) -> npt.NDArray[Any]:
 
     prepared = prepare_data(tree)
     indices = batch_indices(0, sequences, prepared.sequences, 0)
-    return np.stack([document for index in indices for document in documents(prepared, index)])
+    return np.stack([tokens for index in indices for tokens, _ in documents(prepared, index)])
 
 
-def documents(prepared: Any, sequence: int) -> list[npt.NDArray[Any]]:
-    """All tokens of each piece of one that a sequence holds, its last target too."""
+def documents(prepared: Any, sequence: int) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """All tokens of each piece of one that a sequence holds, its last target too, and which of them count."""
     pieces = prepared.pieces[prepared.packs[sequence] : prepared.packs[sequence + 1]].tolist()
-    return [prepared.read("tokens", first, pairs + 1) for _, first, pairs in pieces]
+    names = ("tokens", "loss")
+    return [tuple(prepared.read(name, first, pairs + 1) for name in names) for _, first, pairs in pieces]
 
 
 def prepare_data(tree: dict[str, Any]) -> Any:

@@ -38,14 +38,15 @@ def main(folder: Path) -> None:
     gate.watch(model)
     for documents in cycle(batches):
         gate.step()
-        batch = collate([{"input_ids": tokens} for tokens in documents])
+        batch = collate(documents)
         with torch.autocast("cpu", torch.bfloat16, enabled=options["bf16"]):
             loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, options["clip"], foreach=True)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
-        gate.values |= {"loss": loss.item(), "tokens": sum(map(len, documents)), "slots": batch["input_ids"].numel()}
+        tokens = sum(len(document["input_ids"]) for document in documents)
+        gate.values |= {"loss": loss.item(), "tokens": tokens, "slots": batch["input_ids"].numel()}
 
 
 if __name__ == "__main__":

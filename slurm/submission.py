@@ -62,11 +62,6 @@ Layers = list[tuple[Mapping[str, Any], str]]
 """What is said of a job, each with its source; a later one wins."""
 
 
-def resolve_job(layers: Layers, cluster: Cluster) -> JobConfig:
-    """The job of a run: of `asked_job`, with the way in which it goes on here. Raises ConfigError."""
-    return clusters.with_continuation(asked_job(layers, cluster), cluster)
-
-
 def asked_job(layers: Layers, cluster: Cluster) -> JobConfig:
     """The job of defaults < profile < recipe < flags < key=value, as its site takes it. Raises ConfigError."""
     job = merged_job(layers, cluster)

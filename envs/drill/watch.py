@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from durable import read_lines
 from slurm.rundir import RunDir
+from trainer.records.events import in_line
 
 T = TypeVar("T")
 PATIENCE = 180.0
@@ -36,9 +37,8 @@ def events(run: RunDir, kind: str, epoch: int | None = None) -> list[dict[str, A
 
 def history(run: RunDir, *keys: str) -> list[tuple[Any, ...]]:
     """The steps that count, in order, with these values."""
-    resumes = [(event["epoch"], event["step"]) for event in events(run, "resume")]
-    kept = [e for e in events(run, "step") if all(e["step"] <= s for epoch, s in resumes if epoch > e["epoch"])]
-    return [tuple(e[key] for key in ("step", *keys)) for e in sorted(kept, key=lambda e: e["step"])]
+    kept = [event for event in in_line(read_lines(run.events)) if event["event"] == "step"]
+    return [tuple(event[key] for key in ("step", *keys)) for event in sorted(kept, key=lambda event: event["step"])]
 
 
 def weights(run: RunDir) -> str:

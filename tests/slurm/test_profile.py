@@ -16,9 +16,8 @@ from slurm.config import JobConfig
 from slurm.sites.cluster import find
 from slurm.sites.profile import Evidence, read_profile
 from slurm.sites.site_rules import notes
-from slurm.submission import resolve_job
 from slurm.walltime import Walltime
-from tests.slurm.test_sites import ROOT, a_site, flags, resolved, script
+from tests.slurm.test_sites import ROOT, a_site, flags, resolve_job, resolved, script
 
 
 @pytest.fixture

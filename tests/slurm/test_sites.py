@@ -19,12 +19,12 @@ from slurm import commands
 from slurm.config import JobConfig
 from slurm.environment import Layout, promised
 from slurm.script import submission_text
-from slurm.sites.cluster import Cluster, find
+from slurm.sites.cluster import Cluster, find, with_continuation
 from slurm.sites.partition import Partition
 from slurm.sites.profile import PROFILES, Evidence, Profile, facts, read_profile
 from slurm.sites.site import Site
 from slurm.sites.site_rules import check, fitted, spoken
-from slurm.submission import resolve_job
+from slurm.submission import Layers, asked_job
 from trainer.plan.devices import device
 
 ROOT = Path(__file__).parent.parent.parent
@@ -80,6 +80,11 @@ class VersionOnly(Cluster):
     @property
     def version(self) -> tuple[int, ...]:
         return self.of
+
+
+def resolve_job(layers: Layers, cluster: Cluster) -> JobConfig:
+    """With the way in which it goes on there."""
+    return with_continuation(asked_job(layers, cluster), cluster)
 
 
 def resolved(name: str, **job: object) -> JobConfig:

@@ -68,20 +68,10 @@ def _seconds(run_dir: Path, told: list[Event]) -> dict[int, float]:
 def losses(run_dir: Path) -> dict[str, Kept]:
     """Of each held-out set, by name ("" where the recipe gives none), at its first evaluation and at its last."""
     out: dict[str, Kept] = {}
-    for event in in_line(events.read(run_dir)):
+    for event in events.in_line(events.read(run_dir)):
         if event["event"] == "evaluation":
             for name, loss in (event.get("losses") or {"": event["loss"]}).items():
                 if loss is not None:
                     first = out.get(name, Kept(loss, event["step"], loss, event["step"]))
                     out[name] = first._replace(after=loss, last_step=event["step"])
     return out
-
-
-def in_line(told: list[Event]) -> list[Event]:
-    """Those of the run's one line of history: an attempt counts up to where a later one resumed."""
-    resumed = [(event["epoch"], event["step"]) for event in told if event["event"] == "resume"]
-    return [
-        event
-        for event in told
-        if all(event.get("step", 0) <= step for epoch, step in resumed if epoch > event["epoch"])
-    ]

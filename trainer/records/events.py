@@ -51,3 +51,13 @@ def last_hash(run_dir: Path) -> str | None:
 def read(run_dir: Path) -> list[dict[str, Any]]:
     """All events so far."""
     return read_lines(run_dir / NAME)
+
+
+def in_line(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the run's one line of history: an attempt counts up to where a later one resumed."""
+    resumed = [(event["epoch"], event["step"]) for event in told if event["event"] == "resume"]
+    return [
+        event
+        for event in told
+        if all(event.get("step", 0) <= step for epoch, step in resumed if epoch > event["epoch"])
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import types
 import typing
@@ -188,6 +189,14 @@ def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return merge(tree, value)
+
+
+def expanded(path: str, named: str) -> str:
+    """With the $VARIABLES of this shell; `named`: whose path it is. Raises ConfigError for one that is not set."""
+    found = os.path.expandvars(path)
+    if unset := re.search(r"\$\{?(\w+)", found):
+        raise ConfigError(f"{named}={path}: {unset[1]} is not set in this shell")
+    return found
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

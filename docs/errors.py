@@ -29,7 +29,7 @@ Of a rank, of `python -m trainer`, and of `launch.py`, where it has the same mea
 | 75 | saved at the step that all ranks agreed on | the next job goes on |
 | 76 | another attempt owns the run | nothing: it leaves the run alone |
 | 77 | ended by the user's word, or by a limit that the user set | `launch.py resume` lifts it |
-| 78 | a mistake in the configuration, found before the queue | the line names the key, and the nearest that would do |
+| 78 | a mistake in the configuration, mostly found before the queue; `plan`: it does not fit | the line says what |
 | 79 | a node is no place for ranks: its preflight says why | the next job keeps away from it |
 | 86 | the ranks hung: stacks of all in `logs/` | new ranks start |
 | 93 | no progress: what ended an attempt has ended three in a row | mend it, then `launch.py resume` |

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from msgspec import Meta, field
 from msgspec.structs import replace
 
-from settings import ConfigError, Struct, convert, read_yaml
+from settings import ConfigError, Struct, convert, expanded, read_yaml
 from slurm.environment import OWN_DISK, is_secret
 from slurm.node.agents import AGENTS
 from slurm.walltime import Walltime
@@ -187,9 +187,7 @@ def make_job(data: Mapping[str, Any], source: str) -> JobConfig:
 
 def archive_of(data: Mapping[str, Any], source: str) -> Path | None:
     """Where a job's packed environment lies, with the $VARIABLES of this shell. Raises ConfigError."""
-    path = os.path.expandvars(data.get("archive") or "")
-    if unset := re.search(r"\$\{?(\w+)", path):
-        raise ConfigError(f"{source}: archive={data['archive']}: {unset[1]} is not set in this shell")
+    path = expanded(data.get("archive") or "", f"{source}: archive")
     return Path.cwd() / path if path else None
 
 

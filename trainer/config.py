@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from settings import LAYOUT, ConfigError, Struct, convert, nearest, read_yaml, to_plain
+from settings import LAYOUT, ConfigError, Struct, convert, expanded, nearest, read_yaml, to_plain
 from trainer.data.files import find
 from trainer.engines.deepspeed.scratch import on_disk
 from trainer.engines.deepspeed.settings import Deepspeed
@@ -291,24 +291,25 @@ _PATHS = (
 
 
 def absolute_paths(recipe: dict[str, Any], base: Path) -> dict[str, Any]:
-    """The recipe with its file names made absolute: they count from the recipe's own folder."""
+    """The recipe with its file names made absolute, with ~ and $VARIABLES: they count from the recipe's own folder.
+    Raises ConfigError."""
     out = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.items()}
     for section, key in _PATHS:
         table = out.get(section)
         if (section, key) == ("model", "new_tokens") and isinstance(table, dict) and isinstance(table.get(key), list):
             continue  # the tokens themselves, not their file
         if isinstance(table, dict) and key in table:  # what is of another type is refused later, by name
-            table[key] = _absolute(table[key], base)
+            table[key] = _absolute(table[key], base, f"{section}.{key}")
     return out
 
 
-def _absolute(value: Any, base: Path) -> Any:
+def _absolute(value: Any, base: Path, named: str) -> Any:
     if isinstance(value, list):
-        return [_absolute(item, base) for item in value]
+        return [_absolute(item, base, named) for item in value]
     if isinstance(value, dict):  # sources by name; another tool's JSON has no `files`, and stays
-        return {name: _absolute_source(one, base) for name, one in value.items()}
-    return str(base / Path(value).expanduser()) if isinstance(value, str) else value
+        return {name: _absolute_source(one, base, f"{named}.{name}.files") for name, one in value.items()}
+    return str(base / Path(expanded(value, named)).expanduser()) if isinstance(value, str) else value
 
 
-def _absolute_source(one: Any, base: Path) -> Any:
-    return {**one, "files": _absolute(one["files"], base)} if isinstance(one, dict) and "files" in one else one
+def _absolute_source(one: Any, base: Path, named: str) -> Any:
+    return {**one, "files": _absolute(one["files"], base, named)} if isinstance(one, dict) and "files" in one else one

@@ -20,7 +20,7 @@ class Known(NamedTuple):
 
 
 _NO_MEMORY = Known(
-    r"DefaultCPUAllocator: (can't|not enough)|\bMemoryError\b|Cannot allocate memory|std::bad_alloc|oom[-_ ]kill|"
+    r"Cannot allocate memory|DefaultCPUAllocator: (can't|not enough)|\bMemoryError\b|std::bad_alloc|oom[-_ ]kill|"
     r"Out Of Memory",
     "the node's memory, or the job's share of it, was used up",
     "more --mem (0: all of the node), fewer data workers, a smaller micro batch, less offload",
@@ -32,7 +32,7 @@ TABLE = (
         "a smaller micro batch, gradient checkpointing, or the model spread over more GPUs (launch.py plan: what fits)",
     ),
     Known(
-        r"unable to (open|mmap|allocate|resize) .*shared memory|insufficient shared memory|out of shared memory|"
+        r"insufficient shared memory|unable to (open|mmap|allocate|resize) .*shared memory|out of shared memory|"
         r"/dev/shm.*No space left",
         "/dev/shm, the node's shared memory, is full",
         "fewer data workers, or more --mem; in a container bind the host's /dev/shm",
@@ -45,7 +45,7 @@ TABLE = (
         "init_process_group, or the recipe's watchdog section",
     ),
     Known(
-        r"Timed out waiting \d+ms for (recv|send)|gloo.*[Tt]imed? ?out|Application timeout caused pair closure|"
+        r"Application timeout caused pair closure|Timed out waiting \d+ms for (recv|send)|gloo.*[Tt]imed? ?out|"
         r"Gloo connectFullMesh failed|Wait timeout after|Operation timed out",
         "a collective of gloo was not joined by all ranks in time: one hangs, is late, or was lost",
         "look at the rank that did not join (launch.py logs --rank N); where no rank ever meets another: "
@@ -135,14 +135,15 @@ TABLE = (
         "load its module in job.setup (module load cuda), and see that LD_LIBRARY_PATH reaches the ranks",
     ),
     Known(
-        r"gradient of steps .* is not finite|[Ll]oss is (nan|inf|not finite)|returned nan values|"
+        r"is not finite|[Ll]oss is (nan|inf)|returned nan values|"
         r"non-?finite (loss|grad)|NaN or Inf found|contains? (nan|NaN|inf)",
         "the loss or the gradient is not a finite number: the training has blown up, or a sample is broken",
         "a lower learning rate, a longer warmup, gradient clipping, bf16 in place of fp16; look at the samples of the "
         "step",
     ),
     Known(
-        r"(STEP|JOB) \S+ ON \S+ CANCELLED|DUE TO (TIME LIMIT|PREEMPTION|NODE FAILURE|JOB REQUEUE)|task.*: Cancelled",
+        r"DUE TO TIME LIMIT|DUE TO (PREEMPTION|NODE FAILURE|JOB REQUEUE)|(STEP|JOB) \S+ ON \S+ CANCELLED|"
+        r"task.*: Cancelled",
         "Slurm ended it: a scancel, the time limit, a preemption or a lost node",
         "launch.py status says which; launch.py resume goes on",
     ),
@@ -168,7 +169,7 @@ TABLE = (
         "give whole paths, on a file system that the nodes share; in a container bind the folder (job.binds)",
     ),
     Known(
-        r"Connection (closed by peer|reset by peer)|ncclRemoteError|remote process exited|Broken pipe|recvValue failed|"
+        r"Broken pipe|Connection (closed by peer|reset by peer)|ncclRemoteError|remote process exited|recvValue failed|"
         r"Socket closed|NCCL communicator was aborted|Connection was likely closed|peer .* (exited|is gone)",
         "another rank was lost, and this one could not go on without it",
         "look at the rank that ended first, and at its node: launch.py logs --all",

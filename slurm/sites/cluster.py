@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,7 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from settings import ConfigError, nearest
+from settings import ConfigError, expanded, nearest
 from slurm import commands
 from slurm.config import JobConfig
 from slurm.environment import CONF
@@ -80,11 +79,8 @@ class Cluster:
     def with_cache(self, tree: dict[str, Any], default: Path | str = "") -> dict[str, Any]:
         """A recipe's tree, its data prepared where the profile says unless it says so itself; else by default. Raises
         ConfigError."""
-        folder, data = os.path.expandvars(self.profile.data_cache or "") or str(default), tree.get("data")
-        if unset := re.search(r"\$\{?(\w+)", folder):
-            raise ConfigError(
-                f"profile {self.reference}: data_cache={self.profile.data_cache}: {unset[1]} is not set in this shell"
-            )
+        named = f"profile {self.reference}: data_cache"
+        folder, data = expanded(self.profile.data_cache or "", named) or str(default), tree.get("data")
         return {**tree, "data": {"cache": folder, **data}} if folder and isinstance(data, dict) else tree
 
     def default_walltime(self, partition: str | None) -> Walltime | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -182,3 +183,10 @@ def test_the_time_that_a_line_begins_with(line: str, seconds: float | None) -> N
     assert merged._stamp(line, whole) == (None if seconds is None else whole + seconds)
     if line.startswith("04:"):
         assert merged._stamp(line, whole + 80_000) == whole + 86_400  # the next day's
+
+
+def test_each_error_begins_with_words_that_can_be_looked_for() -> None:
+    """docs/errors.md shows the first of each."""
+    for known in known_errors.TABLE:
+        words = known.pattern.split("|")[0]
+        assert re.escape(words).replace("\\ ", " ").replace("\\-", "-") == words, words

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from settings import ConfigError
 from tests.trainer.data.samples import write_rows, write_tokenizer
 from trainer import recipe
 
@@ -28,3 +31,23 @@ def test_the_folders_of_a_recipe_and_where_their_links_lead(tmp_path: Path) -> N
     assert ready.folders == [str(tmp_path / name) for name in ("blobs", "data", "model", "runs/.prepared")]
     tree["data"]["cache"] = str(tmp_path / "cache")
     assert str(tmp_path / "cache") in recipe.checked(tree, tmp_path / "runs" / "x", 2, "sft.yaml").folders
+
+
+def test_files_count_from_the_recipe_and_may_begin_with_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    file = tmp_path / "sft.yaml"
+    file.write_text(
+        "model: {path: $SCRATCH/llama, tokenizer: ~/tokens}\ndata: {train: {a: {files: ['${SCRATCH}/a.jsonl', b.jsonl]}}}"
+    )
+    tree = recipe.read(file)
+    assert tree["model"] == {"path": "/scratch/me/llama", "tokenizer": "/home/me/tokens"}
+    assert tree["data"]["train"]["a"]["files"] == ["/scratch/me/a.jsonl", str(tmp_path / "b.jsonl")]
+    file.write_text("data: {train: {a: {files: [$NOT_SET/a.jsonl]}}}")
+    with pytest.raises(
+        ConfigError, match=r"data\.train\.a\.files=\$NOT_SET/a\.jsonl: NOT_SET is not set in this shell"
+    ):
+        recipe.read(file)

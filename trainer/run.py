@@ -356,6 +356,8 @@ class Training:
 
     def end(self) -> int:
         self.saves.at_stop(self.progress, may_begin=True)
+        if self.saves.safe != self.progress:  # it could not end before Slurm's kill: the next attempt makes it
+            return exits.CONTINUE
         self.saves.clean_up()
         return exits.DONE
 

@@ -13,6 +13,7 @@ from tests.trainer.data.samples import texts, write_rows
 from tests.trainer.ranks import Run, Zygote, write_run
 from tests.trainer.test_saved_state import verify
 from tests.waiting import wait_until
+from trainer.stop.stop import POLL_SECONDS
 
 NewRun = Callable[..., Run]
 SHAPE = {"train": {"steps": 12}, "checkpoint": {"every": 5}, "evaluation": {"every": 4}}
@@ -143,6 +144,22 @@ def test_a_save_that_cannot_end_before_the_kill_is_not_begun(new_run: NewRun, fi
     skipped = run.events("save_skipped")
     assert len(skipped) == 1 and skipped[0]["seconds_left"] < 1 < 2 < skipped[0]["seconds_needed"]
     assert run.events("save")[-1]["step"] % 300 == 0 and "what was saved before counts" in run.log()
+
+
+def test_a_run_whose_last_step_could_not_be_saved_is_not_done(new_run: NewRun) -> None:
+    """The word comes during the last step, which no stop can stop any more."""
+    run = new_run("run", train={"steps": 6}, checkpoint={"every": 3}, evaluation={"every": 0})
+    whole = new_run("whole", train={"steps": 6}, checkpoint={"every": 3}, evaluation={"every": 0})
+    assert whole.go(2) == [0, 0], whole.log()
+    run.start_with_fault(2, "step", "all", "wait")
+    run.reaches_fault()
+    (run.path / "claims" / "0001.stop").write_text(f"preemption\nuntil {time.time() - 60}\n")
+    time.sleep(POLL_SECONDS)  # so that the next vote looks
+    run.go_on()
+    assert run.wait() == [75, 75], run.log()
+    assert run.events("save_skipped")[0]["step"] == 6 and not (run.path / "DONE").exists()
+    assert run.go(2) == [0, 0], run.log()
+    assert run.done()["sha256"] == whole.done()["sha256"]
 
 
 def test_a_save_that_can_end_before_the_kill_is_made(new_run: NewRun) -> None:

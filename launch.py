@@ -118,6 +118,7 @@ def drill(args: Namespace, job: dict[str, Any]) -> int:
 
 def plan(args: Namespace, job: dict[str, Any]) -> int:
     from slurm.sites import cluster
+    from trainer import recipe
     from trainer.plan import command
 
     def read() -> command.Asked:
@@ -125,7 +126,7 @@ def plan(args: Namespace, job: dict[str, Any]) -> int:
         where = cluster.find(args.cluster, dry_run=True)
         site = where.profile
         known = {"gpus_per_node": site.gpus_per_node} if site.gpus_per_node else {}
-        tree = {**where.with_cache(tree), "job": {**known, **tree.get("job", {})}}
+        tree, _ = recipe.translated({**where.with_cache(tree), "job": {**known, **tree.get("job", {})}})
         return command.Asked(tree, spoken, source, site.gpu, site.billing.counted if site.billing else None)
 
     return command.run(read, job, args)

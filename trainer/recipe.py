@@ -80,7 +80,7 @@ def _check_heeded(spoken: dict[str, Any], tree: dict[str, Any]) -> None:
 
 def checked(tree: dict[str, Any], run_dir: Path, world_size: int, source: str, new: bool = True) -> Ready:
     """The complete config of a run's tree. Raises ConfigError with one line for the first mistake."""
-    tree, notes = _engine(tree)
+    tree, notes = translated(tree)
     settings = config.resolve(zero.with_batch(tree, world_size) if new else tree, source)
     config.check_files(settings, source)
     settings = settings.with_files(find)
@@ -106,8 +106,9 @@ def inlined(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _engine(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The tree with its engine's settings as others write them read into ours, and what was left out of them."""
+def translated(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The tree with what other files hold, and its engine's settings as others write them read into ours; and what was
+    left out of these. Raises ConfigError."""
     tree = inlined(tree)
     engine = tree.get("engine")
     if not isinstance(engine, dict) or engine.get("kind") != "fsdp" or not isinstance(engine.get("config"), dict):
@@ -120,7 +121,7 @@ def changed(run_dir: Path, assignments: Iterable[str], world_size: int) -> Ready
     """A run's own config with other layout fields. Raises ConfigError for a field that makes the run what it is."""
     path = run_dir / "config.yaml"
     old = read_yaml(path)
-    new, _ = _engine(overridden(old, assignments))
+    new, _ = translated(overridden(old, assignments))
     was, now = (config.exact_part(config.resolve(tree, str(path))) for tree in (old, {**new, "name": old["name"]}))
     for key, before, after in config.differences(was, now):
         raise ConfigError(

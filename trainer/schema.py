@@ -137,6 +137,12 @@ class Stage(Struct, frozen=True):
     """Tokens of its sequences, for example 2e9; of these and of passes, a last part of a batch is left out."""
     optim: Rate = Rate()
 
+    @property
+    def weights(self) -> dict[str, tuple[float, float]]:
+        """Of its mixture, at its begin and at its end; empty: all sources as one."""
+        given = (self.mixture or {}).items()
+        return {name: (one.begin, one.end) if isinstance(one, Ramp) else (one, one) for name, one in given}
+
 
 EngineSettings = Ddp | Fsdp | Deepspeed
 """Each a folder of trainer/engines/."""

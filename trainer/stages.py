@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from settings import ConfigError, to_plain
 from trainer.data.mixture import BLOCK, Mixture
 from trainer.data.order import stream
-from trainer.plan import total_steps
+from trainer.plan import stage_steps, total_steps
 from trainer.schedule import learning_rate
-from trainer.schema import Optim, Ramp, Stage, TrainConfig
+from trainer.schema import Optim, Stage, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,13 @@ class Course:
 
     def _append(self, stage: Stage, optim: Optim) -> None:
         number, first = len(self.stretches), self.stretches[-1].end if self.stretches else 0
-        weights = _weights(stage)
-        steps = self._length(stage, weights)
+        weights = stage.weights
+        steps = stage_steps(stage, self._batch, self._seq_len, self._sizes)
+        if steps < 1:
+            raise ConfigError(
+                f"stages.{stage.name} is less than one batch of train.global_batch_size={self._batch} sequences of "
+                f"data.seq_len={self._seq_len}: make it longer, or the batch smaller"
+            )
         mixture = None
         if weights:
             mixture = Mixture(self._sizes, weights, steps * self._batch, self._seed, number)
@@ -73,26 +78,6 @@ class Course:
                 )
         own = replace(optim, **to_plain(stage.optim))
         self.stretches.append(Stretch(stage.name, number, first, steps, own, mixture, weights))
-
-    def _length(self, stage: Stage, weights: Mapping[str, tuple[float, float]]) -> int:
-        """Steps."""
-        if stage.steps is not None:
-            return stage.steps
-        if stage.tokens is not None:
-            steps = int(stage.tokens) // (self._batch * self._seq_len)
-        else:
-            assert stage.epochs is not None  # resolve() asks for one of the three
-            sequences = float(self._sequences)
-            if weights:
-                largest = max(sorted(weights), key=lambda name: weights[name][0])
-                sequences = self._sizes[largest] * sum(weight for weight, _ in weights.values()) / weights[largest][0]
-            steps = int(sequences * stage.epochs) // self._batch
-        if steps < 1:
-            raise ConfigError(
-                f"stages.{stage.name} is less than one batch of train.global_batch_size={self._batch} sequences of "
-                f"data.seq_len={self._seq_len}: make it longer, or the batch smaller"
-            )
-        return steps
 
     def at(self, step: int) -> Stretch:
         """The stretch that a step, from 0, belongs to."""
@@ -164,11 +149,6 @@ class Course:
                 if count:
                     share, tokens = _share(stretch, name, count / slots), count * self._seq_len
                     yield f"    {name or 'data'}: {share}, {tokens:,} tokens, {count / self._sizes[name]:.2f} epochs"
-
-
-def _weights(stage: Stage) -> dict[str, tuple[float, float]]:
-    given = (stage.mixture or {}).items()
-    return {name: (one.begin, one.end) if isinstance(one, Ramp) else (one, one) for name, one in given}
 
 
 def _share(stretch: Stretch, name: str, seen: float) -> str:

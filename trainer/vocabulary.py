@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
     out.add_argument("--out", type=Path, metavar="FILE", help="default: new_tokens.txt")
     args = out.parse_intermixed_args(argv)
     try:
-        tree = recipe.overridden(recipe.read(args.recipe), args.words)
+        tree, _ = recipe.translated(recipe.overridden(recipe.read(args.recipe), args.words))
         settings = config.resolve({key: value for key, value in tree.items() if key != "job"}, str(args.recipe))
         config.check_files(settings, str(args.recipe))
         print(_suggested(settings.data, settings.model.tokenizer_folder, args.suggest, args.out))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from settings import ConfigError
 from trainer.layout import BatchLayout
-from trainer.schema import Train
+from trainer.schema import Stage, Train
 
 
 def batch_layout(train: Train, world_size: int) -> BatchLayout:
@@ -42,3 +43,18 @@ def total_steps(train: Train, sequences: int) -> int:
             f"{train.global_batch_size}: give more data or a smaller batch"
         )
     return steps
+
+
+def stage_steps(stage: Stage, batch: int, seq_len: int, sizes: Mapping[str, int]) -> int:
+    """Optimizer steps of a stage; 0: it is less than one batch. `sizes`: sequences of each source; where the one of its
+    largest weight is not among them, all of them are taken for it."""
+    if stage.steps is not None:
+        return stage.steps
+    if stage.tokens is not None:
+        return int(stage.tokens) // (batch * seq_len)
+    assert stage.epochs is not None  # resolve() asks for one of the three
+    sequences, weights = float(sum(sizes.values())), stage.weights
+    if weights:
+        largest = max(sorted(weights), key=lambda name: weights[name][0])
+        sequences = sizes.get(largest, sequences) * sum(weight for weight, _ in weights.values()) / weights[largest][0]
+    return int(sequences * stage.epochs) // batch

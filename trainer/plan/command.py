@@ -172,7 +172,7 @@ def _table(rows: list[Planned]) -> Table:
 
 def _lines(rows: list[Planned], whole: bool) -> list[RenderableType]:
     """What is typed for each: apart from the table, so that nothing breaks it."""
-    typed = (one.words if whole else layouts.words(one.settings) for one in rows)
+    typed = (one.words if whole else one.keys for one in rows)
     return [Text(f" {number}  {' '.join(words)}", "cyan") for number, words in enumerate(typed, 1)]
 
 

@@ -6,6 +6,7 @@ A layout changes nothing of what is trained: engine, what is recomputed, the mic
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from settings import ConfigError
 from trainer.engines.ddp.settings import Ddp
 from trainer.engines.deepspeed.settings import Deepspeed
+from trainer.engines.deepspeed.zero import ACCUMULATION, MICRO
 from trainer.engines.fsdp.settings import Fsdp
 from trainer.layout import BatchLayout
 from trainer.plan import batch_layout
@@ -23,7 +25,7 @@ from trainer.plan.devices import Device
 from trainer.plan.memory import Memory, memory
 from trainer.plan.state import Parameters
 from trainer.plan.time import Time, time
-from trainer.schema import EveryK, TrainConfig
+from trainer.schema import EngineSettings, EveryK, TrainConfig
 
 MODES: list[tuple[Any, bool]] = [
     *((False, False), ("selective", False), (EveryK(2), False), (True, False), (True, True)),
@@ -47,6 +49,8 @@ class Planned:
     device: Device
     memory: Memory
     time: Time
+    asked: TrainConfig
+    """The recipe that it is a layout of."""
 
     @property
     def fits(self) -> bool:
@@ -60,30 +64,48 @@ class Planned:
     @property
     def words(self) -> list[str]:
         """What is typed after the recipe to get it."""
-        return [f"--nodes {self.nodes}", f"--gpus {self.gpus}", *words(self.settings)]
+        return [f"--nodes {self.nodes}", f"--gpus {self.gpus}", *self.keys]
+
+    @property
+    def keys(self) -> list[str]:
+        """The layout's fields as key=value."""
+        return [*_engine_words(self.settings.engine, self.asked.engine), *_train_words(self.settings, self.asked)]
 
 
-def words(settings: TrainConfig) -> list[str]:
-    """The layout's fields as key=value."""
-    train, engine = settings.train, settings.engine
-    out: list[str] = []
-    match engine:
-        case Ddp():
-            out.append("engine.kind=ddp")
-        case Fsdp():
-            out.append("engine.kind=fsdp")
-            out += [f"engine.{name}=true" for name in ("hybrid", "offload", "reduce_each") if getattr(engine, name)]
+def _engine_words(engine: EngineSettings, asked: EngineSettings) -> Iterator[str]:
+    if isinstance(engine, Deepspeed):  # never another than the recipe's own
+        return
+    yield f"engine.kind={engine.__struct_config__.tag}"
+    # A typed engine of the recipe's own kind is laid over it, one of another kind takes its place.
+    there = asked if type(asked) is type(engine) else type(engine)()
+    for name in engine.__struct_fields__:
+        if (value := getattr(engine, name)) != getattr(there, name):
+            yield f"engine.{name}={json.dumps(value)}"
+
+
+def _train_words(settings: TrainConfig, asked: TrainConfig) -> list[str]:
+    train, out = settings.train, []
     mode = train.gradient_checkpointing
     shown = f"{{every_k: {mode.every_k}}}" if isinstance(mode, EveryK) else str(mode).lower()
     quote = "'" if isinstance(mode, EveryK) else ""
     out.append(f"{quote}train.gradient_checkpointing={shown}{quote}")
-    out += ["train.activation_offload=true"] * train.activation_offload
+    if train.activation_offload or asked.train.activation_offload:
+        out.append(f"train.activation_offload={json.dumps(train.activation_offload)}")
     return [*out, f"train.micro_batch_size={train.micro_batch_size}"]
 
 
-def planned(model: Architecture, settings: TrainConfig, nodes: int, gpus: int, device: Device, steps: int) -> Planned:
-    """Raises ConfigError where the global batch does not divide by the ranks."""
-    layout = batch_layout(settings.train, nodes * gpus)
+def planned(
+    model: Architecture,
+    settings: TrainConfig,
+    nodes: int,
+    gpus: int,
+    device: Device,
+    steps: int,
+    asked: TrainConfig | None = None,
+) -> Planned:
+    """`asked`: the recipe, where these settings are another layout of it. Raises ConfigError where the global batch
+    does not divide by the ranks."""
+    asked, layout = asked or settings, batch_layout(settings.train, nodes * gpus)
     settings = replace(settings, train=replace(settings.train, micro_batch_size=layout.micro_batch_size))
     if not device.on_gpu:  # ranks share their node's memory
         device = dataclasses.replace(device, bytes=device.bytes / gpus)
@@ -91,6 +113,7 @@ def planned(model: Architecture, settings: TrainConfig, nodes: int, gpus: int, d
         *(settings, layout, nodes, gpus, device),
         memory(model, settings, layout, gpus, device.on_gpu),
         time(model, settings, layout, nodes, device, steps),
+        asked,
     )
 
 
@@ -101,7 +124,7 @@ def alternatives(
     found = []
     for one in _variants(settings, nodes, gpus):
         try:
-            made = planned(model, one, nodes, gpus, device, steps)
+            made = planned(model, one, nodes, gpus, device, steps, settings)
         except ConfigError:
             continue
         if made.free >= SPARE * made.device.bytes:
@@ -111,8 +134,13 @@ def alternatives(
 
 def _order(one: Planned) -> tuple[float, int, int]:
     """The fastest; of equally fast ones what talks least, and makes its matrices largest."""
-    engine, ranks = one.settings.engine, [Ddp(), Fsdp(hybrid=True), Fsdp()]
-    talk = ranks.index(engine) if engine in ranks else len(ranks)
+    match one.settings.engine:
+        case Ddp():
+            talk = 0
+        case Fsdp(offload=False, reduce_each=False) as engine:
+            talk = 1 if engine.hybrid else 2
+        case _:
+            talk = 3
     return float(f"{one.time.step:.3g}"), talk, -one.layout.micro_batch_size
 
 
@@ -140,24 +168,34 @@ def _variants(settings: TrainConfig, nodes: int, gpus: int) -> Iterator[TrainCon
             train = settings.train
             if mode == "selective" and (train.compile or train.kernels or isinstance(engine, Deepspeed)):
                 continue
-            for micro in _MICRO:
+            for micro in _micros(engine, settings, nodes * gpus):
                 modes: dict[str, Any] = {"gradient_checkpointing": mode, "activation_offload": offload}
                 yield replace(settings, engine=engine, train=replace(settings.train, micro_batch_size=micro, **modes))
+
+
+def _micros(engine: EngineSettings, settings: TrainConfig, ranks: int) -> tuple[int, ...]:
+    """Where DeepSpeed's JSON fixes it, its own alone."""
+    if not isinstance(engine, Deepspeed) or not isinstance(micro := engine.json.get(MICRO), int):
+        return _MICRO
+    accumulation = engine.json.get(ACCUMULATION)
+    fixed = isinstance(accumulation, int) and micro * accumulation * ranks != settings.train.global_batch_size
+    return () if fixed else (micro,)
 
 
 def _engines(settings: TrainConfig, nodes: int, gpus: int) -> Iterator[Any]:
     quantized = settings.lora is not None and settings.lora.quantize is not None
     if isinstance(settings.engine, Deepspeed):
         yield settings.engine
+    layers = settings.engine.layers if isinstance(settings.engine, Fsdp) else []
     yield Ddp()
     if nodes * gpus > 1 and not quantized:
-        yield Fsdp()
+        yield Fsdp(layers=layers)
     if nodes > 1 and gpus > 1 and not quantized:
-        yield Fsdp(hybrid=True)
+        yield Fsdp(layers=layers, hybrid=True)
     if not quantized:
-        yield Fsdp(offload=True)
+        yield Fsdp(layers=layers, offload=True)
     if nodes * gpus > 1 and not quantized and settings.train.global_batch_size > nodes * gpus:
-        yield Fsdp(reduce_each=True)
+        yield Fsdp(layers=layers, reduce_each=True)
 
 
 def parameters(model: Architecture, settings: TrainConfig) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from settings import ConfigError
-from trainer.plan import total_steps
+from trainer.plan import stage_steps, total_steps
 from trainer.schema import TrainConfig
 from trainer.sources import Source
 
+Found = tuple[dict[str, int], str]
+"""Sequences of each source by its name, and where that is from."""
 _HASHED = 256 << 20
 """Bytes of files whose prepared data is looked for: its name is the hash of all of them."""
 _BYTES_A_TOKEN = 4
@@ -30,68 +33,64 @@ def length(settings: TrainConfig, cache: Path, examples: str | None = None) -> L
     train, stages = settings.train, settings.stages or []
     if train.steps is not None:
         return Length(train.steps, f"train.steps={train.steps:,}")
-    each = train.global_batch_size * settings.data.seq_len
+    batch, seq_len = train.global_batch_size, settings.data.seq_len
     if stages and all(stage.steps or stage.tokens for stage in stages):
-        return Length(sum(stage.steps or max(1, int(stage.tokens or 0) // each) for stage in stages), "the stages")
-    found = _examples(settings, examples) if examples else _prepared(settings, cache) or _files(settings)
+        found: Found | None = ({}, "the stages")
+    else:
+        found = _examples(settings, examples) if examples else _prepared(settings, cache) or _files(settings)
     if found is None:
         return None
-    sequences, said = found
+    sizes, said = found
     epochs = train.epochs
-    if epochs is None:  # stages that count passes: of all sources as one
-        steps = sum(
-            stage.steps or int(sequences * stage.epochs) // train.global_batch_size
-            if stage.epochs
-            else int(stage.tokens or 0) // each
-            for stage in stages
-        )
-        return Length(max(1, steps), said)
-    return Length(total_steps(train, max(sequences, -(-train.global_batch_size // max(1, int(epochs))))), said)
+    if epochs is None:
+        return Length(sum(max(1, stage_steps(stage, batch, seq_len, sizes)) for stage in stages), said)
+    return Length(total_steps(train, max(sum(sizes.values()), -(-batch // max(1, int(epochs))))), said)
 
 
-def _examples(settings: TrainConfig, text: str) -> tuple[int, str]:
+def _examples(settings: TrainConfig, text: str) -> Found:
     found = re.fullmatch(r"([\d_,]+)x([\d_,]+)", text.strip())
     if found is None:
         raise ConfigError(f"--examples {text}: give examples x mean tokens, for example --examples 6800x2048")
     number, tokens = (int(re.sub(r"[_,]", "", part)) for part in found.groups())
     sequences = -(-number * tokens // settings.data.seq_len)
-    return max(1, sequences), f"{number:,} examples x {tokens:,} tokens, packed"
+    return {"": max(1, sequences)}, f"{number:,} examples x {tokens:,} tokens, packed"
 
 
-def _prepared(settings: TrainConfig, cache: Path) -> tuple[int, str] | None:
+def _prepared(settings: TrainConfig, cache: Path) -> Found | None:
     """What `launch.py prepare` has counted."""
     sources = _sources(settings)
-    size = _size(sources)
-    if size is None or size > _HASHED or not cache.is_dir():
+    sizes = _sizes(sources)
+    if sizes is None or sum(sizes.values()) > _HASHED or not cache.is_dir():
         return None
     from trainer.data.prepare import fingerprint  # numpy: only where there is something to find
 
     try:
         data, tokenizer = settings.data, settings.model.tokenizer_folder
-        folders = [cache / fingerprint(source, data, tokenizer, cache) for source in sources]
-        counts = [json.loads((folder / "manifest.json").read_text())["sequences"] for folder in folders]
+        folders = {name: cache / fingerprint(one, data, tokenizer, cache) for name, one in sources.items()}
+        counts = {name: json.loads((one / "manifest.json").read_text())["sequences"] for name, one in folders.items()}
     except (OSError, ValueError, KeyError, ConfigError):
         return None
-    return sum(counts), f"the prepared data: {sum(counts):,} sequences"
+    return counts, f"the prepared data: {sum(counts.values()):,} sequences"
 
 
-def _files(settings: TrainConfig) -> tuple[int, str] | None:
-    size = _size(_sources(settings))
-    if size is None:
+def _files(settings: TrainConfig) -> Found | None:
+    sizes = _sizes(_sources(settings))
+    if sizes is None:
         return None
-    sequences = max(1, size // _BYTES_A_TOKEN // settings.data.seq_len)
-    return (
-        sequences,
-        f"{size / 1e6:,.0f} MB of files at {_BYTES_A_TOKEN} bytes a token: an estimate until they are prepared",
-    )
+    sequences = {name: max(1, size // _BYTES_A_TOKEN // settings.data.seq_len) for name, size in sizes.items()}
+    size = sum(sizes.values()) / 1e6
+    return sequences, f"{size:,.0f} MB of files at {_BYTES_A_TOKEN} bytes a token: an estimate until they are prepared"
 
 
-def _sources(settings: TrainConfig) -> list[Source]:
-    """What is trained on."""
-    return [settings.data.sources[key] for key in settings.data.keys("train").values()]
+def _sources(settings: TrainConfig) -> dict[str, Source]:
+    """What is trained on, by name."""
+    return {name: settings.data.sources[key] for name, key in settings.data.keys("train").items()}
 
 
-def _size(sources: list[Source]) -> int | None:
-    """Bytes of all files; None: there are none, or one is not there."""
-    paths = [Path(file) for source in sources for file in source.files]
-    return sum(path.stat().st_size for path in paths) if paths and all(path.is_file() for path in paths) else None
+def _sizes(sources: Mapping[str, Source]) -> dict[str, int] | None:
+    """Bytes of each one's files; None: there are none, or one is not there."""
+    paths = {name: [Path(file) for file in source.files] for name, source in sources.items()}
+    every = [path for files in paths.values() for path in files]
+    if not every or not all(path.is_file() for path in every):
+        return None
+    return {name: sum(path.stat().st_size for path in files) for name, files in paths.items()}

@@ -34,11 +34,13 @@ class HeldOut:
         return self._settings.best if self._settings.best is not None else next(iter(self._sets))
 
     def due(self, step: int, total: int) -> bool:
-        """After so many steps. Before the first one only for the loss from which a limited one rises."""
+        """After so many steps."""
         every = self._settings.every
-        if not every or step == 0 and not self._settings.limits:
-            return False
-        return step % every == 0 or step == total
+        return bool(every and step) and (step % every == 0 or step == total)
+
+    def wants_first(self, known: Losses) -> bool:
+        """Before the first step: a loss from which a limited one rises is not known."""
+        return bool(self._settings.every) and not known.keys() >= self._settings.limits.keys()
 
     def evaluate(self, engine: Engine, layout: BatchLayout, runtime: Runtime, stop: Stop) -> Losses | Agreement:
         """Collective. Mean loss a valid token over each set's batches; or the agreement to stop that broke it off."""
@@ -59,12 +61,12 @@ class HeldOut:
         """`first`: each limited set's first loss, from which the rise counts."""
         loss = losses[self.best]
         if list(losses) == [""]:
-            tell("evaluation", step, f"held-out loss {loss:.4f} after step {step}", loss=loss)
+            tell("evaluation", step, f"held-out loss {loss:.4f} after step {step}", loss=finite(loss))
             board.add(step, evaluation_loss=loss)
             return
         text = ", ".join(f"{name} {one:.4f}" for name, one in losses.items())
-        written = {name: _finite(one) for name, one in losses.items()}
-        tell("evaluation", step, f"held-out loss after step {step}: {text}", loss=_finite(loss), losses=written)
+        written = {name: finite(one) for name, one in losses.items()}
+        tell("evaluation", step, f"held-out loss after step {step}: {text}", loss=finite(loss), losses=written)
         board.add(step, **{f"evaluation_loss/{name}": one for name, one in losses.items()})
         for name, limit in self._settings.limits.items():
             if name in first and not losses[name] <= first[name] * (1 + limit):  # also one that is not finite
@@ -76,11 +78,11 @@ class HeldOut:
             f"forgetting: the held-out loss of {name} after step {step}, {loss:.4f}, is {rise:.1%} above its first, "
             f"{first:.4f}: evaluation.limits allows {limit:.1%}"
         )
-        tell("forgetting", step, text, set=name, loss=_finite(loss), first=first, rise=_finite(rise), limit=limit)
+        tell("forgetting", step, text, set=name, loss=finite(loss), first=first, rise=finite(rise), limit=limit)
 
 
-def _finite(value: float) -> float | None:
-    """JSON knows no other."""
+def finite(value: float) -> float | None:
+    """JSON knows no other number."""
     return value if isfinite(value) else None
 
 

@@ -31,7 +31,7 @@ from trainer.data.prepared import Pool, Prepared
 from trainer.engines.engine import make_engine
 from trainer.engines.shard import KINDS
 from trainer.engines.stopwatch import Launched
-from trainer.evaluation import HeldOut
+from trainer.evaluation import HeldOut, finite
 from trainer.export import export
 from trainer.forgetting import Forgetting
 from trainer.guard import Diverged
@@ -100,6 +100,8 @@ class Training:
         self.settings, self.attempt, self.runtime = settings, attempt, attempt.runtime
         self.stop, self.watchdog, self.say = attempt.stop, attempt.watchdog, attempt.say
         self.progress = Progress()
+        self.begins = 0
+        """The step after which its own begin: of a fork the other run's."""
         self.forgetting: Forgetting | None = None
 
     # --- before the first step ---
@@ -186,6 +188,10 @@ class Training:
         if resumed:
             manifest = resumed.manifest
             self.progress = Progress(resumed.point.step, **manifest.state, first_losses=manifest.first_losses)
+            if not own:
+                self.begins = self.progress.step
+                if self.held_out.wants_first(self.progress.first_losses):
+                    self.progress.evaluated = -1  # by the other run, without the sets that are limited here
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")
             step, compiles = self.progress.step, self.settings.train.compile  # a forward pass alone is compiled anew
@@ -323,7 +329,11 @@ class Training:
         self.log.launched(Step(*about, launched, self.engine.stopwatch.lap()))
 
     def evaluation_due(self) -> bool:
-        return self.progress.evaluated != self.progress.step and self.held_out.due(self.progress.step, self.total)
+        progress = self.progress
+        if progress.evaluated == progress.step:
+            return False
+        first = progress.step == self.begins and self.held_out.wants_first(progress.first_losses)
+        return first or self.held_out.due(progress.step, self.total)
 
     def evaluate(self) -> Agreement | None:
         """The held-out losses; or the agreement to stop that broke them off."""
@@ -339,7 +349,7 @@ class Training:
         if self.forgetting:
             penalty = self.forgetting.penalty()
             text = f"held near the start: penalty {penalty:.4g}"
-            self.attempt.tell("penalty", progress.step, text, penalty=penalty)
+            self.attempt.tell("penalty", progress.step, text, penalty=finite(penalty))
             self.board.add(progress.step, penalty=penalty)
         return None
 

@@ -38,6 +38,20 @@ def test_a_fork_goes_on_as_the_other_run_did(tmp_path: Path, zygote: Zygote) -> 
     assert proof.ok and "steps 1-40 are of the run that this one was forked from" in str(proof)
 
 
+def test_a_limit_of_a_fork_counts_from_where_it_begins(tmp_path: Path, zygote: Zygote) -> None:
+    """Whether the other run had evaluated there or not: the set that is limited now was not among its own."""
+    first = write_run(tmp_path / "first", zygote, train={"steps": 15}, checkpoint={"every": 5, "keep": 3})
+    assert first.go(1) == [0], first.log()
+    held_out = {"general": {"files": [str(first.path / "evaluation.jsonl")]}}
+    for step in (10, 15):
+        again = {"train": {"steps": step + 3}, "fork": str(recipe.checkpoint_to_fork(first.path, step))}
+        again |= {"data": {"evaluation": held_out}, "evaluation": {"every": 5, "limits": {"general": 0.5}}}
+        second = write_run(tmp_path / f"from-{step}", zygote, **again)
+        assert second.go(1) == [0], second.log()
+        assert [event["step"] for event in second.events("evaluation")] == [step, step + 3]
+        assert second.events("step")[0]["step"] == step + 1
+
+
 def test_a_fork_may_change_what_a_resume_may_not(tmp_path: Path, zygote: Zygote) -> None:
     first = write_run(tmp_path / "first", zygote, train={"steps": 15})
     assert first.go(1) == [0]

@@ -101,6 +101,11 @@ class Evaluation:
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
 
+    @cached_property
+    def _batches(self) -> list[list[int]]:
+        """Numbers of the rows that are asked; a prompt that leaves no place for an answer is not among them."""
+        return generate.batches(list(map(len, self.prompts)), self.context, self.about["batch_size"])
+
     def run(self, say: Say) -> dict[str, Any]:
         """The scores, as scores.json has them. Raises ConfigError."""
         if (aside := self.folder.open(self.about)) is not None:
@@ -111,7 +116,7 @@ class Evaluation:
         found = {
             "about": self.about,
             **scores.of(scores.Judged(lines, self.form), self._trained(say)),
-            "too_long": len(lines) - len(answers),
+            "too_long": len(lines) - sum(map(len, self._batches)),
             "losses": {name: kept._asdict() for name, kept in history.losses(self.run_dir).items()},
         }
         self.folder.close(lines, found)
@@ -119,8 +124,7 @@ class Evaluation:
 
     def _answer(self, say: Say) -> None:
         there = self.folder.answers()
-        batches = generate.batches(list(map(len, self.prompts)), self.context, self.about["batch_size"])
-        missing = [batch for batch in batches if any(self.rows[number].id not in there for number in batch)]
+        missing = [batch for batch in self._batches if any(self.rows[number].id not in there for number in batch)]
         if not missing:
             return
         if there:

@@ -51,7 +51,7 @@ def of(judged: Judged, trained: Sequence[tuple[str, str]]) -> dict[str, Any]:
         },
         "by_label": _by_label(judged, ours),
         "parse_failures": sum(not said.parsed for said in judged.answers),
-        "not_ended": sum(not line["ended"] for line in judged.lines),
+        "not_ended": sum(not line["ended"] and line["tokens"] > 0 for line in judged.lines),
         "references": plain(with_intervals(judged.marks(judged.references))),
         "bootstrap": {"resamples": len(resampled(len(judged.lines))), "seed": SEED, "interval": 0.95},
     }

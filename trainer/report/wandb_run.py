@@ -88,13 +88,10 @@ def _beside(run: Run) -> dict[int, dict[str, float]]:
     for event in run.history.told("evaluation", "penalty"):
         row = found.setdefault(int(event["step"]), {})
         if event["event"] == "penalty":
-            row[tag("penalty")] = float(event["penalty"])
-            continue
-        losses = event.get("losses")
-        values = (
-            {f"evaluation_loss/{name}": one for name, one in losses.items()}
-            if losses
-            else {"evaluation_loss": event["loss"]}
-        )
+            values = {"penalty": event["penalty"]}
+        elif losses := event.get("losses"):
+            values = {f"evaluation_loss/{name}": one for name, one in losses.items()}
+        else:
+            values = {"evaluation_loss": event["loss"]}
         row |= {tag(name): float(value) for name, value in values.items() if value is not None}
     return found

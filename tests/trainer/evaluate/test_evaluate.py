@@ -186,6 +186,8 @@ def test_plain_text_answers_long_prompts_and_lost_training_data(run: Path) -> No
     scores = Evaluation(run, wanted).run(said.append)
     assert set(scores["scores"]) == {"exact_match", "rouge_l"} and scores["labels"] is None
     assert scores["too_long"] == 1 and scores["by_group"] == {} and scores["baselines"] == {}
+    assert scores["not_ended"] <= 1  # what was not asked was not cut
+    assert Evaluation(run, wanted).run(no_words)["too_long"] == 1  # from the answers that are there
     assert scores["references"]["exact_match"]["value"] == 1.0
     assert any("no baselines from the training data" in line and "train.jsonl" in line for line in said)
     text = io.StringIO()

@@ -103,7 +103,7 @@ class Attempt:
         logs = self.run.attempt_dir(self.claim.epoch)
         logs.mkdir(parents=True, exist_ok=True)
         hostfile.write(logs / "hostfile", self.scheduler.hosts(), self.job.gpus_per_node)
-        self.write_deadline()
+        self.write_deadline(self.deadline)
         foreign, python = self.job.command is not None, self.job.python
         environment = packed.place_of(Path(self.job.archive), self.job.node_local) if self.job.archive else ""
         if environment and not self.job.rank_python:
@@ -130,10 +130,10 @@ class Attempt:
             environment=str(environment),
         )
 
-    def write_deadline(self) -> None:
+    def write_deadline(self, deadline: float | None) -> None:
         """The ranks prefer it to what they were started with: an earlier job's must not stay."""
-        if self.deadline is not None:
-            write_atomic(self.run.deadline_file, f"{self.deadline:.0f}\n")
+        if deadline is not None:
+            write_atomic(self.run.deadline_file, f"{deadline:.0f}\n")
         else:
             self.run.deadline_file.unlink(missing_ok=True)
 
@@ -157,8 +157,8 @@ class Attempt:
         facts = self.scheduler.facts()
         deadline = self.scheduler.deadline(facts)
         if deadline is not None and deadline != self.deadline:
+            self.write_deadline(deadline)
             self.deadline = deadline
-            self.write_deadline()
         cause = scheduler_cause(facts, self.scheduler.restart_count)
         if self.budget_ends is not None and time.time() + self.job.poll_seconds > self.budget_ends:
             self.tell_ranks("budget")
@@ -184,10 +184,10 @@ class Attempt:
         """Our word to this attempt's ranks: save and leave. In a preemption's grace they hear how long it lasts. A
         foreign command may go on after it, and gets another one for another reason."""
         if not self.words or (self.job.command is not None and why not in self.words):
-            self.words.append(why)
             grace = why == "preemption" and facts is not None and facts.state == "RUNNING"
             until = f"until {facts.end_time:.0f}\n" if grace and facts and facts.end_time else ""
             write_atomic(self.run.stop_word(self.claim.epoch), f"{why}\n{until}")
+            self.words.append(why)  # not before: a word that could not be written is tried again
 
     # --- how it ended ---
 

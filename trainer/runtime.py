@@ -119,8 +119,14 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
     place = rank, world_size, local_world_size, device, run_dir
     runtime = Runtime(*place, 0, deadline, cut_short, memory, host, patience, control)
     check_devices(runtime.gather((os.uname().nodename, _identity(device))))
-    epoch = int(given) if given else runtime.from_leader(claims.claim(run_dir) if rank == 0 else None)
+    epoch = int(given) if given else runtime.from_leader(_claim(run_dir) if rank == 0 else None)
     return replace(runtime, epoch=epoch)
+
+
+def _claim(run_dir: Path) -> int:
+    """An attempt that no supervisor has started. Nobody else removes what an earlier job's wrote of its end."""
+    (run_dir / "deadline").unlink(missing_ok=True)
+    return claims.claim(run_dir)
 
 
 def _device(local_rank: int) -> torch.device:

@@ -66,3 +66,29 @@ def test_a_step_whose_ranks_run_is_left_alone(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(attempt, "STEP_OUTLIVES", 0.5)
     record = execute(RunDir(tmp_path / "run"), f"{ends(75)}; sleep 1; {ends(75, 75)}")
     assert record["cause"] == "signal" and record["exits"] == {"exit 75": 2}
+
+
+def test_a_word_that_could_not_be_written_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system fails just when the allocation's end is near."""
+    written: list[Path] = []
+
+    def fails_once(path: Path, text: str) -> None:
+        written.append(path)
+        if written.count(path) == 1 and path.name.endswith(".stop"):
+            raise OSError(5, "Input/output error")
+        path.write_text(text)
+
+    monkeypatch.setattr(attempt, "write_atomic", fails_once)
+    run = RunDir(tmp_path / "run")
+    waits = "until [ -e ../../claims/0001.stop ]; do sleep 0.05; done"
+    run.logs.mkdir(parents=True)
+    job = make_job(
+        {"name": "x", "gpus_per_node": 1, "cluster": "local", "poll_seconds": 0.1, "command": ["true"]}, "test"
+    )
+    scheduler = OneNode(job)
+    scheduler.words = f"{waits}; {ends(75)}"
+    scheduler.deadline = lambda facts: time.time() + 1  # type: ignore[method-assign]
+    claim = run.claim(None, 0, after=0)
+    assert claim is not None
+    record = Attempt(run, job, scheduler, claim, lambda reason: None, lambda: None).execute()
+    assert record["cause"] == "timeout" and written.count(run.stop_word(1)) == 2

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -105,6 +107,19 @@ def test_a_deadline_that_moves_is_read(new_run: NewRun) -> None:
     run.reaches(2)
     (run.path / "deadline").write_text(f"{time.time() + 1}\n")
     assert run.wait() == [75, 75]
+
+
+def test_torchrun_alone_goes_on_after_a_job_whose_time_is_over(new_run: NewRun) -> None:
+    """What a supervisor wrote of its job's end is nothing to the attempt that no supervisor has started."""
+    run = new_run("run", train={"steps": 30}, evaluation={"every": 0}, export=False)
+    run.start(2)
+    run.reaches(3)
+    (run.path / "deadline").write_text(f"{time.time() - 1}\n")
+    assert run.wait() == [75, 75], run.log()
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*argv, "-m", "trainer", str(run.path / "config.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(run.events("stop")) == 1 and [step for (step,) in run.history()] == list(range(1, 31))
 
 
 @pytest.mark.parametrize(("rank", "seconds", "when"), [(1, 3600, "start"), (1, -3600, "start"), (0, 3600, "later")])

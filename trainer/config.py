@@ -30,6 +30,8 @@ def resolve(data: dict[str, Any], source: str) -> TrainConfig:
         raise ConfigError(f"{source}: model.config.model_type is missing: for example model_type: llama")
     if not config.data.keys("train"):
         raise ConfigError(f"{source}: data.train: no file is given")
+    if isinstance(config.engine, Deepspeed):
+        config.engine.check_sections()
     _check_length(config, source)
     if config.train.activation_offload and config.train.gradient_checkpointing in (False, "selective"):
         raise ConfigError(

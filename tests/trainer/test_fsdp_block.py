@@ -54,6 +54,7 @@ def test_what_it_says(block: dict[str, Any], engine: dict[str, Any]) -> None:
         ({"fsdp_config": {"fsdp_auto_wrap_policy": "SIZE_BASED_WRAP"}}, "take TRANSFORMER_BASED_WRAP"),
         ({"fsdp_config": {"transformer_layer_to_wrap": "A"}}, "did you mean transformer_layer_cls_to_wrap?"),
         ({"fsdp_config": {"reshard_after_forward": "maybe"}}, "true or false is expected"),
+        ({"fsdp_config": "fsdp.json"}, "fsdp_config=fsdp.json: its keys are expected here"),
         ({"fsdp_confg": {}}, "a block of transformers has fsdp and fsdp_config"),
     ],
 )

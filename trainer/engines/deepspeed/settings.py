@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
-from settings import Struct
+from settings import ConfigError, Struct
+
+_SECTIONS = (
+    *("zero_optimization", "zero_optimization.offload_optimizer", "zero_optimization.offload_param"),
+    *("bf16", "fp16", "optimizer", "optimizer.params", "aio"),
+)
 
 
 class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
@@ -17,6 +23,17 @@ class Deepspeed(Struct, frozen=True, tag_field="kind", tag="deepspeed"):
     def json(self) -> dict[str, Any]:
         assert isinstance(self.config, dict)  # a file was read before the tree became a config
         return self.config
+
+    def check_sections(self) -> None:
+        """Raises ConfigError where a value stands in place of a section."""
+        for section in _SECTIONS:
+            value: Any = self.json
+            for key in section.split("."):
+                value = value.get(key) or {}
+                if not isinstance(value, dict):
+                    raise ConfigError(
+                        f"engine.config: {section}={json.dumps(value)}: a section is expected, as {{...}}"
+                    )
 
     @property
     def zero(self) -> dict[str, Any]:

@@ -45,7 +45,10 @@ def translated(engine: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             near = nearest(word, _MEANING)
             raise ConfigError(f"engine.config: fsdp: {word}: did you mean {near or 'full_shard'}?")
         out |= _MEANING[word]
-    options = {key.removeprefix("fsdp_"): value for key, value in (block.get("fsdp_config") or {}).items()}
+    given = block.get("fsdp_config") or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"engine.config: fsdp_config={given}: its keys are expected here, not another file's name")
+    options = {key.removeprefix("fsdp_"): value for key, value in given.items()}
     notes = []
     for key, value in options.items():
         if key in _WITHOUT_MEANING:

@@ -141,11 +141,12 @@ def parse_job(text: str) -> JobFacts:
 
 
 def show_job(job_id: str) -> JobFacts | None:
-    """Facts of a job; None when Slurm has forgotten it (MinJobAge)."""
+    """Facts of a job; None when Slurm has forgotten it (MinJobAge); of an array's task also while others of it
+    are known."""
     try:
         return parse_job(run(["scontrol", "--oneliner", "show", "job", job_id]))
     except CommandFailed as error:
-        if "Invalid job id" in str(error):
+        if re.search(r"Invalid job id|Job \S+ not found", str(error)):
             return None
         raise
 

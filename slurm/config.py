@@ -126,6 +126,8 @@ class JobConfig(Struct, frozen=True):
     """The profile that this job was resolved with; `local`: no scheduler."""
     command: list[str] | None = None
     """A foreign command that the ranks run instead of the trainer."""
+    workdir: str | None = None
+    """The folder that it runs in, also after a resume from another one; default: where it was typed."""
     stop_signal: Literal["TERM", "USR1", "USR2", "INT"] = "TERM"
     """What asks a foreign command to save, whatever the word to stop came by."""
     progress: str | None = None
@@ -193,11 +195,12 @@ def archive_of(data: Mapping[str, Any], source: str) -> Path | None:
 
 def check_command_only(job: JobConfig, source: str) -> None:
     """What is said of a foreign command must not be lost on the trainer. Raises ConfigError."""
-    for name, given in (("stop_signal", job.stop_signal != "TERM"), ("progress", job.progress is not None)):
-        if given and job.command is None:
-            raise ConfigError(
-                f"{source}: {name} is for a command after --: the trainer hears every signal, and its steps are known"
-            )
+    given = {"stop_signal": job.stop_signal != "TERM", "progress": job.progress is not None, "workdir": job.workdir}
+    for name in (name for name, said in given.items() if said and job.command is None):
+        raise ConfigError(
+            f"{source}: {name} is for a command after --: the trainer hears every signal, its steps are known, and its "
+            f"files count from the recipe"
+        )
 
 
 def check_notify(job: JobConfig, source: str) -> None:

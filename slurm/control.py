@@ -74,7 +74,7 @@ def stop(runs: Sequence[RunDir], why: str) -> list[str]:
         mine = [line for line in live.values() if line.is_one_of(ours)]
         if run.over:
             told.append(f"{run.name} is {'done' if run.done else 'ended already'}")
-        elif any(line.state == "RUNNING" for line in mine) or supervised(run):
+        elif any(line.state in ("RUNNING", "SUSPENDED") for line in mine) or supervised(run):
             write_atomic(run.stop_file, why + "\n")
             told.append(f"{run.name} saves at its next step and ends; go on with launch.py resume {run.name}")
         else:

@@ -279,7 +279,9 @@ class Sweep(RunDir):
 
     @property
     def runs(self) -> list[RunDir]:
-        return [RunDir(self.path / entry["run"]) for entry in self.entries()]
+        """Those that are there: a call that was cut short may have noted more."""
+        runs = (RunDir(self.path / entry["run"]) for entry in self.entries())
+        return [run for run in runs if (run.path / "job.yaml").exists()]
 
     def sent(self) -> list[int]:
         """Tasks of the array that is, or was, sent last."""

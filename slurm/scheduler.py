@@ -15,6 +15,7 @@ from slurm.commands import JobFacts
 from slurm.config import JobConfig
 from slurm.environment import Allocation
 from slurm.errors import CommandFailed
+from slurm.exits import CONTINUE
 from slurm.rundir import RunDir
 from slurm.step import Step, shim_argv, srun_argv
 
@@ -22,6 +23,8 @@ from slurm.step import Step, shim_argv, srun_argv
 class Scheduler(Protocol):
     job_id: str | None
     restart_count: int
+    unfinished: int
+    """Exit code when the run is not done and this process has no further part in it."""
 
     def hosts(self) -> list[str]: ...
 
@@ -52,6 +55,8 @@ class Scheduler(Protocol):
 
 
 class Slurm:
+    unfinished = 0  # a job that has handed its run over has done well
+
     def __init__(self, run: RunDir, job: JobConfig, allocation: Allocation) -> None:
         assert allocation.job_id is not None and allocation.nodelist is not None
         self.run, self.job = run, job
@@ -144,8 +149,16 @@ class Slurm:
         """One queued at the very end hears from Slurm whether its user cancelled us: it never revives a run."""
         if self._successor is None:
             return self._queue_successor()
+        if self._given_up():  # its user's word as a rule: nobody is queued against it
+            return f"job {self._successor}, which was to go on, is not in the queue any more: launch.py resume goes on"
         self.avoid_bad_nodes(self._successor)
         return f"job {self._successor} goes on"
+
+    def _given_up(self) -> bool:
+        try:
+            return not self.successors()
+        except CommandFailed:  # nothing is known: it waits, as far as we were told
+            return False
 
     def _by_requeue(self) -> str:
         """It revives even a job that its user has cancelled: only one that surely was not is sent back."""
@@ -177,6 +190,8 @@ class Slurm:
 class Here(Slurm):
     """An allocation of the user's own, as salloc gives it: its nodes are used, its life is not ours."""
 
+    unfinished = CONTINUE
+
     def queue_successor(self) -> str | None:
         return None
 
@@ -195,6 +210,7 @@ class Local:
 
     job_id: str | None = None
     restart_count = 0
+    unfinished = CONTINUE
 
     def __init__(self, job: JobConfig) -> None:
         self.job = job

@@ -142,17 +142,23 @@ def _local_module(command: Sequence[str], cwd: Path) -> str | None:
 
 
 def _git_files(root: Path) -> list[Path] | None:
-    """Tracked and new files of a repository, without what it ignores; None where git does not answer."""
-    argv = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    """Tracked files of a repository, and new ones without what it ignores and what is no code by its folder's name;
+    None where git does not answer."""
     try:
-        listed = subprocess.run(argv, capture_output=True, timeout=60, check=True).stdout
+        tracked, new = (_listed(root, kind) for kind in ("--cached", "--others"))
     except (OSError, subprocess.SubprocessError):
         return None
-    names = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
-    files = [name for name in names if (root / name).is_file() and not _LEFT_OUT.intersection(name.parts)]
+    names = [*tracked, *(name for name in new if not _LEFT_OUT.intersection(name.parts))]
+    files = sorted(name for name in names if (root / name).is_file())
     if len(files) > MAX_FILES:
         raise _too_large(root, files, f"{len(files):,} files, more than {MAX_FILES:,}")
     return files
+
+
+def _listed(root: Path, kind: str) -> list[Path]:
+    argv = ["git", "-C", str(root), "ls-files", "-z", kind, "--exclude-standard"]
+    listed = subprocess.run(argv, capture_output=True, timeout=60, check=True).stdout
+    return [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
 
 
 def _walked(root: Path) -> list[Path]:

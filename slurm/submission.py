@@ -54,7 +54,7 @@ class Submission:
     @property
     def script(self) -> str:
         # The trainer's files are named whole; only a foreign command counts them from where it was typed.
-        workdir = Path.cwd() if self.job.command else self.run.path
+        workdir = Path(self.job.workdir or Path.cwd()) if self.job.command else self.run.path
         return submission_text(self.job, self.run.path, Path(sys.executable), workdir)
 
 
@@ -100,8 +100,9 @@ def check_name(name: str) -> None:
 
 
 def placed(job: JobConfig, run: RunDir, cluster: Cluster) -> JobConfig:
-    """The job of this run, which knows what becomes of its folder."""
-    return replace(job, name=run.name, purge_days=run_root.purge_days(run.path, cluster.profile))
+    """The job of this run, which knows what becomes of its folder, and where its command was typed."""
+    workdir = str(Path.cwd() / (job.workdir or "")) if job.command else None
+    return replace(job, name=run.name, purge_days=run_root.purge_days(run.path, cluster.profile), workdir=workdir)
 
 
 def check_folder(path: Path) -> None:
@@ -267,6 +268,8 @@ def rehearse(submission: Submission) -> list[str]:
         chosen = submission.cluster.chosen(submission.job.partition)
         if refusals.NO_SUCH_NODES.search(error.words) and any(partition.short for partition in chosen):
             return []  # perhaps only as long as nodes are down: sbatch itself refuses what can never be
+        if _finds_no_places(submission, error):
+            return rehearse(_chained(submission))
         raise _explained(error, submission) from None
 
 
@@ -302,12 +305,20 @@ def _send_what_fits(submission: Submission) -> tuple[Submission, str]:
     try:
         return submission, _sbatch(submission)
     except CommandFailed as error:
-        refused = not isinstance(error, ControllerAway) and refusals.NO_PLACES.search(error.words)
-        if submission.job.continue_by != "array" or not refused:
+        if not _finds_no_places(submission, error):
             raise
-    chain = dataclasses.replace(submission, job=replace(submission.job, continue_by="chain"))
+    chain = _chained(submission)
     write_job(chain, chain.run)
     return chain, _sbatch(chain)
+
+
+def _finds_no_places(submission: Submission, error: CommandFailed) -> bool:
+    refused = not isinstance(error, ControllerAway) and refusals.NO_PLACES.search(error.words)
+    return bool(submission.job.continue_by == "array" and refused)
+
+
+def _chained(submission: Submission) -> Submission:
+    return dataclasses.replace(submission, job=replace(submission.job, continue_by="chain"))
 
 
 def _sbatch(submission: Submission) -> str:

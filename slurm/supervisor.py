@@ -115,6 +115,8 @@ class Supervisor:
         claim = self.run.read_claim(self.run.newest_epoch())
         if claim is None or claim.job_id in (None, self.after, self.scheduler.job_id):
             return None
+        if claim.epoch <= self.run.resumed_after():  # its user has taken the run from it since
+            return None
         try:
             facts = commands.show_job(str(claim.job_id))
         except CommandFailed:  # the claims decide: who claims later fences the other
@@ -229,7 +231,7 @@ class Supervisor:
                 time.sleep(self.job.poll_seconds)
             else:
                 say(who or "new ranks start in this process")
-                return None if who is None else 0
+                return None if who is None else self.scheduler.unfinished
         say(f"go on with launch.py resume {self.run.name}")
         return 1
 

@@ -54,7 +54,7 @@ WAITING = {
         "sinfo -R says why; it waits for them, or take another --partition",
     ),
     "Reservation": Reason("its reservation has not begun yet, or is full", "scontrol show reservation"),
-    "ReservationDeleted": Reason("its reservation is gone", _AGAIN + " without --reservation"),
+    "ReservationDeleted": Reason("its reservation is gone", _AGAIN + " job.reservation=null"),
     "PartitionTimeLimit": Reason(
         "it asks for more time than its partition gives: it would wait for ever",
         _AGAIN + " -t TIME (sinfo -o '%P %l' shows the limits); the run outlasts it",

@@ -120,7 +120,10 @@ class Watch:
             return self.started.alive({})
         if self.alive and time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + self.exam.job.poll_seconds
-            waits = commands.queue([self.started.job_id])
+            try:
+                waits = commands.queue([self.started.job_id])
+            except CommandFailed:  # once is no sign: the controller may be busy
+                return self.alive
             self.alive = self.started.alive(waits)
             for line in waits.values():
                 if line.state == "PENDING" and line.reason not in ("None", self.state):

@@ -38,7 +38,7 @@ ENDS = {
     "timeout": 3.0,
     "preemption": 2.0,
     "node_failure": 1.0,
-    "crash": 2.0,
+    "crash": 4.0,
     "signal": 1.0,
     "cancel": 0.3,
     "stop": 0.3,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.commands import failure, own_words, parse_job, parse_queue, run, sent_as
+from slurm.commands import failure, own_words, parse_job, parse_queue, run, sent_as, show_job
 from slurm.config import JobConfig
 from slurm.errors import ControllerAway
 from slurm.sites import site as site_facts
@@ -33,6 +33,18 @@ def test_a_running_job() -> None:
 
 def test_a_preempted_job() -> None:
     assert parse_job(RUNNING.replace("PreemptTime=None", "PreemptTime=2026-11-24T02:00:30")).preempt_time is not None
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [("812", "echo slurm_load_jobs error: Invalid job id specified >&2"), ("812_3", "echo Job 812_3 not found")],
+)
+def test_a_job_that_slurm_has_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, said: str) -> None:
+    """Of an array's task while others are known it says so in other words, and on its standard output."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{said}\nexit 1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert show_job(job) is None
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
+import pytest
+
+import launch
 from slurm.rundir import RunDir
 from slurm.walltime import Walltime
 from tests.slurm.conftest import READY, ROOT, Start, causes, gone
@@ -149,6 +154,21 @@ def test_a_killed_supervisor_takes_its_ranks_along(run: RunDir, start: Start) ->
     pid = int((run.path / "pid").read_text())
     process.kill()
     wait_until(lambda: gone(pid))
+
+
+def test_a_command_runs_where_it_was_typed_also_after_a_resume_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    words = ["--cluster", "local", "--gpus", "1", "--name", "x", "--runs-dir", str(tmp_path / "runs")]
+    program = "import os, sys; open('here', 'a').write('x'); sys.exit(0 if os.path.getsize('here') > 1 else 78)"
+    monkeypatch.chdir(home)
+    assert launch.main([*words, "--", sys.executable, "-c", program]) == 78
+    monkeypatch.chdir(elsewhere)
+    assert launch.main(["resume", str(tmp_path / "runs" / "x")]) == 0
+    assert (home / "here").read_text() == "xx" and not list(elsewhere.iterdir())
 
 
 def test_a_run_whose_supervisor_was_killed_is_resumed(run: RunDir, start: Start) -> None:

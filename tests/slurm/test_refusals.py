@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from settings import read_yaml
 from slurm.commands import own_words
 from slurm.config import JobConfig
 from slurm.sites.refusals import explain
@@ -133,6 +134,23 @@ def test_nodes_that_are_down_are_no_mistake(site: Path, capsys: pytest.CaptureFi
     program(site / "sbatch", f'case "$*" in *--test-only*) {refused} ;; esac\necho "Submitted batch job 812"')
     assert launch.main(["--nodes", "1", "--gpus", "4", "--name", "x", "--", "true"]) == 0
     assert "job 812 is in the queue" in capsys.readouterr().out
+
+
+def test_an_array_for_which_there_are_no_places_is_a_chain_also_where_slurm_counts_them_in_its_rehearsal(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An array takes a place for each of its jobs, which the limits of an association may not give."""
+    refused = f'echo "sbatch: error: AssocMaxSubmitJobLimit" >&2; echo "{POLICY}" >&2; exit 1'
+    program(
+        site / "sbatch",
+        f"""case "$*" in *--test-only*) text=$(cat) ;; *) text=$(cat "$1") ;; esac
+case "$text" in *--array*) {refused} ;; esac
+echo 'Submitted batch job 812'""",
+    )
+    words = ["--nodes", "1", "--gpus", "4", "--name", "x", "--continue-by", "array", "--", "true"]
+    assert launch.main(words) == 0, capsys.readouterr().err
+    assert "job 812 is in the queue" in capsys.readouterr().out
+    assert read_yaml(Path("runs/x/job.yaml"))["continue_by"] == "chain"
 
 
 def test_what_slurm_and_the_site_say_to_a_good_job(site: Path) -> None:

@@ -63,9 +63,12 @@ def test_a_folder_without_git_is_copied_without_what_is_no_code(tmp_path: Path) 
 
 def test_a_repository_is_copied_whole_without_what_it_ignores(tmp_path: Path) -> None:
     write(tmp_path, "src/train.py", "lib.py", "notes.md", "big.bin", ".gitignore", text="big.bin\n")
+    write(tmp_path, "src/data/loader.py", "data/rows.json")
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "src/data/loader.py"], check=True)
     code = snapshot.of_command(["bash", "-c", "true", "src/train.py"], tmp_path)
-    assert names(code) == {"src/train.py", "lib.py", "notes.md", ".gitignore"}
+    # What is tracked is code, whatever its folder is called; what is new in a folder of data is none.
+    assert names(code) == {"src/train.py", "src/data/loader.py", "lib.py", "notes.md", ".gitignore"}
 
 
 def test_a_module_of_the_working_folder_is_taken_from_the_copy(tmp_path: Path) -> None:

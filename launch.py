@@ -215,7 +215,7 @@ def resolve(args: Namespace, job: dict[str, Any], command: list[str] | None) -> 
     run = RunDir((runs / settings.name).resolve())
     if command:
         settings = submission.placed(settings, run, asked.where)
-        return submission.with_code(submission.Submission(settings, asked.where, run, None), path_of(os.getcwd()))
+        return submission.with_code(submission.Submission(settings, asked.where, run, None))
     return trained(asked._replace(job=settings), run, asked.words)
 
 

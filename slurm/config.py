@@ -180,6 +180,8 @@ def make_job(data: Mapping[str, Any], source: str) -> JobConfig:
         job = replace(job, archive=str(archive))
         if job.rank_command:
             raise ConfigError(f"{source}: archive and rank_command both say where the ranks' software is: take one")
+    if job.workdir is not None:
+        job = replace(job, workdir=str(Path.cwd() / Path(expanded(job.workdir, f"{source}: workdir")).expanduser()))
     refuse_secrets(job, source)
     check_notify(job, source)
     check_binds(job)

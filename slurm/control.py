@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from durable import write_atomic
@@ -149,4 +150,6 @@ def reopen(run: RunDir, changes: Mapping[str, Any], cluster: str, dry_run: bool 
     job = make_job(site_rules.fitted(data, where.profile), str(job_file))
     site_rules.check(job, where.profile, where.version)
     clusters.check_fits(job, where)
+    if job.workdir and not Path(job.workdir).is_dir():
+        raise ConfigError(f"{run.name} ran in {job.workdir}, which is no folder any more: take job.workdir=FOLDER")
     return Submission(clusters.with_continuation(job, where), where, run, None)

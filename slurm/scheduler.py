@@ -156,7 +156,8 @@ class Slurm:
 
     def _given_up(self) -> bool:
         try:
-            return not self.successors()
+            jobs = commands.jobs_of(self.run.log_folders())
+            return not any(job.alive and job.job_id != self._id for job in jobs)
         except CommandFailed:  # nothing is known: it waits, as far as we were told
             return False
 

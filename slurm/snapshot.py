@@ -35,6 +35,7 @@ _LEFT_OUT = {
 }
 _ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
 _TEXTS = (".py", ".sh", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini", ".txt", ".jinja")
+_CODE = (".py", ".sh")
 _WORDS = (".py", ".sh", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini")
 """Suffixes of the words of a command that name code, and so are taken from the copy."""
 
@@ -142,13 +143,14 @@ def _local_module(command: Sequence[str], cwd: Path) -> str | None:
 
 
 def _git_files(root: Path) -> list[Path] | None:
-    """Tracked files of a repository, and new ones without what it ignores and what is no code by its folder's name;
-    None where git does not answer."""
+    """Tracked and new files of a repository without what it ignores; None where git does not answer. Of folders that as
+    a rule hold no code, what is tracked and is code."""
     try:
         tracked, new = (_listed(root, kind) for kind in ("--cached", "--others"))
     except (OSError, subprocess.SubprocessError):
         return None
-    names = [*tracked, *(name for name in new if not _LEFT_OUT.intersection(name.parts))]
+    code = {name for name in tracked if name.suffix in _CODE}
+    names = (name for name in (*tracked, *new) if name in code or not _LEFT_OUT.intersection(name.parts))
     files = sorted(name for name in names if (root / name).is_file())
     if len(files) > MAX_FILES:
         raise _too_large(root, files, f"{len(files):,} files, more than {MAX_FILES:,}")

@@ -100,8 +100,11 @@ def check_name(name: str) -> None:
 
 
 def placed(job: JobConfig, run: RunDir, cluster: Cluster) -> JobConfig:
-    """The job of this run, which knows what becomes of its folder, and where its command was typed."""
-    workdir = str(Path.cwd() / (job.workdir or "")) if job.command else None
+    """The job of this run, which knows what becomes of its folder, and where its command was typed. Raises
+    ConfigError."""
+    if job.workdir and cluster.live and not Path(job.workdir).is_dir():
+        raise ConfigError(f"job.workdir={job.workdir}: there is no such folder")
+    workdir = job.workdir or str(Path.cwd()) if job.command else None
     return replace(job, name=run.name, purge_days=run_root.purge_days(run.path, cluster.profile), workdir=workdir)
 
 
@@ -150,9 +153,9 @@ def with_config(submission: Submission, text: str, batch: str, folders: list[str
     return dataclasses.replace(submission, job=job, config_text=text, batch="\n".join([batch, *soon]))
 
 
-def with_code(submission: Submission, cwd: Path) -> Submission:
+def with_code(submission: Submission) -> Submission:
     """A foreign command as it will run: from a copy of its code. Raises ConfigError when that is too large."""
-    job, command = submission.job, submission.job.command or []
+    job, command, cwd = submission.job, submission.job.command or [], Path(submission.job.workdir or Path.cwd())
     code = snapshot.of_command(command, cwd) if job.snapshot else None
     if code is None:
         return submission
@@ -240,8 +243,10 @@ def rewrite(submission: Submission, update_code: bool) -> None:
 
 
 def write_job(submission: Submission, run: RunDir) -> None:
-    """What the supervisor reads of the job, and what sbatch does."""
-    write_atomic(run.path / "job.yaml", dump_yaml(to_plain(submission.job)))
+    """What the supervisor reads of the job, and what sbatch does. A field without a value is left out: the run's copy
+    of our code may be older than the field."""
+    given = {key: value for key, value in to_plain(submission.job).items() if value is not None}
+    write_atomic(run.path / "job.yaml", dump_yaml(given))
     write_atomic(run.script, submission.script)
 
 

@@ -100,8 +100,6 @@ class Training:
         self.settings, self.attempt, self.runtime = settings, attempt, attempt.runtime
         self.stop, self.watchdog, self.say = attempt.stop, attempt.watchdog, attempt.say
         self.progress = Progress()
-        self.begins = 0
-        """The step after which its own begin: of a fork the other run's."""
         self.forgetting: Forgetting | None = None
 
     # --- before the first step ---
@@ -188,10 +186,8 @@ class Training:
         if resumed:
             manifest = resumed.manifest
             self.progress = Progress(resumed.point.step, **manifest.state, first_losses=manifest.first_losses)
-            if not own:
-                self.begins = self.progress.step
-                if self.held_out.wants_first(self.progress.first_losses):
-                    self.progress.evaluated = -1  # by the other run, without the sets that are limited here
+            if not own and self.held_out.wants_first(self.progress.first_losses):
+                self.progress.evaluated = -1  # by the other run, without the sets that are limited here
             for broken in resumed.passed_over:
                 self.say(f"passed over a checkpoint that does not verify: {broken}")
             step, compiles = self.progress.step, self.settings.train.compile  # a forward pass alone is compiled anew
@@ -332,7 +328,7 @@ class Training:
         progress = self.progress
         if progress.evaluated == progress.step:
             return False
-        first = progress.step == self.begins and self.held_out.wants_first(progress.first_losses)
+        first = progress.evaluated < 0 and self.held_out.wants_first(progress.first_losses)
         return first or self.held_out.due(progress.step, self.total)
 
     def evaluate(self) -> Agreement | None:

@@ -55,7 +55,7 @@ def results(record: Mapping[str, Any]) -> str:
             [NAMES[method], ", ".join(f"{rate}: {f1:.3f}" for rate, f1 in found.items())]
             for method, found in record["rates"].items()
         ]
-        parts.append(table(("", "F1 micro on the development set, by learning rate"), lines))
+        parts.append(table(("", "F1 micro on the development set, by the rate of language and labels"), lines))
     return "\n".join(parts)
 
 

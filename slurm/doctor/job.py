@@ -29,6 +29,8 @@ WALLTIME = Walltime.parse("00:10:00")
 HEARD_SECONDS = 20.0
 """For a signal on its way through the controller to every rank."""
 _LOOK = 0.1  # seconds between two looks at the run folder
+SILENT = 5
+"""Looks into the queue in a row that may fail."""
 _PROBE = (
     "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('trainer.probe', run_name='__main__')"
 )
@@ -88,7 +90,7 @@ class Watch:
 
     def __init__(self, exam: Exam, started: Started, say: Callable[[str], None]) -> None:
         self.exam, self.started, self.say = exam, started, say
-        self.next_look, self.state = 0.0, ""
+        self.next_look, self.state, self.silent = 0.0, "", 0
         self.alive = True
 
     def until_the_end(self, prove_requeue: bool) -> None:
@@ -122,8 +124,13 @@ class Watch:
             self.next_look = time.monotonic() + self.exam.job.poll_seconds
             try:
                 waits = commands.queue([self.started.job_id])
-            except CommandFailed:  # once is no sign: the controller may be busy
-                return self.alive
+            except CommandFailed as error:
+                self.silent += 1
+                if self.silent == SILENT:
+                    raise
+                self.say(f"{error}: asked again in {self.exam.job.poll_seconds:.0f} s")
+                return True
+            self.silent = 0
             self.alive = self.started.alive(waits)
             for line in waits.values():
                 if line.state == "PENDING" and line.reason not in ("None", self.state):

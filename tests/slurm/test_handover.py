@@ -10,7 +10,7 @@ from slurm import commands, control
 from slurm.commands import JobFacts, QueueLine
 from slurm.config import make_job
 from slurm.doctor.exam import Exam
-from slurm.doctor.job import Started, Watch
+from slurm.doctor.job import SILENT, Started, Watch
 from slurm.environment import Allocation
 from slurm.errors import ControllerAway
 from slurm.exits import CONTINUE
@@ -89,6 +89,11 @@ def test_a_controller_that_is_silent_once_ends_no_look_at_the_nodes(
         watch.next_look = 0.0
         lives.append(watch.lives())
     assert lives == [True, True, False]
+    watch.alive, answers = True, [ControllerAway("Socket timed out")] * SILENT
+    with pytest.raises(ControllerAway):
+        while answers:
+            watch.next_look = 0.0
+            watch.lives()
 
 
 def test_who_leaves_a_run_in_the_foreground_that_is_not_done_says_so_by_its_exit_code(start: Start) -> None:

@@ -63,11 +63,11 @@ def test_a_folder_without_git_is_copied_without_what_is_no_code(tmp_path: Path) 
 
 def test_a_repository_is_copied_whole_without_what_it_ignores(tmp_path: Path) -> None:
     write(tmp_path, "src/train.py", "lib.py", "notes.md", "big.bin", ".gitignore", text="big.bin\n")
-    write(tmp_path, "src/data/loader.py", "data/rows.json")
+    write(tmp_path, "src/data/loader.py", "data/rows.json", "data/tracked.json", "data/new.py")
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    subprocess.run(["git", "-C", str(tmp_path), "add", "src/data/loader.py"], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "src/data/loader.py", "data/tracked.json"], check=True)
     code = snapshot.of_command(["bash", "-c", "true", "src/train.py"], tmp_path)
-    # What is tracked is code, whatever its folder is called; what is new in a folder of data is none.
+    # A folder of data is none, but for code that is tracked.
     assert names(code) == {"src/train.py", "src/data/loader.py", "lib.py", "notes.md", ".gitignore"}
 
 

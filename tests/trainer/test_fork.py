@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,14 @@ def test_a_limit_of_a_fork_counts_from_where_it_begins(tmp_path: Path, zygote: Z
     held_out = {"general": {"files": [str(first.path / "evaluation.jsonl")]}}
     for step in (10, 15):
         again = {"train": {"steps": step + 3}, "fork": str(recipe.checkpoint_to_fork(first.path, step))}
-        again |= {"data": {"evaluation": held_out}, "evaluation": {"every": 5, "limits": {"general": 0.5}}}
+        again |= {"data": {"evaluation": held_out}, "evaluation": {"every": 10, "limits": {"general": 0.5}}}
         second = write_run(tmp_path / f"from-{step}", zygote, **again)
+        if step == 15:  # it is broken off, and made after the resume, which is no fork any more
+            second.start_with_fault(1, "evaluation", 0, "wait")
+            second.reaches_fault()
+            second.signal(signal.SIGTERM)
+            second.go_on()
+            assert second.wait() == [75] and not second.events("evaluation"), second.log()
         assert second.go(1) == [0], second.log()
         assert [event["step"] for event in second.events("evaluation")] == [step, step + 3]
         assert second.events("step")[0]["step"] == step + 1

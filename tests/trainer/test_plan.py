@@ -258,11 +258,16 @@ def test_what_is_proposed_is_what_typing_it_gives(tmp_path: Path, monkeypatch: p
         ),
         ({"kind": "ddp"}, {"micro_batch_size": 4}),
         ({"kind": "deepspeed", "config": ds}, {}),
+        ({"kind": "fsdp", "config": {"fsdp": "hybrid_shard offload"}}, {}),
+        (
+            {"kind": "deepspeed", "config": {"zero_optimization": {"stage": 2}, "train_batch_size": 128}},
+            {"global_batch_size": None},
+        ),
     ):
         tree = {
             "model": {"config": LLAMA_8B, "tokenizer": "."},
             "data": {"train": ["data.jsonl"], "seq_len": 2048},
-            "train": {"steps": 100, "global_batch_size": 128, **train},
+            "train": {key: value for key, value in {"steps": 100, "global_batch_size": 128, **train}.items() if value},
             "optim": {"lr": 1e-5},
             "engine": engine,
         }

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,9 @@ from tests.trainer.ranks import Run
 from tests.trainer.test_saved_state import verify
 from tests.waiting import wait_until
 from trainer.stop.lead import LeadTime, percentile_95
+from trainer.stop.stop import POLL_SECONDS
 
+ROOT = Path(__file__).parent.parent.parent
 NewRun = Callable[..., Run]
 LONG = {"steps": 100_000}
 STOPS = int(os.environ.get("OUTLAST_TEST_STOPS", 30))
@@ -112,12 +115,16 @@ def test_a_deadline_that_moves_is_read(new_run: NewRun) -> None:
 def test_torchrun_alone_goes_on_after_a_job_whose_time_is_over(new_run: NewRun) -> None:
     """What a supervisor wrote of its job's end is nothing to the attempt that no supervisor has started."""
     run = new_run("run", train={"steps": 30}, evaluation={"every": 0}, export=False)
-    run.start(2)
-    run.reaches(3)
+    run.start_with_fault(2, "step", "all", "wait")
+    run.reaches_fault()
     (run.path / "deadline").write_text(f"{time.time() - 1}\n")
+    time.sleep(POLL_SECONDS)  # so that the next vote looks
+    run.go_on()
     assert run.wait() == [75, 75], run.log()
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*argv, "-m", "trainer", str(run.path / "config.yaml")], capture_output=True, text=True)
+    done = subprocess.run(
+        [*argv, "-m", "trainer", str(run.path / "config.yaml")], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(run.events("stop")) == 1 and [step for (step,) in run.history()] == list(range(1, 31))
 

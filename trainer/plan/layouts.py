@@ -91,6 +91,8 @@ def _train_words(settings: TrainConfig, asked: TrainConfig) -> list[str]:
     out.append(f"{quote}train.gradient_checkpointing={shown}{quote}")
     if train.activation_offload or asked.train.activation_offload:
         out.append(f"train.activation_offload={json.dumps(train.activation_offload)}")
+    if isinstance(asked.engine, Deepspeed) and not isinstance(settings.engine, Deepspeed):  # its JSON may have said it
+        out.append(f"train.global_batch_size={train.global_batch_size}")
     return [*out, f"train.micro_batch_size={train.micro_batch_size}"]
 
 

@@ -37,7 +37,7 @@ def translated(engine: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for key in block:
         if key not in ("fsdp", "fsdp_config"):
             raise ConfigError(f"engine.config: {key}: a block of transformers has fsdp and fsdp_config")
-    out = {key: value for key, value in engine.items() if key != "config"}
+    out: dict[str, Any] = {}
     for word in _words(block.get("fsdp")):
         if word == "no_shard":
             raise ConfigError(f"engine.config: fsdp: {word}: every rank holds everything: that is engine.kind=ddp")
@@ -58,7 +58,8 @@ def translated(engine: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             raise ConfigError(
                 f"engine.config: fsdp_config.{key}: {f'did you mean {near}?' if near else 'is not known'}"
             )
-    return out | _own(options), notes
+    # What stands beside the block, or was typed, is ours, and newer.
+    return out | _own(options) | {key: value for key, value in engine.items() if key != "config"}, notes
 
 
 def _words(said: Any) -> list[str]:

@@ -48,7 +48,9 @@ def main() -> int:
     try:
         watch(pocket)
     except KeyboardInterrupt:
-        console.print("\nthe run goes on without us: launch.py status demo")
+        # In local mode it has heard the Ctrl-C as well: its user's stop.
+        goes_on = "goes on without us: launch.py status demo" if pocket else "saves and ends: launch.py resume demo"
+        console.print(f"\nthe run {goes_on}")
         return 130
     if not RUN.done:
         console.print(f"[red]the run did not finish:[/] {RUN.cancelled or 'nothing of it is in the queue'}")
@@ -100,8 +102,10 @@ def submit(pocket: Pocket | None) -> None:
     if pocket:
         subprocess.run(argv, cwd=ROOT, env=environment(pocket), check=True, timeout=300)
     else:  # local mode stays in the foreground: its own lines would mix with ours
-        subprocess.Popen(argv, cwd=ROOT, env=environment(pocket), stdout=subprocess.DEVNULL)
-        wait_for(lambda: RUN.events.exists(), "the run to start")
+        local = subprocess.Popen(argv, cwd=ROOT, env=environment(pocket), stdout=subprocess.DEVNULL)
+        wait_for(lambda: RUN.events.exists() or local.poll() is not None, "the run to start")
+        if not RUN.events.exists():
+            raise SystemExit(f"outlast: the run ended before its first event, with exit code {local.poll()}")
 
 
 def environment(pocket: Pocket | None) -> dict[str, str]:

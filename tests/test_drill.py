@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+import launch
 from durable import append_line
-from envs.drill.drill import WHOLE, at_random, on_a_site
+from envs.drill.drill import WHOLE, _leave, at_random, on_a_site
 from envs.drill.faults import KILL, PREEMPTION, TIME_LIMIT, Fault, Scene
-from envs.drill.place import Site
+from envs.drill.place import Site, patience
 from envs.drill.shrink import ROWS, first_rows, shrink, small_config, small_model
-from envs.drill.stage import Row, judge
+from envs.drill.stage import Row, Stage, judge
 from envs.drill.watch import history, weights
 from settings import ConfigError, dump_yaml
 from slurm.rundir import RunDir
@@ -194,3 +195,52 @@ def test_programmes() -> None:
     assert len(at_random(20, 1).courses[0].faults) == 20
     site = on_a_site(WHOLE)
     assert {fault.number for fault in site.courses[0].faults} == {"F3", "F5"} and len(site.cancels) == 1
+
+
+# --- on a site --------------------------------------------------------------------------------------------
+
+
+class Queue(Site):
+    """A site whose queue is a list."""
+
+    def __init__(self, waiting: list[str]) -> None:
+        super().__init__("lumi-g")
+        object.__setattr__(self, "waiting", waiting)
+
+    def ask(self, *argv: str) -> str:
+        command, *ids = argv
+        assert command == "scancel"
+        for job in ids:
+            self.waiting.remove(job)  # type: ignore[attr-defined]
+        return ""
+
+    def jobs(self) -> list[str]:
+        return list(self.waiting)  # type: ignore[attr-defined]
+
+
+def test_runs_of_a_site_are_submitted_by_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Stage, "launch", lambda stage, *words: typed.append(words))
+    Stage(Site("/profiles/ours.yaml"), tmp_path, {}).start("pace")
+    assert typed == [(f"{tmp_path}/pace.yaml", "--cluster", "/profiles/ours.yaml")]
+    assert patience(Site()) > 86400 > patience(Stage(None, tmp_path, {}).place)  # type: ignore[arg-type]
+
+
+def test_a_profile_that_is_not_there_is_told_before_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("name: x\n")
+    assert launch.main(["drill", "x.yaml", "--cluster", "lumi-h"]) == 78
+    assert "--cluster lumi-h: there is no such profile: did you mean lumi-" in capsys.readouterr().err
+    assert not list(Path("runs").glob("drill-*"))
+
+
+def test_nothing_of_a_drill_that_has_ended_stays_in_a_sites_queue(tmp_path: Path) -> None:
+    waiting = ["812", "813", "900"]
+    for name, jobs in (("chain", ("812", "813")), ("whole", ("814",))):
+        (tmp_path / name).mkdir()
+        for job in jobs:
+            RunDir(tmp_path / name).record_job(job, after=None)
+    _leave(Queue(waiting), tmp_path)
+    assert waiting == ["900"]

@@ -19,13 +19,15 @@ from rich.table import Table
 
 from envs.drill.endings import START, cancel, done_in_the_grace, other_layouts, poison, two_starters
 from envs.drill.faults import BLIND, EVALUATION, MATRIX, PREEMPTION, QUICK, RANDOM, REQUEUED, SAVE, STEP, Fault
-from envs.drill.place import Place, Site
+from envs.drill.place import Place, Site, patience
 from envs.drill.shrink import shrink
 from envs.drill.stage import Row, Stage
 from envs.drill.watch import Silent, wait_until
 from envs.pocket.errors import PocketError
 from envs.pocket.life import up
 from settings import ConfigError
+from slurm.rundir import RunDir
+from slurm.sites.profile import is_path, read_profile
 
 NODES, GPUS = 2, 2
 """On the pocket cluster, unless the user says otherwise: four ranks share two cores."""
@@ -147,7 +149,7 @@ def acts(stage: Stage, programme: Programme, result: Result) -> Iterator[Iterato
         yield stage.through(hurt[-1], course.faults, course.to_the_end)
     whole = stage.start("whole")
     stage.say("whole: the run that nobody hurts")
-    wait_until(lambda: whole.over, "the whole run", seconds=3600)
+    wait_until(lambda: whole.over, "the whole run", patience(stage.place, 3600))
     result.compared.update({run.name: stage.same(run, whole) for run in hurt})
     yield cancel(stage, programme.cancels)
     for act in programme.others:
@@ -168,10 +170,10 @@ def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
     given = {key: value for key, value in recipe["job"].items() if not at_home or key in ("environment", "setup")}
     launcher = {"launcher": "fork"} if at_home else {}  # four ranks on two cores start in 5 s instead of 11
     recipe = {**recipe, "job": {"nodes": 1, "gpus_per_node": 1, **launcher, **given, **shape, **job}}
+    place: Place = Site() if at_home else Site(_profile(args.cluster))
     runs = Path(args.runs_dir)
     runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="drill-", dir=runs)).resolve()
-    place: Place = Site()
     pocket = None
     try:
         if at_home:
@@ -188,6 +190,8 @@ def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
     finally:
         if pocket:
             pocket.down()
+        elif not at_home:
+            _leave(place, folder / "runs")
     if args.json:
         print(json.dumps({**asdict(result), "ok": result.ok}, indent=2))
     else:
@@ -197,6 +201,19 @@ def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
     else:
         console.print(f"its runs stay: {folder}/runs")
     return 0 if result.ok else 1
+
+
+def _profile(name: str) -> str:
+    """Runs start in another folder than this one. Raises ConfigError where there is no such profile."""
+    read_profile(name)
+    return str(Path(name).resolve()) if is_path(name) else name
+
+
+def _leave(place: Place, runs: Path) -> None:
+    """Nothing of a drill that has ended stays in a site's queue."""
+    ours = {str(record["job"]) for path in runs.glob("*/") for record in RunDir(path).jobs()}
+    if left := sorted(ours & set(place.jobs())):
+        place.ask("scancel", *left)
 
 
 def show(result: Result, console: Console) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from envs.drill.watch import PATIENCE
 from envs.pocket.errors import PocketError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,8 +44,12 @@ class Breakable(Place, Protocol):
     def start_controller(self) -> None: ...
 
 
+@dataclass(frozen=True)
 class Site:
     """The Slurm that this machine belongs to: what its user may do there, no more."""
+
+    cluster: str = "auto"
+    """Its profile: a name, or a path from / on."""
 
     def env(self) -> dict[str, str]:
         return dict(os.environ)
@@ -56,3 +62,12 @@ class Site:
 
     def jobs(self) -> list[str]:
         return self.ask("squeue", "--noheader", "--me", "--format=%i").split()
+
+
+QUEUE = 7 * 86400.0
+"""Seconds that a site's queue may take: who has not so long ends the drill by Ctrl-C."""
+
+
+def patience(place: Place, seconds: float = PATIENCE) -> float:
+    """How long to wait for what takes so many seconds where nobody waits for nodes."""
+    return QUEUE if isinstance(place, Site) else seconds

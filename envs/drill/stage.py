@@ -13,7 +13,7 @@ from typing import Any
 
 from durable import write_atomic
 from envs.drill.faults import EVALUATION, SAVE, STEP, Fault, Scene
-from envs.drill.place import ROOT, Place
+from envs.drill.place import ROOT, Place, Site, patience
 from envs.drill.watch import Silent, events, history, last_step, wait_until, weights
 from settings import dump_yaml, merge, read_yaml
 from slurm.rundir import RunDir
@@ -54,7 +54,7 @@ class Stage:
         """Submit the recipe under this name, as a user does; `changes` are laid on its tree."""
         file = self.folder / f"{name}.yaml"
         write_atomic(file, dump_yaml({**merge(self.recipe, changes), "name": name}))
-        self.launch(str(file))
+        self.launch(str(file), *(["--cluster", self.place.cluster] if isinstance(self.place, Site) else []))
         return RunDir(self.folder / "runs" / name)
 
     def launch(self, *words: str) -> str:
@@ -67,7 +67,7 @@ class Stage:
     def pace(self) -> float:
         """Seconds of a step, by a short run."""
         run = self.start("pace")
-        wait_until(lambda: run.over, f"the end of {run.path}")
+        wait_until(lambda: run.over, f"the end of {run.path}", patience(self.place))
         if not (steps := events(run, "step")):
             raise Silent(f"{run.path} made no step: {run.cancelled}")
         return float(statistics.median(step["seconds"] for step in steps))
@@ -81,7 +81,11 @@ class Stage:
             yield self.one(scene, fault)
         if not to_the_end and not run.over:
             self.launch("stop", run.name)
-        wait_until(lambda: run.over and len(run.attempts()) == run.newest_epoch(), f"the end of {run.path}", END)
+        wait_until(
+            lambda: run.over and len(run.attempts()) == run.newest_epoch(),
+            f"the end of {run.path}",
+            patience(self.place, END),
+        )
 
     def one(self, scene: Scene, fault: Fault) -> Row:
         when = "" if fault.moment == STEP else f", in {fault.moment}"
@@ -89,11 +93,13 @@ class Stage:
         try:
             row.step = ready(scene, fault.moment)
             fault.inject(scene)
-            wait_until(lambda: run.over or len(run.attempts()) >= scene.epoch, f"the end of attempt {scene.epoch}")
+            ended = lambda: run.over or len(run.attempts()) >= scene.epoch  # noqa: E731
+            wait_until(ended, f"the end of attempt {scene.epoch}", patience(scene.place))
         finally:
             if fault.mend:
                 fault.mend(scene)
-        wait_until(lambda: run.over or going_on(run, scene.epoch), f"a step after attempt {scene.epoch}")
+        after = f"a step after attempt {scene.epoch}"
+        wait_until(lambda: run.over or going_on(run, scene.epoch), after, patience(scene.place))
         judge(scene, fault, row)
         return row
 
@@ -123,7 +129,7 @@ def ready(scene: Scene, moment: str) -> int:
     run, epoch = scene.run, scene.epoch
 
     def until(condition: Callable[[], Any], what: str) -> Any:
-        found = wait_until(lambda: condition() or run.over, what)
+        found = wait_until(lambda: condition() or run.over, what, patience(scene.place))
         if found is True and not condition():
             raise Silent(f"{run.name} was over before {what}: {run.cancelled or 'it is done: give it more steps'}")
         return found

@@ -9,13 +9,14 @@ from dataclasses import asdict
 from envs.pocket.cluster import Pocket, Status
 from envs.pocket.errors import PocketError
 from envs.pocket.home import down
-from envs.pocket.life import find, up
+from envs.pocket.life import check_name, find, up
 from envs.pocket.roots import roots
 
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     try:
+        check_name(options.name)
         match options.verb:
             case "up":
                 return _up(options)

@@ -55,12 +55,17 @@ def write(plan: Layout) -> None:
     (folder / RECORD).write_text(plan.to_json())
 
 
-def clean(folder: Path) -> None:
-    """Processes, then network, then files: found by the folder's path, so half a folder or none is enough."""
+def stop(folder: Path) -> None:
+    """Processes, then network: found by the folder's path, so half a folder or none is enough."""
     cables, namespaces = network.leftovers(folder)
     process.kill(lambda: daemons.processes(folder, namespaces))
     if cables:
         network.remove(cables, namespaces)
+
+
+def clean(folder: Path) -> None:
+    """And then files."""
+    stop(folder)
     if folder.exists():
         shutil.rmtree(folder)
 

@@ -28,7 +28,8 @@ def up(
 
     `namespaces`: None takes them where this machine allows them. `say` hears of a pocket that makes way.
     """
-    _check_shape(name, nodes, gpus)
+    check_name(name)
+    _check_shape(nodes, gpus)
     root = roots()[0]
     folder = root / name
     _check_path(folder)
@@ -40,7 +41,11 @@ def up(
             _check_idle(old)
             say(f"pocket {name} starts afresh with {nodes} nodes x {gpus} GPUs (was: {_shape(old)})")
         home.clean(folder)
-        return _bring_up(_claim(folder, nodes, gpus, namespaces))
+        try:
+            return _bring_up(_claim(folder, nodes, gpus, namespaces))
+        except BaseException:  # else what came up would be taken for a pocket
+            home.stop(folder)
+            raise
 
 
 def find(name: str = "pocket") -> Pocket | None:
@@ -55,9 +60,13 @@ def _find_in(root: Path, name: str) -> Pocket | None:
     return Pocket(plan)
 
 
-def _check_shape(name: str, nodes: int, gpus: int) -> None:
+def check_name(name: str) -> None:
+    """It becomes a folder that is removed."""
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
         raise PocketError(f"pocket name {name!r}: up to 31 small letters, digits and hyphens, a letter first")
+
+
+def _check_shape(nodes: int, gpus: int) -> None:
     if not 1 <= nodes <= layout.MAX_NODES:
         raise PocketError(f"a pocket has 1 to {layout.MAX_NODES} nodes, not {nodes}")
     if not 0 <= gpus <= layout.MAX_GPUS:

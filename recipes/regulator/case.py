@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from durable import read_lines, write_atomic
@@ -49,8 +50,7 @@ def main(argv: list[str]) -> int:
     if not (DATA / "general" / "general.json").exists():
         place.python("recipes.regulator.data", str(DATA), "--short")
     place.train(BASE, "base.yaml")
-    with ThreadPoolExecutor(len(METHODS) if args.full else 1) as pool:
-        found = dict(zip(METHODS, pool.map(lambda method: trained(place, method, args.full), METHODS), strict=True))
+    found = side_by_side(place) if args.full else {method: trained(place, method, full=False) for method in METHODS}
     rates = {method: by_rate for method, (by_rate, _) in found.items()}
     runs = {method: names for method, (_, names) in found.items()}
     write_atomic(page.RECORD, json.dumps(record(place, runs, rates), indent=1) + "\n")
@@ -58,6 +58,20 @@ def main(argv: list[str]) -> int:
     minutes = (time.monotonic() - started) / 60
     print(f"{page.RECORD.relative_to(ROOT)} and {page.PAGE.relative_to(ROOT)} are written, after {minutes:.0f} minutes")
     return 0
+
+
+def side_by_side(place: Place) -> dict[str, tuple[dict[str, float], list[str]]]:
+    """Of each method what `trained` gives. What ends one, or a Ctrl-C, ends both; said again it goes on."""
+    with ThreadPoolExecutor(len(METHODS)) as pool:
+        tasks = {method: pool.submit(trained, place, method, full=True) for method in METHODS}
+        try:
+            ended, _ = wait(tasks.values(), return_when=FIRST_EXCEPTION)
+            for task in ended:
+                task.result()
+        except BaseException:
+            place.left.set()
+            raise
+    return {method: task.result() for method, task in tasks.items()}
 
 
 def pocket() -> Pocket | None:
@@ -74,6 +88,8 @@ class Place:
 
     def __init__(self, pocket: Pocket | None) -> None:
         self.pocket = pocket
+        self.left = Event()
+        """Nobody watches any more."""
         self.environment = {**os.environ, **(pocket.env() if pocket else {})}
 
     def python(self, module: str, *words: str) -> str:
@@ -112,16 +128,18 @@ class Place:
             now = run.events.stat().st_size if run.events.exists() else 0
             if now != size:
                 size, last = now, time.monotonic()
-            if time.monotonic() - last > NO_SIGN:
-                raise SystemExit(
-                    f"outlast: no sign of {run.name} for {NO_SIGN / 60:.0f} min: launch.py logs {run.name}"
-                )
-            time.sleep(1)
+            self._go_on_watching(run, last)
         if not run.done:
             raise SystemExit(f"outlast: {run.name} did not finish: launch.py status {run.name}")
         while not (causes := [attempt["cause"] for attempt in run.attempts()]) or causes[-1] != "done":
-            time.sleep(0.2)  # its supervisor writes that after DONE
+            self._go_on_watching(run, last)  # its supervisor writes that after DONE
         print(f"  {run.name}: {steps(run)} steps in {len(causes)} attempts: {', '.join(causes)}", flush=True)
+
+    def _go_on_watching(self, run: RunDir, last: float) -> None:
+        if time.monotonic() - last > NO_SIGN:
+            raise SystemExit(f"outlast: no sign of {run.name} for {NO_SIGN / 60:.0f} min: launch.py logs {run.name}")
+        if self.left.wait(1):
+            raise SystemExit(f"outlast: {run.name} goes on unwatched")
 
 
 def steps(run: RunDir) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from envs.pocket import PocketError, layout, process, up
+from envs.pocket.cli import main
 from envs.pocket.layout import Layout
 
 PLAN = Layout(
@@ -119,6 +120,18 @@ def test_impossible_shapes(shape: dict[str, str | int], words: str) -> None:
     with pytest.raises(PocketError) as caught:
         up(**shape)  # type: ignore[arg-type]
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/tmp/mine", "a/b"])
+@pytest.mark.parametrize("verb", ["down", "status"])
+def test_a_name_that_is_no_name_removes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str, name: str
+) -> None:
+    monkeypatch.setenv("OUTLAST_POCKET_DIR", str(tmp_path / "root"))
+    (tmp_path / "root" / "other").mkdir(parents=True)
+    assert main([verb, "--name", name]) == 1
+    assert capsys.readouterr().err.startswith(f"pocket: pocket name {name!r}: ")
+    assert (tmp_path / "root" / "other").exists()
 
 
 def test_path_too_long_for_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.pocket import Pocket, PocketError, daemons, find, network, process, up
+from envs.pocket import Pocket, PocketError, daemons, find, layout, network, process, up
 from envs.pocket.cli import main
 from tests.pocket.rig import NAME, ROOT, needs_namespaces, needs_slurm, submit, wait_for
 
@@ -55,6 +55,27 @@ def test_leftovers_make_way(pocket: Pocket, scratch: Path) -> None:
     assert fresh.status().healthy
     assert not set(old.values()) & set(pids(fresh).values())
     assert ["sleep", "4322"] not in process.command_lines().values()
+
+
+def test_one_that_does_not_come_up_leaves_no_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else launch.py would find it, and queue on nodes that are dead."""
+    name = f"{NAME}-broken"
+    started = []
+
+    def start(plan: layout.Layout, daemon: str) -> None:
+        if daemon == "node1":
+            started.extend(process.find(argv) for argv in daemons.all_of(plan).values())
+            raise PocketError("slurmd: cannot start here")
+        daemons_start(plan, daemon)
+
+    daemons_start = daemons.start
+    monkeypatch.setattr(daemons, "start", start)
+    with pytest.raises(PocketError, match="cannot start here"):
+        up(name, nodes=1, gpus=1)
+    assert any(started) and find(name) is None
+    assert not {pid for pid in started if pid} & set(process.command_lines())
+    monkeypatch.undo()
+    assert main(["down", "--name", name]) == 0
 
 
 def test_two_pockets_side_by_side(pocket: Pocket) -> None:

@@ -35,3 +35,17 @@ def test_both_methods_answered_the_same_rows_and_one_was_interrupted(record: dic
         assert seed["data"]["rows"] == 1000
     assert any(cause != "done" for causes in record["causes"].values() for cause in causes)
     assert set(record["rates"]) == set(case.METHODS)
+
+
+def test_what_ends_one_method_ends_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hears of it after the other's hours."""
+
+    def trained(place: case.Place, method: str, full: bool) -> None:
+        if method == "lora":
+            raise SystemExit("lora did not finish")
+        assert place.left.wait(60)
+        raise SystemExit("full goes on unwatched")
+
+    monkeypatch.setattr(case, "trained", trained)
+    with pytest.raises(SystemExit, match="lora did not finish"):
+        case.side_by_side(case.Place(None))

@@ -335,11 +335,13 @@ def test_the_users_own_runs_say_how_fast_it_is(tmp_path: Path) -> None:
     job = {"nodes": 1, "gpus_per_node": 8}
     (tmp_path / "before").mkdir()
     (tmp_path / "before" / "config.yaml").write_text(dump_yaml(config))
-    lines = [json.dumps({"event": "step", "epoch": 1, "step": step, "mfu": 0.3}) for step in range(9)]
+    lines = [json.dumps({"event": "resume", "epoch": 1, "step": 0, "device": "NVIDIA H100 80GB HBM3"})]
+    lines += [json.dumps({"event": "step", "epoch": 1, "step": step, "mfu": 0.3}) for step in range(9)]
     (tmp_path / "before" / "events.jsonl").write_text("\n".join(lines) + '\n{"event": "st')
     for tree, mfu in ((config, 0.3), (plain, 0.3 * 1.27)):
         time = report.made(dict(tree), job, "x", "h100-80", None, tmp_path).now.time
         assert time.mfu == pytest.approx(mfu) and "of your run before" in time.source
+    assert "your run" not in report.made(dict(config), job, "x", "a100-80", None, tmp_path).now.time.source
     other = {**config, "engine": {"kind": "ddp"}}
     assert "your run" not in report.made(other, job, "x", "h100-80", None, tmp_path).now.time.source
 

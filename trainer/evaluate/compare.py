@@ -47,6 +47,10 @@ class Side:
     def data(self) -> dict[str, Any]:
         return dict(self.scores["about"]["data"])
 
+    @property
+    def read_by(self) -> str:
+        return f"--labels {self.scores['labels']} --mark {self.scores['mark']}"
+
     @cached_property
     def settings(self) -> TrainConfig:
         return config.read(self.run_dir / "config.yaml")
@@ -97,6 +101,9 @@ def sides(run_dirs: Sequence[Path], name: str | None) -> list[Side]:
                 for side in (found[0], one)
             )
             raise ConfigError(f"the runs were evaluated on different rows, which no difference survives: {shown}")
+        if one.read_by != found[0].read_by:
+            shown = " and ".join(f"{side.name} {side.read_by}" for side in (found[0], one))
+            raise ConfigError(f"the answers were read in different ways: {shown}: launch.py evaluate one of them again")
     return found
 
 

@@ -104,7 +104,7 @@ class Evaluation:
     @cached_property
     def _batches(self) -> list[list[int]]:
         """Numbers of the rows that are asked; a prompt that leaves no place for an answer is not among them."""
-        return generate.batches(list(map(len, self.prompts)), self.context, self.about["batch_size"])
+        return generate.batches(list(map(len, self.prompts)), self.context, self.about["batch_size"], self.new_tokens)
 
     def run(self, say: Say) -> dict[str, Any]:
         """The scores, as scores.json has them. Raises ConfigError."""

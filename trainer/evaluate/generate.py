@@ -44,12 +44,16 @@ def batch_size(config: Any, dtype: torch.dtype, tokens: int) -> int:
     return int(max(1, min(LARGEST, room // each)))
 
 
-def batches(lengths: Sequence[int], context: int, size: int) -> list[list[int]]:
+def batches(lengths: Sequence[int], context: int, size: int, most: int) -> list[list[int]]:
     """Numbers of the prompts that leave room for an answer, the longest first, so that one that is too large for the
-    memory fails at once; each batch has prompts of about one length."""
+    memory fails at once; each batch has prompts of about one length. One that leaves less room than `most` is alone:
+    it would cut the others' answers."""
     fitting = (number for number, length in enumerate(lengths) if 0 < length < context)
     order = sorted(fitting, key=lambda number: (-lengths[number], number))
-    return [order[first : first + size] for first in range(0, len(order), size)]
+    long = sum(lengths[number] + most > context for number in order)
+    return [[number] for number in order[:long]] + [
+        order[first : first + size] for first in range(long, len(order), size)
+    ]
 
 
 class Writer:

@@ -80,6 +80,15 @@ def test_the_difference_is_that_of_the_same_rows(runs: list[Path]) -> None:
     assert "so everything is the better one" in turned["verdict"]
 
 
+def test_answers_that_were_read_in_different_ways_are_not_compared(runs: list[Path]) -> None:
+    file = runs[1] / "evaluation" / "test" / "scores.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "labels": None}))
+    with pytest.raises(
+        ConfigError, match="read in different ways: everything --labels violations .* small --labels None"
+    ):
+        compare.sides(runs, None)
+
+
 def test_a_verdict_says_no_more_than_was_seen(runs: list[Path]) -> None:
     answered(third := a_run(runs[0].parent / "third", train={"global_batch_size": 8, "steps": 9}), 0.9)
     found = compare.sides([runs[0], third, runs[1]], None)

@@ -24,6 +24,7 @@ from trainer.data.encode import encoder as encode_for_training
 from trainer.evaluate import rows, table
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.evaluate import Evaluation, Wanted
+from trainer.evaluate.generate import batches
 from trainer.export import by_hand
 from trainer.model.weights import build
 from trainer.sources import Source
@@ -245,3 +246,8 @@ def test_launch_evaluate(run: Path, capfd: pytest.CaptureFixture[str], monkeypat
     assert "there is no /image/python3 here: evaluate where the ranks run" in capfd.readouterr().err
     assert launch.main(by("true", command=["python", "train.py"])) == 78
     assert capfd.readouterr().err.startswith("outlast: full runs a command of its own")
+
+
+def test_a_long_prompt_cuts_nobody_elses_answer() -> None:
+    assert batches([5, 90, 100, 7, 99, 0, 6], context=100, size=2, most=20) == [[4], [1], [3, 6], [0]]
+    assert batches([5, 80], context=100, size=2, most=20) == [[1, 0]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import launch
 from durable import append_line
@@ -242,5 +243,5 @@ def test_nothing_of_a_drill_that_has_ended_stays_in_a_sites_queue(tmp_path: Path
         (tmp_path / name).mkdir()
         for job in jobs:
             RunDir(tmp_path / name).record_job(job, after=None)
-    _leave(Queue(waiting), tmp_path)
+    _leave(Queue(waiting), tmp_path, Console())
     assert waiting == ["900"]

@@ -191,7 +191,7 @@ def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
         if pocket:
             pocket.down()
         elif not at_home:
-            _leave(place, folder / "runs")
+            _leave(place, folder / "runs", console)
     if args.json:
         print(json.dumps({**asdict(result), "ok": result.ok}, indent=2))
     else:
@@ -209,11 +209,14 @@ def _profile(name: str) -> str:
     return str(Path(name).resolve()) if is_path(name) else name
 
 
-def _leave(place: Place, runs: Path) -> None:
+def _leave(place: Place, runs: Path, console: Console) -> None:
     """Nothing of a drill that has ended stays in a site's queue."""
     ours = {str(record["job"]) for path in runs.glob("*/") for record in RunDir(path).jobs()}
-    if left := sorted(ours & set(place.jobs())):
-        place.ask("scancel", *left)
+    try:
+        if left := sorted(ours & set(place.jobs())):
+            place.ask("scancel", *left)
+    except PocketError as error:
+        console.print(f"[red]look at the queue, where jobs {', '.join(sorted(ours))} may be:[/] {error}")
 
 
 def show(result: Result, console: Console) -> None:

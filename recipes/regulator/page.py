@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,9 @@ def results(record: Mapping[str, Any]) -> str:
     if len(seeds) > 1:
         parts.append(table(("seed", "full", "LoRA", "full minus LoRA"), _by_seed(seeds)))
     parts += [
-        f"{seeds[0]['pairs'][0]['verdict']}\n",
-        "![Held-out losses, and F1 by kind of report](case-regulator.svg)\n",
-        table(("F1 micro of", "rows", "full", "LoRA"), _groups(record)),
+        f"{_verdict(seeds)}\n",
+        f"![Held-out losses, and F1 by kind of report{_first(seeds)}](case-regulator.svg)\n",
+        table(("F1 micro of", "rows", *_columns(seeds)[:2]), _groups(record)),
         table(("beside it", *METRICS.values()), _baselines(record)),
         _leaks(record["nearest"], record["common"]),
     ]
@@ -70,17 +70,22 @@ def _about(record: Mapping[str, Any]) -> str:
     command = "make case-full" if any(record["rates"].values()) else "make case"
     model = f"A Llama of {shape['num_hidden_layers']} layers and a width of {shape['hidden_size']}"
     hours = " and ".join(f"{name} {cost['hours']:.2f}" for name, cost in zip(NAMES.values(), costs, strict=True))
-    seeds = ", ".join(f"{one['runs'][0]['seed']}" for one in record["seeds"])
+    seeds = "seed" + "s" * (len(record["seeds"]) > 1) + " "
+    seeds += ", ".join(f"{one['runs'][0]['seed']}" for one in record["seeds"])
     return (
-        f"`{command}` of {record['date']}, seed {seeds}, on two CPU cores. {model}; its base was trained for "
+        f"`{command}` of {record['date']}, {seeds}, on two CPU cores. {model}; its base was trained for "
         f"{base['steps']:,} steps to a held-out loss of {last}. Then {first['runs'][0]['step']:,} steps of each "
         f"method, {hours} {costs[0]['unit']}{cut}. {first['data']['rows']:,} test reports, greedy answers; in "
         f"brackets 95 % by bootstrap over them, of the difference row by row.\n"
     )
 
 
+def _first(seeds: Sequence[Mapping[str, Any]]) -> str:
+    return f", seed {seeds[0]['runs'][0]['seed']}" * (len(seeds) > 1)
+
+
 def _columns(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
-    of = ", seed 1" * (len(seeds) > 1)
+    of = _first(seeds)
     return [f"full{of}", f"LoRA{of}", "full minus LoRA", "founding text: full, LoRA"]
 
 
@@ -110,6 +115,18 @@ def _by_seed(seeds: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         yield [f"{one['runs'][0]['seed']}", *values, interval(one["pairs"][0]["differences"]["f1_micro"], "+")]
     means = [mean(one["runs"][side]["scores"]["f1_micro"]["value"] for one in seeds) for side in (0, 1)]
     yield ["mean", *map(number, means), f"{means[0] - means[1]:+.3f}"]
+
+
+def _verdict(seeds: Sequence[Mapping[str, Any]]) -> str:
+    if len(seeds) == 1:
+        return str(seeds[0]["pairs"][0]["verdict"])
+    gaps = [one["pairs"][0]["differences"]["f1_micro"] for one in seeds]
+    points = [100 * gap["value"] for gap in gaps]
+    beyond = sum(gap["low"] > 0 or gap["high"] < 0 for gap in gaps)
+    return (
+        f"Over {len(seeds)} seeds full minus LoRA is {mean(points):+.1f} points of F1 micro on the average (standard "
+        f"deviation {stdev(points):.1f}); {beyond} of the {len(seeds)} differences lie beyond their own 95 %."
+    )
 
 
 def _groups(record: Mapping[str, Any]) -> Iterator[list[str]]:

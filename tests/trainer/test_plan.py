@@ -246,7 +246,17 @@ def test_a_recipe_and_its_words(
     assert json.loads(capsys.readouterr().out)["length"]["from"].startswith("1 MB of files at 4 bytes a token")
 
 
-def test_what_is_proposed_is_what_typing_it_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def planned_here(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert launch.main(["plan", "sft.yaml", *words, "--json"]) in (0, 78)
+    told = capsys.readouterr()
+    assert told.out, told.err
+    said: dict[str, Any] = json.loads(told.out)
+    return said
+
+
+def test_what_is_proposed_is_what_typing_it_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whatever the recipe says of its engine itself."""
     monkeypatch.chdir(tmp_path)
     ds = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 4}
@@ -272,16 +282,19 @@ def test_what_is_proposed_is_what_typing_it_gives(tmp_path: Path, monkeypatch: p
             "engine": engine,
         }
         Path("sft.yaml").write_text(dump_yaml(tree))
-        _, said = planned_by_verb(f"{tmp_path}/sft.yaml", "--nodes", "2", "--gpus", "8", "--gpus-of", "h100-80")
+        said = planned_here(capsys, "--nodes", "2", "--gpus", "8", "--gpus-of", "h100-80")
         assert len(said["layouts"]) > 1
         for one in [*said["layouts"][:4], said["smallest"]]:
             typed = shlex.split(" ".join(one["words"]))
-            _, again = planned_by_verb(f"{tmp_path}/sft.yaml", "--gpus-of", "h100-80", *typed)
+            again = planned_here(capsys, "--gpus-of", "h100-80", *typed)
             assert again["plan"]["gpu_parts"] == one["gpu_parts"] and again["plan"]["fits"], one["words"]
 
 
-def test_a_plan_reads_what_submit_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_reads_what_submit_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Others' settings, in the recipe and typed."""
+    monkeypatch.chdir(tmp_path)
     Path(tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
     (tmp_path / "tokens.txt").write_text("<|form|>\n")
     tree = {
@@ -297,8 +310,7 @@ def test_a_plan_reads_what_submit_reads(tmp_path: Path, monkeypatch: pytest.Monk
         ["engine.kind=deepspeed", f"engine.config={tmp_path}/ds.json"],
         [f"model.new_tokens={tmp_path}/tokens.txt"],
     ):
-        _, said = planned_by_verb(f"{tmp_path}/sft.yaml", *words)
-        assert "error" not in said, said
+        assert planned_here(capsys, *words)["plan"]
 
 
 def test_passes_of_a_mixture_are_those_of_its_largest_source(tmp_path: Path) -> None:

@@ -112,19 +112,22 @@ def test_a_deadline_that_moves_is_read(new_run: NewRun) -> None:
     assert run.wait() == [75, 75]
 
 
-def test_torchrun_alone_goes_on_after_a_job_whose_time_is_over(new_run: NewRun) -> None:
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+
+
+@pytest.mark.parametrize("agent", [[], pytest.param(TORCHRUN, marks=pytest.mark.nightly)])
+def test_without_the_launcher_it_goes_on_after_a_job_whose_time_is_over(new_run: NewRun, agent: list[str]) -> None:
     """What a supervisor wrote of its job's end is nothing to the attempt that no supervisor has started."""
-    run = new_run("run", train={"steps": 30}, evaluation={"every": 0}, export=False)
-    run.start_with_fault(2, "step", "all", "wait")
+    world = 2 if agent else 1
+    run = new_run("run", train={"steps": 30}, evaluation={"every": 0}, export=False, report=False)
+    run.start_with_fault(world, "step", "all", "wait")
     run.reaches_fault()
     (run.path / "deadline").write_text(f"{time.time() - 1}\n")
     time.sleep(POLL_SECONDS)  # so that the next vote looks
     run.go_on()
-    assert run.wait() == [75, 75], run.log()
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*argv, "-m", "trainer", str(run.path / "config.yaml")], capture_output=True, text=True, cwd=ROOT
-    )
+    assert run.wait() == [75] * world, run.log()
+    argv = [sys.executable, "-m", *agent, "trainer", str(run.path / "config.yaml")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(run.events("stop")) == 1 and [step for (step,) in run.history()] == list(range(1, 31))
 

@@ -26,7 +26,7 @@ test: setup  ## the whole suite, by several workers: most tests wait for a Slurm
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 nightly: setup  ## every test, also the long ones; 50,000 histories of each kind, 100 stops at random times, every fault of a save
-	OUTLAST_HISTORIES=50000 OUTLAST_TEST_STOPS=100 OUTLAST_FAULTS=100000 $(BIN)/python -m pytest -m "nightly or not nightly"
+	OUTLAST_HISTORIES=50000 OUTLAST_TEST_STOPS=100 OUTLAST_FAULTS=100000 OUTLAST_FLIPS=1000 $(BIN)/python -m pytest -m "nightly or not nightly"
 
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@ back to the older one."""
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 from tests.trainer.told import Attempt, Origin
 from trainer.checkpoint.__main__ import main
 
-FLIPS = 1000
+FLIPS = int(os.environ.get("OUTLAST_FLIPS", "250"))  # a nightly run takes 1,000
 FILES = ("rank-0000.safetensors", "rank-0001.safetensors", "MANIFEST.json")
 
 
@@ -58,7 +59,7 @@ def flip(path: Path, bit: int) -> None:
         file.write(bytes([byte ^ 1 << bit % 8]))
 
 
-def test_a_thousand_flipped_bits(aged: Aged) -> None:
+def test_flipped_bits_are_found(aged: Aged) -> None:
     chance = random.Random(1)
     assert aged.is_whole()
     for _ in range(FLIPS):

@@ -119,7 +119,7 @@ CUT: list[Any] = [
     (DDP, 3, "fp32", {}),
     (FSDP, 2, "master32", {"device": "cpu"}),
     (zero(2), 2, "master32", {}),
-    (zero(3, **OFFLOAD), 2, "master32", {}),
+    pytest.param(zero(3, **OFFLOAD), 2, "master32", {}, marks=pytest.mark.nightly),
     pytest.param(zero(3), 2, "master32", {"method": "l2sp"}, marks=pytest.mark.nightly),
 ]
 

@@ -137,7 +137,9 @@ def train(model: Any, tokenizer: Any, lines: list[str], steps: int) -> float:
         return loss(model, tokenizer, lines[seen:]).item()
 
 
-@pytest.mark.parametrize("shape", [{}, TIED], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "shape", [pytest.param({}, marks=pytest.mark.nightly, id="untied"), pytest.param(TIED, id="tied")]
+)
 def test_200_tokens_start_better_than_by_transformers(shape: dict[str, Any], tmp_path: Path) -> None:
     words = codes(200)
     base(tmp_path, size(tmp_path), **shape, hidden_size=64, intermediate_size=128)

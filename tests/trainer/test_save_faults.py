@@ -21,7 +21,7 @@ from tests.trainer.strace import Call, Strace, calls, needs_strace
 from tests.trainer.told import Answer, Attempt, Origin
 from trainer.checkpoint.verify import problems
 
-FAULTS = int(os.environ.get("OUTLAST_FAULTS", "24"))  # of each test; a nightly run takes all
+FAULTS = int(os.environ.get("OUTLAST_FAULTS", "16"))  # of each test; a nightly run takes all
 ERRORS = ("ENOSPC", "EDQUOT", "EIO", "ESTALE")
 
 pytestmark = needs_strace

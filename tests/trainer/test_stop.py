@@ -23,7 +23,7 @@ from trainer.stop.stop import POLL_SECONDS
 ROOT = Path(__file__).parent.parent.parent
 NewRun = Callable[..., Run]
 LONG = {"steps": 100_000}
-STOPS = int(os.environ.get("OUTLAST_TEST_STOPS", 30))
+STOPS = int(os.environ.get("OUTLAST_TEST_STOPS", 15))
 WALLTIME = float(os.environ.get("OUTLAST_TEST_WALLTIME", 18))  # seconds
 
 

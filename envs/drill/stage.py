@@ -93,8 +93,11 @@ class Stage:
         try:
             row.step = ready(scene, fault.moment)
             fault.inject(scene)
-            ended = lambda: run.over or len(run.attempts()) >= scene.epoch  # noqa: E731
-            wait_until(ended, f"the end of attempt {scene.epoch}", patience(scene.place))
+            wait_until(
+                lambda: run.over or len(run.attempts()) >= scene.epoch,
+                f"the end of attempt {scene.epoch}",
+                patience(scene.place),
+            )
         finally:
             if fault.mend:
                 fault.mend(scene)

@@ -51,6 +51,25 @@ class Engine(Protocol):
         """What this rank keeps on a disk is gone, and nothing steps any more."""
 
 
+class SteppedByOurs:
+    """The half of an engine whose shards our optimizer steps on as they lie: nothing follows from them, and nothing of
+    them is kept elsewhere."""
+
+    optimizer: Optimizer
+
+    def step(self, lr: float, number: int) -> Tensor:
+        return self.optimizer.step(lr, number)
+
+    def shards(self) -> Iterator[Shard]:
+        return self.optimizer.shards()
+
+    def refresh(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
 def make_engine(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runtime: Runtime) -> Engine:
     engine: Engine = module_of(config.engine, "engine").build(config, layout, model, runtime)
     return engine

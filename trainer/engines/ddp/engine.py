@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import cast
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.data.batches import MicroBatch
+from trainer.engines.engine import SteppedByOurs
 from trainer.engines.optimizer import Optimizer
-from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
 from trainer.layout import BatchLayout
 from trainer.model.loss import LossModel
@@ -26,7 +25,7 @@ def build(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runt
     return DdpEngine(config, model, runtime)
 
 
-class DdpEngine:
+class DdpEngine(SteppedByOurs):
     def __init__(self, config: TrainConfig, model: torch.nn.Module, runtime: Runtime) -> None:
         self.replicas = (runtime.rank, runtime.world_size)
         materialize(model, runtime.device)
@@ -58,18 +57,6 @@ class DdpEngine:
             # The ranks' gradients are averaged: times their number makes it the sum.
             (loss * (self._runtime.world_size / max(1, valid_tokens))).backward()
         return loss.detach()
-
-    def step(self, lr: float, number: int) -> Tensor:
-        return self.optimizer.step(lr, number)
-
-    def shards(self) -> Iterator[Shard]:
-        return self.optimizer.shards()
-
-    def refresh(self) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
 
 
 def _mean_in_fp32(_, bucket):  # type: ignore[no-untyped-def]  # torch compares annotations, and ours are texts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -12,9 +11,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from settings import ConfigError
 from trainer.data.batches import MicroBatch
+from trainer.engines.engine import SteppedByOurs
 from trainer.engines.fsdp.settings import Fsdp
 from trainer.engines.optimizer import Optimizer
-from trainer.engines.shard import Shard
 from trainer.engines.stopwatch import Stopwatch
 from trainer.layout import BatchLayout
 from trainer.model.loss import LossModel
@@ -28,7 +27,7 @@ def build(config: TrainConfig, layout: BatchLayout, model: torch.nn.Module, runt
     return FsdpEngine(config, config.engine, model, runtime)
 
 
-class FsdpEngine:
+class FsdpEngine(SteppedByOurs):
     def __init__(self, config: TrainConfig, engine: Fsdp, model: torch.nn.Module, runtime: Runtime) -> None:
         self._runtime, self._reduce_each = runtime, engine.reduce_each
         self.stopwatch = Stopwatch(model, runtime.device)
@@ -64,18 +63,6 @@ class FsdpEngine:
         # The ranks' gradients are averaged: times their number makes it the sum.
         (loss * (self._runtime.world_size / max(1, valid_tokens))).backward()
         return loss.detach()
-
-    def step(self, lr: float, number: int) -> Tensor:
-        return self.optimizer.step(lr, number)
-
-    def shards(self) -> Iterator[Shard]:
-        return self.optimizer.shards()
-
-    def refresh(self) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
 
 
 def _mesh(engine: Fsdp, runtime: Runtime) -> tuple[DeviceMesh, tuple[int, int]]:

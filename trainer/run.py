@@ -35,7 +35,7 @@ from trainer.evaluation import HeldOut, finite
 from trainer.export import export
 from trainer.forgetting import Forgetting
 from trainer.guard import Diverged
-from trainer.host import keep_freed_memory
+from trainer.host import keep_freed_memory, multiplies_bf16
 from trainer.identity import check_same_run, exact_part, layout_part
 from trainer.memory import note_out_of_memory
 from trainer.model import compiled, four_bit, kernels, lora, new_tokens, recompute
@@ -133,6 +133,8 @@ class Training:
         self.engine.module.train()
         if logits_stand_whole(self.engine.module):
             self.say("this model treats its logits in a way of its own: they stand whole in memory")
+        if runtime.device.type == "cpu" and settings.train.bf16_passes and not multiplies_bf16():
+            self.say("this CPU has no instructions for bf16: train.precision=fp32 is 2 to 3 times as fast here")
         # 3. What happened before, and where it goes on.
         self.watchdog.enter("resume")
         self.resume(Writers(runtime))

@@ -4,7 +4,8 @@
 
 The base, full fine-tuning and LoRA are trained on the pocket cluster, one after the other, at the learning rates of the
 recipes; an urgent job takes the nodes from each method's last run once. Both are evaluated on the test set, compared,
-and written to results.json and docs/case-regulator.md. --full first looks for each method's own rate on the development
+and written to results.json and docs/case-regulator.md. On a CPU without instructions for bf16 they compute in fp32, or
+the hour would be two, and the page says which. --full first looks for each method's own rate on the development
 set, and trains three seeds of each; the methods run side by side then, a rank each, so that no rank waits for another.
 Said again it goes on: what is done is left.
 """
@@ -29,6 +30,7 @@ from envs.pocket import Pocket, PocketError, up
 from recipes.regulator import leaks, page
 from settings import read_yaml
 from slurm.rundir import RunDir
+from trainer.host import multiplies_bf16
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
     place = Place(pocket())
     if not (DATA / "general" / "general.json").exists():
         place.python("recipes.regulator.data", str(DATA), "--short")
-    place.train(BASE, "base.yaml")
+    place.train(BASE, "base.yaml", *(() if multiplies_bf16() else ("train.precision=fp32",)))
     found = side_by_side(place) if args.full else {method: trained(place, method, full=False) for method in METHODS}
     rates = {method: by_rate for method, (by_rate, _) in found.items()}
     runs = {method: names for method, (_, names) in found.items()}
@@ -150,15 +152,16 @@ def trained(place: Place, method: str, full: bool) -> tuple[dict[str, float], li
     """F1 on the development set by learning rate, where it was asked for, and the runs, one of each seed at the best
     rate, with their answers to the test set."""
     base, layout = f"regulator-{method}", ("--gpus", "1") if full else ()
-    rates, overrides, names = {}, [], []
+    computed = f"train.precision={precision()}"
+    rates, overrides, names = {}, [computed], []
     for rate in RATES[method] if full else ():
         name, given = f"{base}-lr_{rate}", f"optim.lr={rate}"
-        place.train(name, f"{method}.yaml", *layout, given)
+        place.train(name, f"{method}.yaml", *layout, computed, given)
         place.launch("evaluate", name, "--data", str(DATA / "dev.jsonl"))
         rates[rate] = float(scores(name, "dev")["scores"]["f1_micro"]["value"])
     if rates:
         best = max(rates, key=lambda rate: rates[rate])
-        base, overrides = f"{base}-lr_{best}", [f"optim.lr={best}"]
+        base, overrides = f"{base}-lr_{best}", [computed, f"optim.lr={best}"]
     seeds = SEEDS if full else SEEDS[:1]
     for seed in seeds:
         name, own = (base, []) if seed == seeds[0] else (f"{base}-seed_{seed}", [f"train.seed={seed}"])
@@ -166,6 +169,11 @@ def trained(place: Place, method: str, full: bool) -> tuple[dict[str, float], li
         place.launch("evaluate", name, "--data", str(DATA / "test.jsonl"))
         names.append(name)
     return rates, names
+
+
+def precision() -> str:
+    """The base's: all runs of a case compute in one."""
+    return str(read_yaml(ROOT / "runs" / BASE / "config.yaml")["train"]["precision"])
 
 
 def scores(name: str, data: str) -> dict[str, Any]:
@@ -184,6 +192,7 @@ def record(place: Place, runs: Mapping[str, Sequence[str]], rates: Mapping[str, 
         "date": time.strftime("%Y-%m-%d"),
         "shape": read_yaml(HERE / "base.yaml")["model"]["config"],
         "base": {"steps": steps(base), "losses": curve(base)},
+        "precision": precision(),
         "rates": rates,
         "seeds": compared,
         "groups": {name: scores(name, "test")["by_group"] for name in every},

@@ -68,7 +68,8 @@ def _about(record: Mapping[str, Any]) -> str:
     causes = sorted({cause for causes in record["causes"].values() for cause in causes} - {"done"})
     cut = f", with interruptions on the way ({', '.join(causes)})" if causes else ""
     command = "make case-full" if any(record["rates"].values()) else "make case"
-    model = f"A Llama of {shape['num_hidden_layers']} layers and a width of {shape['hidden_size']}"
+    computed = ", computed in fp32 for want of instructions for bf16" * (record["precision"] == "fp32")
+    model = f"A Llama of {shape['num_hidden_layers']} layers and a width of {shape['hidden_size']}{computed}"
     hours = " and ".join(f"{name} {cost['hours']:.2f}" for name, cost in zip(NAMES.values(), costs, strict=True))
     seeds = "seed" + "s" * (len(record["seeds"]) > 1) + " "
     seeds += ", ".join(f"{one['runs'][0]['seed']}" for one in record["seeds"])

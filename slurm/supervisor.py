@@ -19,6 +19,7 @@ from slurm.attempt import Attempt, describe
 from slurm.causes.cause import FAILURES, Decision, Next, decide, predecessor_cause, scheduler_cause
 from slurm.causes.ends import trained
 from slurm.causes.logs import last_words
+from slurm.commands import JobFacts
 from slurm.config import Event, JobConfig, read_job
 from slurm.errors import CommandFailed, SlurmError
 from slurm.exits import CONFIG, NO_PROGRESS, STOP_SIGNALS, STOPPED
@@ -31,6 +32,7 @@ from slurm.watch.pace import allocated_seconds
 # Ranks that start anew in what is left of an allocation need time to load and to train.
 WORTH_A_RESTART = 30.0  # seconds
 PATIENCE = 5  # times that a controller is asked which is silent, or refuses for now
+LEAVING = 600.0  # seconds for which a job before us may be at its end: KillWait and an epilog, not a node that hangs
 
 
 class Supervisor:
@@ -144,19 +146,30 @@ class Supervisor:
             return "crash"
         if before == self.scheduler.job_id:
             return "requeued"
-        for _ in range(PATIENCE):
-            try:
-                facts = commands.show_job(before) or commands.accounted_job(before)
-                break
-            except CommandFailed as error:
-                say(f"job {before} could not be asked for: {error}")
-                time.sleep(self.job.poll_seconds)
-        else:
-            facts = None
-        if facts is not None:
+        if (facts := self.facts_of_the_end(before)) is not None:
             return predecessor_cause(facts)
         written = [record["cause"] for record in self.run.attempts() if record["job_id"] == before]
         return str(written[-1]) if written else "crash"
+
+    def facts_of_the_end(self, before: str) -> JobFacts | None:
+        """Of the job before us. None: Slurm does not know it, or does not answer.
+
+        A dependency waits for a job's whole end, an array does not: its next task may start while the ranks of the one
+        before still save on other nodes (job_array_start_test counts no task that is COMPLETING)."""
+        silent, began = 0, time.monotonic()
+        while silent < PATIENCE:
+            try:
+                facts = commands.show_job(before) or commands.accounted_job(before)
+            except CommandFailed as error:
+                say(f"job {before} could not be asked for: {error}")
+                silent += 1
+            else:
+                waited = time.monotonic() - began
+                if facts is None or facts.state != "COMPLETING" or waited > LEAVING:
+                    return facts
+                say(f"job {before} still leaves its nodes: waiting for its end")
+            time.sleep(self.job.poll_seconds)
+        return None
 
     def record_lost_attempts(self, cause: str) -> None:
         """Attempts whose supervisor was killed before it could write their end."""

@@ -77,7 +77,9 @@ def predecessor_cause(facts: JobFacts) -> str:
     """Why a job that has ended did so, as its successor asks: a scancel shows as CANCELLED even after a preemption."""
     by_state = {"CANCELLED": "cancel", "TIMEOUT": "timeout", "PREEMPTED": "preemption", "NODE_FAIL": "node_failure"}
     by_state |= {"OUT_OF_MEMORY": "oom"}
-    return by_state.get(facts.state, "preemption" if facts.preempt_time is not None else "crash")
+    by_reason = {"TimeLimit": "timeout", "NodeDown": "node_failure"}  # of one whose end takes for ever
+    told = by_state.get(facts.state) or ("preemption" if facts.preempt_time is not None else None)
+    return told or by_reason.get(facts.reason, "crash")
 
 
 def foreign_cause(exits: Sequence[RankExit], scheduler: str | None, stop_reason: str | None) -> str:

@@ -32,6 +32,7 @@ DEEPEST = 2  # zombies at once
 
 # Of each moment of a supervisor's life.
 DEATH, STANDSTILL, SECOND_SBATCH, SCANCEL, SILENCE = 0.01, 0.01, 0.005, 0.002, 0.01
+BESIDE, LEFT = 0.3, 0.5  # a task of an array starts beside one that leaves; that one has left by the next question
 # Of each attempt, how it ends; "progress" is a time limit after a commit at least.
 ENDS = {
     "progress": 6.0,
@@ -149,7 +150,7 @@ class Simulation:
             job.state = end
             self.after_a_loss(job)
         elif job.state == "COMPLETING":
-            job.state = "CANCELLED" if job.cancelled else "PREEMPTED" if job.preempted else "TIMEOUT"
+            self.left(job)
             if end != "COMPLETED":
                 self.after_a_loss(job)
         self.tell(f"job {job.id} is {job.state}")
@@ -188,7 +189,20 @@ class Simulation:
 
     def scancel(self, job: Job) -> None:
         """The user's."""
-        job.state, job.cancelled, self.users_word = "COMPLETING", True, True
+        job.cancelled = self.users_word = True
+        self.leave(job)
+
+    def leave(self, job: Job) -> None:
+        """Slurm ends it. Of an array the next task may start meanwhile; when that is through, this supervisor is gone."""
+        job.state = "COMPLETING"
+        next_one = next((other for other in self.array(job) if other.state == "PENDING"), None)
+        if next_one is not None and len(self.running) <= DEEPEST and self.random.random() < BESIDE:
+            self.start(next_one)
+            if job.state != "COMPLETING":
+                raise Died
+
+    def left(self, job: Job) -> None:
+        job.state = "CANCELLED" if job.cancelled else "PREEMPTED" if job.preempted else "TIMEOUT"
 
     def stand_still(self) -> None:
         """Our node is lost to Slurm: others go on with the run, and then we wake up as a zombie."""
@@ -212,6 +226,8 @@ class Simulation:
     def show_job(self, job_id: str) -> JobFacts | None:
         self.asked()
         job = self.jobs[job_id]
+        if job.state == "COMPLETING" and job is not self.running[-1] and self.random.random() < LEFT:
+            self.left(job)
         reason = "NodeDown" if job.state == "NODE_FAIL" else job.reason
         return JobFacts(job_id, "x", job.state, reason, job.restarts, None, 1.0 if job.preempted else None)
 
@@ -328,13 +344,14 @@ class SimulatedAttempt:
             case "stop":
                 self.sim.users_word = self.run.memory["stop"] = True
             case "timeout" if late:
-                job.state, job.reason = "COMPLETING", "TimeLimit"
+                job.reason = "TimeLimit"
+                self.sim.leave(job)
             case "preemption":
                 job.preempted = True
                 if late and job.requeue and self.sim.site != "preempts by cancel":
                     self.sim.again(job)
                 elif late:
-                    job.state = "COMPLETING"
+                    self.sim.leave(job)
         return cause
 
     def record(self, cause: str) -> dict[str, Any]:

@@ -286,6 +286,8 @@ def spoken_tree(args: Namespace) -> tuple[dict[str, Any], dict[str, Any], str]:
 
     tree, source = the_recipe(args, None, None)
     spoken, training = submission.job_words([word for word in args.words if "=" in word])
+    submission.check_fields(tree["job"], source)
+    submission.check_fields(spoken, TYPED)
     return recipes.overridden(tree, training), spoken, source
 
 

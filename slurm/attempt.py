@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -79,14 +80,14 @@ class Attempt:
         argv = self.scheduler.step_argv(step) if there else ["false"]
         # A session of its own: Ctrl-C in a terminal is for the supervisor, which passes it on as the user's stop.
         process = subprocess.Popen(argv, start_new_session=True, stdin=subprocess.DEVNULL, preexec_fn=_unblock)
-        next_poll = time.monotonic() + self.job.poll_seconds
+        next_poll = self.next_poll()
         while process.poll() is None:
             info = signal.sigtimedwait(WAITED, max(0.0, min(1.0, next_poll - time.monotonic())))
             try:
                 if info is not None and info.si_signo != signal.SIGCHLD:
                     self.on_signal(signal.Signals(info.si_signo))
                 if look := time.monotonic() >= next_poll:
-                    next_poll = time.monotonic() + self.job.poll_seconds
+                    next_poll = self.next_poll()
                     self.poll()
                 if (look or self.words) and self.outlived(step):
                     process.kill()
@@ -152,6 +153,17 @@ class Attempt:
             self.tell_ranks("deadline" if cause == "timeout" else cause or f"signal {signum.name}", facts)
             self.queue_successor()  # ranks that do not leave in time may take us along
 
+    def next_poll(self) -> float:
+        """On the monotonic clock. A foreign command hears of its deadline --lead before it, not up to a poll later."""
+        lead = self.until_lead()
+        return time.monotonic() + min(self.job.poll_seconds, lead if lead > 0 else math.inf)
+
+    def until_lead(self) -> float:
+        """Seconds until a foreign command is to hear of its deadline; of the trainer, which knows it: infinite."""
+        if self.job.command is None or self.deadline is None:
+            return math.inf
+        return self.deadline - self.job.lead_seconds - time.time()
+
     def poll(self) -> None:
         self.queue_successor()
         facts = self.scheduler.facts()
@@ -162,10 +174,9 @@ class Attempt:
         cause = scheduler_cause(facts, self.scheduler.restart_count)
         if self.budget_ends is not None and time.time() + self.job.poll_seconds > self.budget_ends:
             self.tell_ranks("budget")
-        foreign_late = self.job.command is not None and self.deadline is not None
         if cause == "preemption":  # its grace is a new deadline
             self.tell_ranks(cause, facts)
-        elif foreign_late and time.time() > self.deadline - self.job.lead_seconds:  # type: ignore[operator]
+        elif self.until_lead() <= 0:
             self.tell_ranks("deadline")
 
     def outlived(self, step: Step) -> bool:
@@ -280,6 +291,7 @@ def _errand(step: Step, scheduler: Scheduler, seconds: float, quiet: bool = Fals
 
 
 def _unblock() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

@@ -23,6 +23,7 @@ from slurm.sites.site import Site, unix
 from slurm.walltime import Walltime
 
 TIMEOUT = 15.0  # seconds; a controller that is down answers after 4 to 8 s (measured)
+REHEARSAL_TIMEOUT = 60.0  # a busy site looks for nodes as long as its sbatch may take
 BROADCAST_TIMEOUT = 1800.0  # seconds
 PATIENCE = 20.0  # seconds in which a person's question to a controller that is away is asked again
 
@@ -169,7 +170,7 @@ def rehearse(script: str) -> list[str]:
 
     Raises CommandFailed with their words when it is refused.
     """
-    said = execute(["sbatch", "--test-only"], text=script).stderr
+    said = execute(["sbatch", "--test-only"], timeout=REHEARSAL_TIMEOUT, text=script).stderr
     start = re.search(r"to start at (\S+)", said)
     notes = [line.removeprefix("sbatch: ") for line in said.splitlines() if "to start at" not in line]
     return [*notes, *([f"Slurm expects it to start at {start[1]}"] if start else [])]

@@ -184,6 +184,7 @@ def make_job(data: Mapping[str, Any], source: str) -> JobConfig:
         job = replace(job, workdir=str(Path.cwd() / Path(expanded(job.workdir, f"{source}: workdir")).expanduser()))
     refuse_secrets(job, source)
     check_notify(job, source)
+    check_times(job)
     check_binds(job)
     check_command_only(job, source)
     return job
@@ -217,6 +218,20 @@ def check_notify(job: JobConfig, source: str) -> None:
         )
     if webhook[1:] not in os.environ:
         raise ConfigError(f"{source}: notify.webhook={webhook}: {webhook[1:]} is not set in this shell: export it")
+
+
+def check_times(job: JobConfig) -> None:
+    """A job must last as long as is asked of it. Raises ConfigError."""
+    if job.time_min and job.walltime and job.time_min > job.walltime:
+        raise ConfigError(
+            f"--time-min {job.time_min} is longer than --walltime {job.walltime}: Slurm may only shorten it"
+        )
+    shortest, flag = (job.time_min, "--time-min") if job.time_min else (job.walltime, "--walltime")
+    if job.command and shortest and job.lead_seconds >= shortest.total_seconds():
+        raise ConfigError(
+            f"{flag} {shortest}: the command is told to stop {job.lead_seconds:g} s before its end, which is at once: "
+            f"take a longer one, or --lead {shortest.total_seconds() / 4:.0f}"
+        )
 
 
 def check_binds(job: JobConfig) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from durable import write_atomic
+from durable import as_open_as, write_atomic
 from settings import ConfigError, merge, read_yaml
 from slurm import commands, environment, launches
 from slurm.causes.failures import job_log
@@ -18,7 +18,7 @@ from slurm.here import supervise_here
 from slurm.rundir import RunDir
 from slurm.sites import cluster as clusters
 from slurm.sites import site_rules
-from slurm.submission import Submission
+from slurm.submission import Submission, check_sbatch_table
 from slurm.watch.live import Live
 
 
@@ -76,10 +76,12 @@ def stop(runs: Sequence[RunDir], why: str) -> list[str]:
         if run.over:
             told.append(f"{run.name} is {'done' if run.done else 'ended already'}")
         elif any(line.state in ("RUNNING", "SUSPENDED") for line in mine) or supervised(run):
-            write_atomic(run.stop_file, why + "\n")
+            with as_open_as(run.path):
+                write_atomic(run.stop_file, why + "\n")
             told.append(f"{run.name} saves at its next step and ends; go on with launch.py resume {run.name}")
         else:
-            run.cancel("stop", why)
+            with as_open_as(run.path):
+                run.cancel("stop", why)
             given_up += [line.job_id for line in mine]
             what = "its place in the queue is given up" if mine else "nothing of it is in the queue"
             told.append(f"{run.name} was not running: {what}; go on with launch.py resume {run.name}")
@@ -148,6 +150,7 @@ def reopen(run: RunDir, changes: Mapping[str, Any], cluster: str, dry_run: bool 
     fixed = {"name": run.name, "cluster": where.reference, "command": saved.get("command")}
     data = {**merge(site_rules.spoken(saved, where.profile), changes), **fixed}
     job = make_job(site_rules.fitted(data, where.profile), str(job_file))
+    check_sbatch_table(job)
     site_rules.check(job, where.profile, where.version)
     clusters.check_fits(job, where)
     if job.workdir and not Path(job.workdir).is_dir():

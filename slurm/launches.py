@@ -123,7 +123,7 @@ def _find_job(run: RunDir) -> QueueLine | None:
     noted = {record["job"] for record in run.jobs()}
     for pause in (SETTLING_SECONDS, 0.0):
         jobs = commands.jobs_of(run.log_folders(), commands.PATIENCE)
-        found = [job for job in jobs if commands.sent_as(job.job_id) not in noted]
+        found = [job for job in jobs if not job.is_one_of(noted)]
         if found:
             return max(found, key=lambda job: (job.alive, int(commands.sent_as(job.job_id))))
         time.sleep(pause)

@@ -35,7 +35,7 @@ _LEFT_OUT = {
 }
 _ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
 _TEXTS = (".py", ".sh", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini", ".txt", ".jinja")
-_CODE = (".py", ".sh")
+_CODE = (".py", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini")
 _WORDS = (".py", ".sh", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini")
 """Suffixes of the words of a command that name code, and so are taken from the copy."""
 
@@ -143,14 +143,16 @@ def _local_module(command: Sequence[str], cwd: Path) -> str | None:
 
 
 def _git_files(root: Path) -> list[Path] | None:
-    """Tracked and new files of a repository without what it ignores; None where git does not answer. Of folders that as
-    a rule hold no code, what is tracked and is code."""
+    """Tracked and new files of a repository, and of those inside it (submodules, clones), without what it ignores; None
+    where git does not answer. Of folders that as a rule hold no code, what is tracked and is code or its settings."""
     try:
         tracked, new = (_listed(root, kind) for kind in ("--cached", "--others"))
     except (OSError, subprocess.SubprocessError):
         return None
     code = {name for name in tracked if name.suffix in _CODE}
-    names = (name for name in (*tracked, *new) if name in code or not _LEFT_OUT.intersection(name.parts))
+    names = [name for name in (*tracked, *new) if name in code or not _LEFT_OUT.intersection(name.parts)]
+    inside = (name for name in names if (root / name / ".git").exists())
+    names += [name / file for name in inside for file in _git_files(root / name) or ()]
     files = sorted(name for name in names if (root / name).is_file())
     if len(files) > MAX_FILES:
         raise _too_large(root, files, f"{len(files):,} files, more than {MAX_FILES:,}")

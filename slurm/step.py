@@ -73,7 +73,7 @@ class Step:
         return Layout(self.nodes, self.ranks_per_node)
 
     def exit_file(self, rank: int) -> Path:
-        return self.logs / f"rank-{rank:04d}.exit"
+        return self.logs / exit_name(rank)
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -84,15 +84,21 @@ class Step:
         return cls(**{**data, "argv": tuple(data["argv"]), "prefix": tuple(data["prefix"])})
 
 
-def read_exits(logs: Path) -> dict[int, dict[str, Any]]:
+def read_exits(logs: Path, world_size: int = 0) -> dict[int, dict[str, Any]]:
     """Ends of an attempt's ranks so far, by rank: {"rank", "code", "signal", "memory", "oom", "host", "time"}, of some
-    also {"asked"} or {"unfit"}."""
+    also {"asked"} or {"unfit"}. `world_size`: so many are looked for by their names too, since NFS may list a folder as
+    it was 30 seconds ago, but answers for a name that nobody has asked for."""
+    named = [logs / exit_name(rank) for rank in range(world_size)]
     found = {}
-    for file in logs.glob(EXITS):
+    for file in dict.fromkeys([*logs.glob(EXITS), *named]):
         with suppress(OSError, ValueError):
             end = json.loads(file.read_text(encoding="utf-8"))
             found[int(end["rank"])] = end
     return found
+
+
+def exit_name(rank: int) -> str:
+    return f"rank-{rank:04d}.exit"
 
 
 def shim_argv(step: Step) -> list[str]:

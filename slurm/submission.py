@@ -75,9 +75,7 @@ def merged_job(layers: Layers, cluster: Cluster) -> JobConfig:
     account = environment.account()
     data: dict[str, Any] = {"account": account} if account else {}
     for layer, source in ((cluster.profile.job, f"profile {cluster.profile.name}"), *layers):
-        if not isinstance(layer, Mapping):
-            raise ConfigError(f"{source}: job={layer}: a mapping of job settings is expected, as nodes: 2")
-        convert({"name": "x", **layer}, JobConfig, source)  # alone, so that a mistake is told with its own source
+        check_fields(layer, source)  # alone, so that a mistake is told with its own source
         data = merge(data, layer)
     data["cluster"] = cluster.reference
     if "gpus_per_node" not in data:
@@ -85,11 +83,14 @@ def merged_job(layers: Layers, cluster: Cluster) -> JobConfig:
     check_name(str(data.get("name")))
     job = make_job(site_rules.fitted(data, cluster.profile), source)
     check_sbatch_table(job)
-    if job.time_min and job.walltime and job.time_min > job.walltime:
-        raise ConfigError(
-            f"--time-min {job.time_min} is longer than --walltime {job.walltime}: Slurm may only shorten it"
-        )
     return job
+
+
+def check_fields(layer: Any, source: str) -> None:
+    """What one source says of a job. Raises ConfigError."""
+    if not isinstance(layer, Mapping):
+        raise ConfigError(f"{source}: job={layer}: a mapping of job settings is expected, as nodes: 2")
+    convert({"name": "x", **layer}, JobConfig, source)
 
 
 def check_name(name: str) -> None:
@@ -109,8 +110,9 @@ def placed(job: JobConfig, run: RunDir, cluster: Cluster) -> JobConfig:
 
 
 def check_folder(path: Path) -> None:
-    """Raises ConfigError for what a line of a batch script cannot hold."""
-    if any(not char.isprintable() or char == "\\" for char in str(path)):  # after a backslash sbatch reads no %j
+    """Raises ConfigError for what a line of a batch script, or its PYTHONPATH, cannot hold."""
+    # After a backslash sbatch reads no %j.
+    if any(not char.isprintable() or char in f"\\{os.pathsep}" for char in str(path)):
         raise ConfigError(f"the folder {str(path)!r}: a batch script cannot name it: take another --runs-dir")
 
 
@@ -168,7 +170,7 @@ def with_code(submission: Submission) -> Submission:
 def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
     """The name that this run can take: a finished run's default name gets a number. Raises ConfigError."""
     name, number = job.name, 2
-    while (runs_dir / name / "job.yaml").exists():
+    while _is_run(runs_dir / name):
         run = RunDir(runs_dir / name)
         if not run.done:
             raise ConfigError(
@@ -182,6 +184,14 @@ def name_run(job: JobConfig, runs_dir: Path, named: bool) -> JobConfig:
     return replace(job, name=name)
 
 
+def _is_run(folder: Path) -> bool:
+    """Raises ConfigError for somebody else's private folder."""
+    try:
+        return (folder / "job.yaml").exists()
+    except PermissionError:
+        raise ConfigError(f"{folder} is private to another user: take another --name") from None
+
+
 def write_run_dir(submission: Submission) -> None:
     """Everything that the run is, in its folder, before anything is queued: whole, or not there. Raises ConfigError."""
     run, job = submission.run, submission.job
@@ -189,8 +199,7 @@ def write_run_dir(submission: Submission) -> None:
     check_launcher(job)
     if run.path.exists():  # also an empty one: a refused submission removes its folder again
         raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir")
-    if job.share:
-        os.umask(0o027)
+    _share(job)
     fresh = run.path.with_name(f".{run.name}-{nonce()}")
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,6 +211,12 @@ def write_run_dir(submission: Submission) -> None:
         raise unwritable(run, error) from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _share(job: JobConfig) -> None:
+    """What this process writes from here on the group may read, if it may read the run."""
+    if job.share:
+        os.umask(0o027)
 
 
 def unwritable(run: RunDir, error: OSError) -> Exception:
@@ -235,6 +250,7 @@ def rewrite(submission: Submission, update_code: bool) -> None:
     """The run's files as it goes on with them. Raises ConfigError."""
     run = submission.run
     check_launcher(submission.job)
+    _share(submission.job)
     if update_code:
         snapshot.copy_ours(run.path)
     if submission.config_text is not None:

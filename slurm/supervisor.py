@@ -334,6 +334,7 @@ def make_scheduler(run: RunDir, job: JobConfig, here: bool) -> Scheduler:
 
 def main(argv: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes, or its connection, ends no run
     run = RunDir(Path(argv[0]))
     after = argv[argv.index("--after") + 1] if "--after" in argv else None
     try:

@@ -182,11 +182,15 @@ def _no_progress(attempts: Sequence[Mapping[str, Any]], steps_known: bool) -> bo
 
 
 def _in_vain(attempt: Mapping[str, Any], steps_known: bool) -> bool:
-    told = attempt.get("progress")  # of a foreign command; None: nothing tells it
-    advanced = attempt["committed_step"] > attempt["first_step"] if told is None else told
-    counted = (*FAILURES, "timeout") if steps_known or told is not None else FAILURES
+    told = attempt.get("progress") is not None
+    counted = (*FAILURES, *["timeout"] * (steps_known or told), *["signal"] * told)
     # Where a site lets no job keep away from a node, or all nodes look unfit, this must end.
-    return not advanced and (attempt["cause"] in counted or bool(attempt.get("unfit")))
+    return not _advanced(attempt) and (attempt["cause"] in counted or bool(attempt.get("unfit")))
+
+
+def _advanced(attempt: Mapping[str, Any]) -> bool:
+    told = attempt.get("progress")  # of a foreign command; None: nothing tells it
+    return bool(attempt["committed_step"] > attempt["first_step"] if told is None else told)
 
 
 def cut_short(attempts: Sequence[Mapping[str, Any]]) -> bool:
@@ -201,9 +205,14 @@ def in_a_row(attempts: Sequence[Mapping[str, Any]], causes: Sequence[str]) -> in
 
 
 def _delay(attempts: Sequence[Mapping[str, Any]]) -> float:
-    """A first failure starts anew at once; what fails again may wait for something: a file system, a GPU, a port."""
-    failures = in_a_row(attempts, FAILURES)
+    """A first failure starts anew at once; what fails again may wait for something: a file system, a GPU, a port. So
+    may a program that leaves by itself, and asks to be started again."""
+    failures = next((i for i, one in enumerate(reversed(attempts)) if not _may_wait(one)), len(attempts))
     return 0.0 if failures < 2 else min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (failures - 2))
+
+
+def _may_wait(attempt: Mapping[str, Any]) -> bool:
+    return attempt["cause"] in FAILURES or attempt["cause"] == "signal" and not _advanced(attempt)
 
 
 def failed_node(cause: str, exits: Sequence[RankExit], first: int | None, hosts: Sequence[str]) -> str | None:

@@ -22,7 +22,7 @@ _MORE = "ask for more (--mem), or need less: a smaller micro batch, fewer data w
 
 def read_ends(run: RunDir, epoch: int, world_size: int) -> list[RankExit]:
     """The end of every rank."""
-    found = read_exits(run.attempt_dir(epoch))
+    found = read_exits(run.attempt_dir(epoch), world_size)
     told = {event.get("rank") for event in events(run, epoch, "oom")}
     out = []
     for rank in range(world_size):

@@ -66,8 +66,10 @@ class Cluster:
         if not self.live:
             return [_by_profile(self.profile, name) for name in (names or "").split(",")]
         if not names:
-            default = [partition for partition in self.partitions if partition.default]
-            return default or self.partitions[:1] or [_by_profile(self.profile)]
+            default = [partition for partition in self.partitions if partition.default] or self.partitions[:1]
+            # Where the profile knows of GPUs and the default partition has none, the site goes by what a job asks for.
+            elsewhere = self.profile.gpus_per_node and not any(p.gpus_per_node for p in default)
+            return [_by_profile(self.profile)] if elsewhere or not default else default
         by_name = {p.name: p for p in self.partitions}
         for name in names.split(","):
             if name not in by_name:

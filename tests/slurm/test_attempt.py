@@ -68,6 +68,20 @@ def test_a_step_whose_ranks_run_is_left_alone(tmp_path: Path, monkeypatch: pytes
     assert record["cause"] == "signal" and record["exits"] == {"exit 75": 2}
 
 
+def test_a_command_hears_of_its_deadline_at_its_lead_and_not_a_poll_later(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.logs.mkdir(parents=True)
+    words = {"name": "x", "cluster": "local", "poll_seconds": 1000.0, "lead_seconds": 60.0, "command": ["true"]}
+    scheduler = OneNode(make_job(words, "test"))
+    scheduler.words = f"until [ -e ../../claims/0001.stop ]; do sleep 0.05; done; {ends(75)}"
+    deadline = time.time() + 62
+    scheduler.deadline = lambda facts: deadline  # type: ignore[method-assign]
+    claim = run.claim(None, 0, after=0)
+    assert claim is not None
+    record = Attempt(run, scheduler.job, scheduler, claim, lambda reason: None, lambda: None).execute()
+    assert record["cause"] == "timeout" and record["end"] >= deadline - 60
+
+
 def test_a_word_that_could_not_be_written_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file system fails just when the allocation's end is near."""
     written: list[Path] = []

@@ -180,6 +180,14 @@ def test_restarts_in_an_allocation_back_off() -> None:
     assert delays == [0, 2, 4, 8, 16, 32, 60, 60, 60]
     assert decide(history(*crashes, ("preemption", 9, 9), ("crash", 9, 9))).delay == 0
     assert decide(history(("signal", 0, 5), ("signal", 5, 9))).delay == 0
+    assert decide(history(*[("signal", 0, 0)] * 4), steps_known=False).delay == 8
+
+
+def test_a_program_that_always_asks_to_be_started_again_ends_where_its_progress_is_known() -> None:
+    """Exit 75 is also sysexits' word for what may work later: a lock, a mount that is missing."""
+    attempts = [{**one, "progress": False} for one in history(*[("signal", 0, 0)] * 3)]
+    assert decide(attempts, steps_known=False).code == 93
+    assert decide([*attempts[:2], {**attempts[2], "progress": True}], steps_known=False).next is Next.HERE
 
 
 def test_the_end_for_want_of_progress_says_what_failed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,12 @@ def ended(run: RunDir, *codes: int, **event: object) -> list[ends.RankExit]:
     append_line(run.events, {"epoch": 1, **event})  # an earlier attempt's
     append_line(run.events, {"epoch": 2, **event})
     return ends.read_ends(run, 2, len(codes))
+
+
+def test_an_end_that_no_listing_shows_yet_is_read_by_its_name(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS may, for half a minute after another node has written it."""
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter(()))
+    assert [end.code for end in ended(run, 75, 75, event="start")] == [75, 75]
 
 
 def test_a_hangs_reason_names_the_ranks_that_are_missed(run: RunDir) -> None:

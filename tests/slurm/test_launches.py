@@ -77,6 +77,14 @@ def test_nothing_was_queued(run: RunDir) -> None:
     assert launches.unsettled(run) is None and launches.newest(run) == 1
 
 
+def test_a_sweeps_task_that_ended_is_no_new_job(run: RunDir) -> None:
+    """Else the whole array would count as this run's, and its stop would cancel the others."""
+    run.record_job("700_3", None)
+    queue(run, ("700_3", "FAILED"))
+    begin(run)
+    assert "has queued nothing" in str(launches.reconcile(run)) and len(run.jobs()) == 1
+
+
 def test_the_job_is_found_by_its_log(run: RunDir) -> None:
     run.record_job("700", None)
     queue(run, ("700", "TIMEOUT"), ("812", "PENDING"), ("811", "CANCELLED"))

@@ -50,6 +50,16 @@ def test_a_command_without_a_handler_is_stopped_by_TERM(run: RunDir, start: Star
     assert causes(run) == ["stop"]
 
 
+def test_a_terminal_that_closes_ends_no_run(run: RunDir, start: Start) -> None:
+    """Also not its connection. The ranks are in a session of their own."""
+    process = start(READY.format(run=run.path) + "time.sleep(1000)")
+    wait_until(lambda: (run.path / "ready-1").exists())
+    process.send_signal(signal.SIGHUP)
+    run.stop_file.write_text("enough\n")  # it is there to hear it
+    assert process.wait(120) == 77
+    assert causes(run) == ["stop"]
+
+
 def test_a_run_that_is_over_starts_nothing(run: RunDir, start: Start) -> None:
     run.path.mkdir()
     run.cancel("stop", "by hand")

@@ -48,6 +48,7 @@ WORDS = [
     ("name with a line break", ["--name", "a\nb"], "the name 'a\\nb': letters, digits and . _ + - only, at most 100: take --name a-b"),
     ("runs folder", ["--runs-dir", "a\nb"], "the folder '{here}/a\\nb/sft': a batch script cannot name it: take another --runs-dir"),
     ("runs folder with a backslash", ["--runs-dir", "a\\b"], "the folder '{here}/a\\\\b/sft': a batch script cannot name it: take another --runs-dir"),
+    ("runs folder with a colon", ["--runs-dir", "a:b"], "the folder '{here}/a:b/sft': a batch script cannot name it: take another --runs-dir"),
     # --- layout
     ("batch", ["--gpus", "5"], "train.global_batch_size=48 does not divide by 5 ranks (48 / 5 = 9.60): take 4 ranks, or train.global_batch_size=50"),
     ("micro batch", ["train.micro_batch_size=5"], "train.micro_batch_size=5 does not divide a rank's share of 24 sequences (48 / 2 ranks): take train.micro_batch_size=4"),
@@ -166,6 +167,25 @@ def test_a_model_that_the_tokenizer_does_not_fit(here: Path, capsys: pytest.Capt
         capsys, "sft.yaml", "model.config.model_type=llamaa"
     )
     assert "did you mean hidden_size?" in refused(capsys, "sft.yaml", "model.config.hiden_size=10")
+
+
+@pytest.mark.parametrize("verb", ["plan", "prepare", "drill"])
+def test_every_verb_looks_at_the_job(here: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    cluster = () if verb == "drill" else ("--cluster", "local")
+    said = "command line: nodes=two: expected int, got str"
+    assert launch.main([verb, *cluster, "sft.yaml", "job.nodes=two"]) == 78
+    assert capsys.readouterr().err.splitlines()[-1] == f"outlast: {said}"
+    (here / "sft.yaml").write_text((here / "sft.yaml").read_text() + "job:\n")
+    assert launch.main([verb, *cluster, "sft.yaml"]) == 78
+    assert "sft.yaml: job=None: a mapping of job settings is expected" in capsys.readouterr().err
+
+
+def test_a_lead_as_long_as_the_job(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each job would be told to stop at once, and the next one, for ever."""
+    line = refused(capsys, "-t", "01:00:00", "--lead", "3600", "--", "true")
+    assert line.startswith("--walltime 01:00:00: the command is told to stop 3600 s before its end, which is at once")
+    line = refused(capsys, "-t", "01:00:00", "--time-min", "00:01:00", "--", "true")
+    assert line.startswith("--time-min 00:01:00: the command is told to stop 120 s") and line.endswith("--lead 15")
 
 
 def test_the_wrong_verb_or_recipe(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -334,6 +334,16 @@ def test_live_slurm_knows_better(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p.gpus_per_node for p in Cluster(read_profile("delta"), "", site).chosen("gpuA100x4")] == [2]
 
 
+def test_a_site_that_chooses_the_partition_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what a job asks for; its default partition is for jobs without GPUs."""
+    live = [Partition("cpu", gpus_per_node=0, nodes=9, default=True), Partition("gpu", gpus_per_node=4, nodes=9)]
+    monkeypatch.setattr(commands, "partitions", lambda: live)
+    routed = Cluster(read_profile("princeton-della"), "", a_site("c"))
+    assert [p.gpus_per_node for p in routed.chosen(None)] == [routed.profile.gpus_per_node]
+    assert [p.name for p in routed.chosen("cpu")] == ["cpu"]
+    assert [p.name for p in Cluster(read_profile("generic"), "", a_site("c")).chosen(None)] == ["cpu"]
+
+
 def test_which_slurm_is_a_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("NERSC_HOST", "CC_CLUSTER"):
         monkeypatch.delenv(variable, raising=False)

@@ -64,11 +64,31 @@ def test_a_folder_without_git_is_copied_without_what_is_no_code(tmp_path: Path) 
 def test_a_repository_is_copied_whole_without_what_it_ignores(tmp_path: Path) -> None:
     write(tmp_path, "src/train.py", "lib.py", "notes.md", "big.bin", ".gitignore", text="big.bin\n")
     write(tmp_path, "src/data/loader.py", "data/rows.json", "data/tracked.json", "data/new.py")
+    write(tmp_path, "conf/data/small.yaml")
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    subprocess.run(["git", "-C", str(tmp_path), "add", "src/data/loader.py", "data/tracked.json"], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "src", "conf", "data/tracked.json"], check=True)
     code = snapshot.of_command(["bash", "-c", "true", "src/train.py"], tmp_path)
-    # A folder of data is none, but for code that is tracked.
-    assert names(code) == {"src/train.py", "src/data/loader.py", "lib.py", "notes.md", ".gitignore"}
+    # A folder of data is none, but for code and settings that are tracked.
+    tracked = {"src/data/loader.py", "conf/data/small.yaml"}
+    assert names(code) == {"src/train.py", *tracked, "lib.py", "notes.md", ".gitignore"}
+
+
+@pytest.mark.parametrize("submodule", [True, False])
+def test_repositories_inside_are_copied_too(tmp_path: Path, submodule: bool) -> None:
+    """What `import` finds beside the script must be there in the copy."""
+    write(tmp_path / "other", "megatron/core.py", "big.bin", ".gitignore", text="big.bin\n")
+    write(tmp_path / "mine", "train.py")
+    git = ["git", "-c", "protocol.file.allow=always", "-c", "user.name=x", "-c", "user.email=x"]
+    for name in ("other", "mine"):
+        subprocess.run([*git, "init", "-q", str(tmp_path / name)], check=True)
+        subprocess.run([*git, "-C", str(tmp_path / name), "add", "."], check=True)
+        subprocess.run([*git, "-C", str(tmp_path / name), "commit", "-qm", "x"], check=True)
+    words = ["submodule", "--quiet", "add"] if submodule else ["clone", "-q"]
+    argv = [*git, "-C", str(tmp_path / "mine"), *words, str(tmp_path / "other"), "third_party/it"]
+    subprocess.run(argv, check=True)
+    code = snapshot.of_command(["python", "train.py"], tmp_path / "mine")
+    inside = {"third_party/it/megatron/core.py", "third_party/it/.gitignore"}
+    assert names(code) == {"train.py", *inside, *[".gitmodules"] * submodule}
 
 
 def test_a_module_of_the_working_folder_is_taken_from_the_copy(tmp_path: Path) -> None:

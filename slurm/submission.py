@@ -199,7 +199,8 @@ def write_run_dir(submission: Submission) -> None:
     check_launcher(job)
     if run.path.exists():  # also an empty one: a refused submission removes its folder again
         raise ConfigError(f"{run.path} is there and is no run: take another --name or --runs-dir")
-    _share(job)
+    if job.share:
+        os.umask(0o027)
     fresh = run.path.with_name(f".{run.name}-{nonce()}")
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,12 +212,6 @@ def write_run_dir(submission: Submission) -> None:
         raise unwritable(run, error) from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _share(job: JobConfig) -> None:
-    """What this process writes from here on the group may read, if it may read the run."""
-    if job.share:
-        os.umask(0o027)
 
 
 def unwritable(run: RunDir, error: OSError) -> Exception:
@@ -250,7 +245,8 @@ def rewrite(submission: Submission, update_code: bool) -> None:
     """The run's files as it goes on with them. Raises ConfigError."""
     run = submission.run
     check_launcher(submission.job)
-    _share(submission.job)
+    if submission.job.share:  # also what comes after this
+        os.umask(0o027)
     if update_code:
         snapshot.copy_ours(run.path)
     if submission.config_text is not None:
@@ -392,10 +388,8 @@ def prepare_data(*submissions: Submission) -> None:
         text=True,
     )
     if result.returncode:
-        lines = result.stderr.strip().splitlines()
-        raise ConfigError(
-            lines[-1].removeprefix("outlast: ") if lines else f"{configs[0]}: the data could not be prepared"
-        )
+        said = result.stderr.strip().rpartition("\n")[2].removeprefix("outlast: ")
+        raise ConfigError(said or f"{configs[0]}: the data could not be prepared")
 
 
 def discard(submission: Submission) -> None:

@@ -95,6 +95,7 @@ def evaluate(
         while (agreement := stop.agree(feed)).reason is None and (batch := feed.take()) is not None:
             for micro in batch.micro_batches:
                 total += engine.loss(micro.to(runtime.device))
+            engine.stopwatch.lap()  # nobody asks for these
             tokens += agreement.valid_tokens
     if agreement.reason is not None:
         return agreement

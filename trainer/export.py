@@ -25,6 +25,7 @@ from trainer.checkpoint import CheckpointBroken
 from trainer.checkpoint.lineage import checkpoint_after
 from trainer.checkpoint.load import Reader
 from trainer.data.encode import end_tokens
+from trainer.identity import check_same_base
 from trainer.model import new_tokens
 from trainer.model.exported import fingerprint, tensors, write
 from trainer.model.lora import inject, with_tokens
@@ -60,6 +61,7 @@ def export(
     """
     dtype = dtype or (torch.bfloat16 if settings.train.bf16_passes else torch.float32)
     with _whole_or_not(target, by) as folder, Reader(checkpoint) as reader, ExitStack() as files:
+        check_same_base(settings, reader.manifest)
         found = tensors(settings, reader, dtype, files)
         if found is None:
             say("export: this model's tensors cannot be taken one by one: it stands whole in memory for a while")

@@ -11,14 +11,18 @@ from trainer.checkpoint.format import Manifest
 from trainer.config import differences
 from trainer.layout import BatchLayout
 from trainer.model.model_config import folder_config
+from trainer.model.weights import sampled
 from trainer.schema import TrainConfig
 
 
 def exact_part(settings: TrainConfig) -> dict[str, Any]:
-    """What a resume must find again. Where the model's folder lies may change, what it computes may not."""
+    """What a resume must find again. Where the model's folder lies may change, what it computes may not; of adapters
+    the weights beside them are in no checkpoint. Raises ConfigError."""
     exact = config.exact_part(settings)
     if settings.model.path is not None:
         exact["model"]["config"] = folder_config(settings.model.path)
+        if settings.lora is not None:
+            exact["model"]["weights"] = sampled(settings.model)
     return dict(json.loads(json.dumps(exact)))
 
 
@@ -30,6 +34,13 @@ def layout_part(settings: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
         "engine": settings.engine.words + " compiled" * bool(train.compile) + " liger" * bool(train.kernels),
         "micro_batch_size": layout.micro_batch_size,
     }
+
+
+def check_same_base(settings: TrainConfig, manifest: Manifest) -> None:
+    """The folder holds the weights that a checkpoint of adapters was trained beside. Raises ConfigError."""
+    was = manifest.config.get("model", {}).get("weights")
+    if was is not None and was != sampled(settings.model):
+        raise ConfigError(f"model.path={settings.model.path} no longer holds the weights of this run: restore it")
 
 
 def check_same_run(manifest: Manifest, exact: dict[str, Any], data: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -30,7 +31,12 @@ def found() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    names = (path.name for folder in reversed(sys.path) if Path(folder).is_dir() for path in Path(folder).iterdir())
+    names: list[str] = []
+    for folder in reversed(sys.path):
+        with suppress(
+            OSError
+        ):  # an archive, or a folder that is not there or not ours to read: Python passes it over too
+            names += os.listdir(folder)
     matches = filter(None, map(_PACKAGE.fullmatch, names))
     return dict(sorted((match[1], match[2]) for match in matches if match[1] != "torch"))
 

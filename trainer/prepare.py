@@ -21,7 +21,7 @@ from trainer.data.prepare import prepare_source, source_of
 from trainer.data.prepared import Pool, Prepared
 from trainer.exits import CONFIG
 from trainer.model import new_tokens
-from trainer.model.model_config import check_vocabulary, config_of
+from trainer.model.model_config import check_vocabulary, check_weights, config_of
 from trainer.schema import TrainConfig
 from trainer.sources import Source
 from trainer.stages import Course
@@ -34,6 +34,7 @@ def main(config_path: Path, only_check: bool = False, show: int = 0) -> None:
         print(said)
     if only_check:
         offline.forbid()
+    check_weights(config.model)
     tokenizer = new_tokens.tokenizer_folder(config.model, config_path.parent)
     if config.model.path is None or config.model.new_tokens or config.model.rope:
         shape = config_of(config.model)  # a mistake in it would cost three starts of all ranks

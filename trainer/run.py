@@ -126,7 +126,7 @@ class Training:
             settings = self.settings = self.compiled_where_it_pays()
         model = together(self.build_model)
         size = 4 * len(KINDS) * sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.attempt.lead.expect_checkpoint(size, runtime.world_size)
+        self.attempt.lead.expect_checkpoint(size, runtime.world_size, runtime.nodes)
         self.hollow = any(parameter.is_meta for parameter in model.parameters())
         self.throughput = Throughput(settings, model, runtime)
         self.engine = make_engine(settings, self.layout, model, runtime)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -47,6 +48,10 @@ class Runtime:
     @property
     def device_name(self) -> str:
         return device_name(self.device)
+
+    @property
+    def nodes(self) -> int:
+        return max(1, self.world_size // self.local_world_size)
 
     @property
     def leads(self) -> bool:
@@ -97,6 +102,7 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
 
     `longest_wait`: seconds that a rank may rightly wait for another one.
     """
+    _allow_open_files()
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -121,6 +127,13 @@ def start(run_dir: Path, longest_wait: float) -> Runtime:
     check_devices(runtime.gather((os.uname().nodename, _identity(device))))
     epoch = int(given) if given else runtime.from_leader(_claim(run_dir) if rank == 0 else None)
     return replace(runtime, epoch=epoch)
+
+
+def _allow_open_files() -> None:
+    """As many as the site lets us: rank 0 holds some sockets of every rank, and a resume opens each rank's file. The
+    usual limit, 1,024, is for programs that select(), and would end a resume of some 200 ranks."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _claim(run_dir: Path) -> int:

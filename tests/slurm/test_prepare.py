@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import launch
 from settings import dump_yaml, read_yaml
@@ -76,13 +78,16 @@ def test_a_model_that_is_not_whole(here: Path, capfd: pytest.CaptureFixture[str]
     for name, text in (
         ("config.json", json.dumps({"model_type": "llama", **SMALL})),
         ("model.safetensors.index.json", json.dumps(index)),
-        ("model-1.safetensors", "x"),
     ):
         (model / name).write_text(text)
+    save_file({"a": np.zeros(9)}, model / "model-1.safetensors")
     words = ["prepare", "sft.yaml", "--check", "model.config=null", "model.path=model"]
     assert launch.main(words) == 78
     assert f"{model}: there is no model-2.safetensors: the model's folder is not whole" in capfd.readouterr().err
-    (model / "model-2.safetensors").write_text("x")
+    (model / "model-2.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert launch.main(words) == 78
+    assert "model-2.safetensors: Error while deserializing header" in capfd.readouterr().err
+    save_file({"b": np.zeros(9)}, model / "model-2.safetensors")
     assert launch.main(words) == 0
     assert f"model: {model}, 2 files of weights" in capfd.readouterr().out
     (model / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))

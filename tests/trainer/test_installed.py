@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,3 +27,17 @@ def test_an_upgrade_between_two_attempts_shows(tmp_path: Path, monkeypatch: pyte
     assert changed == ["driver.nvidia None -> 580.65", f"numpy {ours['packages']['numpy']} -> 0.1", "new None -> 1"]
     assert installed.told(changed).endswith("first attempt: " + ", ".join(changed))
     assert installed.told([f"p{n} 1 -> 2" for n in range(20)]).endswith("p7 1 -> 2 and 12 more")
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python does, where PYTHONPATH names a home that its owner has closed since."""
+
+    def closed(folder: str) -> list[str]:
+        if folder == "/home/colleague":
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", closed)
+    monkeypatch.setattr(sys, "path", ["/home/colleague", "/nowhere", *sys.path])
+    assert installed.found()["packages"]["pytest"]

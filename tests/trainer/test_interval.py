@@ -156,16 +156,29 @@ class Attempt:
         self.lead.expect_checkpoint(2_000_000_000, ranks=2)
 
     def rhythm(self, every: int | str, step: int, cut_short: bool = False, leads: bool = True) -> Rhythm:
-        runtime = SimpleNamespace(
-            leads=leads, world_size=2, local_world_size=2, epoch=3, cut_short=cut_short, run_dir=self.run_dir
-        )
-        return Rhythm(Checkpoint(every=every), runtime, step, self.lead, self.tell, self.clock)  # type: ignore[arg-type]
+        runtime = SimpleNamespace(leads=leads, nodes=1, epoch=3, cut_short=cut_short, run_dir=self.run_dir)
+        settings = Checkpoint(every=every)
+        return Rhythm(settings, runtime, step, self.lead, self.tell, self.clock, longest=3600)  # type: ignore[arg-type]
 
     def tell(self, event: str, step: int, text: str, **values: Any) -> None:
         self.said.append(text)
 
 
 CUT = [told(2, "resume", 10), *steps(2, 11, 14)]
+
+
+@pytest.mark.parametrize("every", ["auto", "30m"])
+def test_a_save_that_hangs_is_waited_for_at_last(tmp_path: Path, every: str) -> None:
+    """Beside the steps no watchdog sees it: without another one due, a dead disk would be noticed at the deadline."""
+    attempt = Attempt(tmp_path, CUT)
+    rhythm = attempt.rhythm(every, 14)
+    rhythm.saves(14)
+    attempt.lead.saving = True
+    attempt.clock.now += 3600
+    assert not rhythm.due(20) and not attempt.said
+    attempt.clock.now += 1
+    assert rhythm.due(20)
+    assert attempt.said == ["the checkpoint of step 14 is not written after 60 min: the training waits for it"]
 
 
 def test_steps_count_from_the_run_s_first_one(tmp_path: Path) -> None:

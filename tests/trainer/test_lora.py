@@ -19,6 +19,7 @@ from tests.trainer.ranks import Run, assert_cut_is_as_whole
 from tests.trainer.test_engines import DDP, FSDP, zero
 from tests.trainer.test_loss import SMALL
 from trainer import config, memory, recipe
+from trainer.export import export
 from trainer.model import four_bit, lora
 from trainer.model.four_bit import elements, held_bytes
 from trainer.model.weights import build
@@ -121,6 +122,23 @@ def folder(new_run: NewRun) -> Path:
     model: Any = build(config.read(run.path / "config.yaml").model, seed=3)
     model.save_pretrained(run.path / "model")
     return run.path / "model"
+
+
+def test_adapters_go_on_beside_the_weights_that_they_began_with_alone(new_run: NewRun, folder: Path) -> None:
+    """No checkpoint holds those: a folder that was trained on, or fetched anew, has the same config.json."""
+    shape = {"model": {"path": str(folder), "config": None}, "lora": {"r": 4}, "evaluation": {"every": 0}}
+    run = new_run("run", **shape)
+    run.stop_after(1, 3)
+    other: Any = build(config.read(run.path / "config.yaml").model, seed=3)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+    other.save_pretrained(folder)
+    assert run.go(1) == [78]
+    assert "model.weights was" in run.log() and "this would be another run" in run.log()
+    settings, newest = config.read(run.path / "config.yaml"), run.path / "checkpoints" / run.checkpoints()[-1]
+    with pytest.raises(ConfigError, match="no longer holds the weights of this run"):
+        export(settings, newest, run.path / "exported", print)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

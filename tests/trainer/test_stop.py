@@ -200,6 +200,13 @@ def test_lead_time_is_measured() -> None:
     assert later.seconds() == pytest.approx(2 * 9 + 4 + 2)
     on_gpu = LeadTime([*steps, {"event": "save", "seconds": 4.0}], on_gpu=True)
     assert on_gpu.seconds() == pytest.approx(3 * 9 + 4 + 2)
+    on_nodes = LeadTime([])
+    on_nodes.expect_checkpoint(840_000_000_000, ranks=64, nodes=8)  # 70 B
+    assert on_nodes.seconds() == pytest.approx(840e9 / 200e6 / 8 + 2)
+    on_nodes.allot(600)
+    on_nodes.allot(20)  # that it has gone on since changes nothing
+    assert on_nodes.seconds() == pytest.approx(300 + 2)  # else a job of ten minutes would stop before its first step
+    later.allot(1)
     later.saving = True  # that one first, and then the stop's own
     assert later.seconds() == pytest.approx(2 * 9 + 2 * 4 + 2)
     assert percentile_95([]) == 0

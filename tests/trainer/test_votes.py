@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import socket
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -15,8 +20,9 @@ from hypothesis import strategies as st
 from trainer import exits
 from trainer.runtime import Runtime
 from trainer.stop import star
+from trainer.stop.lead import LeadTime
 from trainer.stop.star import Star
-from trainer.stop.stop import Moment
+from trainer.stop.stop import Moment, Stop
 from trainer.stop.votes import AGREEMENT, REASONS, VOTE, Agreement, Vote, count
 
 GO_ON = len(REASONS) - 1
@@ -145,3 +151,20 @@ def test_a_moment_stays_where_it_was_when_the_clock_is_set(monkeypatch: pytest.M
     assert moment.seconds_left() == pytest.approx(100, abs=5)
     moment.hear(now + 3700)  # it has moved
     assert moment.seconds_left() == pytest.approx(100, abs=5)
+
+
+def test_a_look_that_fails_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that fails over answers EIO or ESTALE for some seconds: what was known before counts."""
+    runtime = SimpleNamespace(run_dir=tmp_path, epoch=1, deadline=None, leads=True)
+    stop = Stop(runtime, Mock(), LeadTime([]), lambda: None)  # type: ignore[arg-type]
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "stop").touch()
+    stop._look()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        patched.setattr(Path, "exists", Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+        (tmp_path / "stop").unlink()
+        stop._look()
+        assert stop._asked() == "stop file"
+    stop._look()
+    assert stop._asked() is None

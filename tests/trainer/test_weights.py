@@ -15,7 +15,7 @@ from settings import ConfigError
 from tests.trainer.ranks import Run
 from trainer.engines.shard import Shard
 from trainer.model import weights
-from trainer.model.model_config import new_config
+from trainer.model.model_config import check_weights, new_config
 from trainer.model.weights import build, fill, hollow
 from trainer.shape import Model
 
@@ -94,6 +94,29 @@ def test_a_folder_without_weights_is_told(tmp_path: Path) -> None:
     model.config.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="model.path"):
         fill(held(model).values(), Model(path=str(tmp_path)), seed=3)
+
+
+@pytest.mark.parametrize("text", ["version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538090408\n", ""])
+def test_a_file_that_is_not_whole_is_told(tmp_path: Path, text: str) -> None:
+    """A pointer of git lfs, or a copy that a quota has cut."""
+    build(settings("llama"), seed=3).save_pretrained(tmp_path)  # type: ignore[operator]
+    file, folder = tmp_path / "model.safetensors", Model(path=str(tmp_path))
+    check_weights(folder)
+    file.write_bytes(text.encode() or file.read_bytes()[:-100])
+    for look in (check_weights, weights.sampled):
+        with pytest.raises(ConfigError, match=r"model.path=.*: model.safetensors: .*: a file that is cut"):
+            look(folder)
+
+
+def test_weights_that_were_trained_on_are_others(tmp_path: Path) -> None:
+    model: Any = build(settings("llama"), seed=3)
+    model.save_pretrained(tmp_path / "a")
+    model.save_pretrained(tmp_path / "b", max_shard_size="20KB")
+    with torch.no_grad():
+        next(iter(model.parameters()))[0, 0] += 1
+    model.save_pretrained(tmp_path / "c")
+    one, sharded, other = (weights.sampled(Model(path=str(tmp_path / name))) for name in "abc")
+    assert one == sharded != other and one is not None
 
 
 def test_together_the_ranks_read_the_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

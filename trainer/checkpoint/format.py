@@ -238,8 +238,8 @@ class VerifiedFile:
         self._fd = os.open(near or self._path, os.O_RDONLY)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self._block = block
-        self._buffer = memoryview(bytearray(block))
-        self._held = -1, self._buffer
+        self._buffer: memoryview | None = None
+        self._held = -1, memoryview(b"")
         """The last block of which a part was asked for, and its bytes: the next range begins there as a rule."""
 
     def close(self) -> None:
@@ -253,6 +253,9 @@ class VerifiedFile:
                 part = self._fill(index, out[: min(len(out) // self._block * self._block, PIECE)])
             else:
                 if self._held[0] != index:
+                    self._buffer = self._buffer or memoryview(
+                        bytearray(self._block)
+                    )  # most files are read in whole blocks
                     self._held = index, self._fill(index, self._buffer)
                 part = self._held[1][inside : inside + len(out)]
                 out[: len(part)] = part

@@ -76,10 +76,11 @@ class Rhythm:
         lead: LeadTime,
         tell: Callable[..., None],
         clock: Callable[[], float] = time.monotonic,
+        longest: float = math.inf,
     ) -> None:
-        """The attempt goes on from `step`; `tell`: its voice."""
-        self._settings, self._lead, self._tell, self._clock = settings, lead, tell, clock
-        self._leads, self._nodes = runtime.leads, runtime.world_size // runtime.local_world_size
+        """The attempt goes on from `step`; `tell`: its voice; `longest`: seconds that a save may take."""
+        self._settings, self._lead, self._tell, self._clock, self._longest = settings, lead, tell, clock, longest
+        self._leads, self._nodes = runtime.leads, runtime.nodes
         before = events.read(runtime.run_dir) if runtime.leads else []
         here = {"event": "resume", "epoch": runtime.epoch, "step": step}  # told when this stands
         self._lost, self._trained = interruptions([*before, here])
@@ -102,11 +103,21 @@ class Rhythm:
             return self._leads
         if isinstance(every, int):
             return step % every == 0
-        if self._lead.saving:  # one at a time: the next one would be waited for
-            return False
+        if self._lead.saving:  # one at a time: the next one would be waited for, under the watchdog
+            return self._hangs(step)
         if seconds is not None:
             return self._clock() - self._at + self._lead.pace() >= seconds
         return step - self._step >= self._steps(step)
+
+    def _hangs(self, step: int) -> bool:
+        """The save under way. Beside the steps no watchdog sees it, and without another one due nobody would wait."""
+        since = self._clock() - self._at
+        if since > self._longest:
+            text = (
+                f"the checkpoint of step {self._step} is not written after {duration(since)}: the training waits for it"
+            )
+            self._tell("save_hangs", step, text, seconds=since)
+        return since > self._longest
 
     def _steps(self, step: int) -> float:
         pace, lead = self._lead.pace(), self._lead

@@ -55,7 +55,8 @@ class Saves:
     def start(self, step: int) -> None:
         """The run goes on from here."""
         attempt = self._attempt
-        self.rhythm = Rhythm(self._settings, attempt.runtime, step, attempt.lead, attempt.tell)
+        longest = attempt.watchdog.save_seconds
+        self.rhythm = Rhythm(self._settings, attempt.runtime, step, attempt.lead, attempt.tell, longest=longest)
         self.clean_up()
 
     def evaluated(self, loss: float) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
 from trainer.data.batches import RankBatch
@@ -34,13 +33,11 @@ class Feed:
     def ready(self, patience: float) -> bool:
         """Whether the next batch is there, within so many seconds. Raises what the reading raised."""
         began = time.monotonic()
-        try:
-            self._ahead[0].result(patience)
-        except NotYet:
-            return False
-        finally:
-            self.waited += time.monotonic() - began
-        return True
+        read, _ = wait([self._ahead[0]], patience)  # result() would take a read that ended by ETIMEDOUT for one to come
+        self.waited += time.monotonic() - began
+        for one in read:
+            one.result()
+        return bool(read)
 
     def read_wait(self) -> float:
         """Seconds that were waited since the last reading."""

@@ -39,6 +39,29 @@ def of_folder(settings: Model, read: Callable[[str], Any]) -> Any:
         raise ConfigError(f"model.path={settings.path}: {' '.join(str(error).split())}") from None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """A folder's safetensors files; none where the weights lie in another form."""
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else []
+    return [folder / name for name in names] or list(folder.glob("model.safetensors"))
+
+
+def open_weights(path: Path, framework: str) -> Any:
+    """A safetensors file, whose header says how long it is. Raises ValueError for one that is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework=framework)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: {error}: a file that is cut, or a pointer of git lfs: fetch it anew") from None
+
+
+def check_weights(settings: Model) -> None:
+    """The files of a folder's weights are whole, as far as their headers tell. Raises ConfigError."""
+    if settings.path is not None:
+        of_folder(settings, lambda path: [open_weights(file, "numpy") for file in weight_files(Path(path))])
+
+
 def new_config(settings: Model) -> Any:
     """The Hugging Face config of a model that starts from nothing. Raises ConfigError."""
     from transformers import AutoConfig

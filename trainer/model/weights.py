@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -11,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+import xxhash
 from torch import Tensor
 
 from trainer.engines.shard import Shard
 from trainer.model import new_rows, new_tokens
 from trainer.model.model import materialize, pretrained, skeleton
-from trainer.model.model_config import of_folder
+from trainer.model.model_config import of_folder, open_weights, weight_files
 from trainer.model.new_rows import Read
 from trainer.shape import Model
+
+_SOME = 64
+"""Elements of a tensor that `sampled` reads."""
 
 
 def build(settings: Model, seed: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -149,6 +151,21 @@ def in_folder(settings: Model, files: ExitStack) -> dict[str, Read] | None:
     return reads
 
 
+def sampled(settings: Model) -> str | None:
+    """Tells a folder's weights from others of the same shape: a hash over some elements of each tensor, since all of a
+    large model would take minutes. None: they lie in no safetensors. Raises ConfigError."""
+    digest = xxhash.xxh3_64()
+    with ExitStack() as files:
+        slices = of_folder(settings, lambda path: _slices(Path(path), files))
+        for name, at in sorted(slices.items()):
+            shape = at.get_shape()
+            digest.update(f"{name} {shape} {at.get_dtype()}\n".encode())
+            if shape:
+                some = at[(*[slice(0, 1)] * (len(shape) - 1), slice(0, min(_SOME, shape[-1])))]
+                digest.update(some.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest() if slices else None
+
+
 def held(model: torch.nn.Module) -> dict[str, Tensor]:
     """Parameters and the buffers that a folder keeps; what is tied once, under the name that comes first."""
     first: dict[int, str] = {}
@@ -165,11 +182,9 @@ def _range(at: Any, row: int, start: int, stop: int) -> Tensor:
 
 def _slices(folder: Path, files: ExitStack) -> dict[str, Any]:
     """Every tensor of a folder's safetensors files, unread; none where there are no such files."""
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else []
     found = {}
-    for path in [folder / name for name in names] or folder.glob("model.safetensors"):
-        file = files.enter_context(safe_open(path, framework="pt"))
+    for path in weight_files(folder):
+        file = files.enter_context(open_weights(path, "pt"))
         found.update({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118  no mapping
     return found
 

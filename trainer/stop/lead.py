@@ -29,12 +29,20 @@ class LeadTime:
         self._saves = [e["seconds"] for e in saves][-_RECENT:]
         self._stalls = [e["stall"] for e in saves if "stall" in e and not e.get("leaving")][-_RECENT:]
         self._first_save = self._first_stall = 0.0
+        self._allotted: float | None = None
         self.saving = False
         """A save is under way: a stop waits for it, and then makes its own."""
 
-    def expect_checkpoint(self, size: int, ranks: int = 1) -> None:
-        """A checkpoint will have so many bytes, which so many ranks share: an estimate until one was measured."""
-        self._first_save, self._first_stall = size / FIRST_SAVE_RATE, size / ranks / COPY_RATE
+    def expect_checkpoint(self, size: int, ranks: int = 1, nodes: int = 1) -> None:
+        """A checkpoint will have so many bytes, which so many ranks on so many nodes share: an estimate until one was
+        measured."""
+        self._first_save, self._first_stall = size / (FIRST_SAVE_RATE * nodes), size / ranks / COPY_RATE
+
+    def allot(self, seconds: float | None) -> None:
+        """So many are left from where this attempt begins to its deadline. What nobody has measured takes no more than
+        half of them for a save, or a short job would never begin, and none would ever be measured."""
+        if self._allotted is None:
+            self._allotted = seconds
 
     def saw_step(self, seconds: float, waited: float = 0.0) -> None:
         """`waited`: for its batch, before."""
@@ -48,7 +56,8 @@ class LeadTime:
             self._stalls = [*self._stalls[1 - _RECENT :], stall]
 
     def seconds(self) -> float:
-        save = percentile_95(self._saves) if self._saves else self._first_save
+        unmeasured = self._first_save if self._allotted is None else min(self._first_save, self._allotted / 2)
+        save = percentile_95(self._saves) if self._saves else unmeasured
         return self._ahead * self.step_seconds() + (1 + self.saving) * save + MARGIN
 
     def step_seconds(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from trainer import claims
@@ -141,13 +142,17 @@ class Stop:
         return DEADLINE if left is not None and left < self._lead.seconds() else None
 
     def _look(self) -> None:
+        """A file system that fails for a moment ends no training: what was known counts until the next look."""
         run_dir, epoch = self._runtime.run_dir, self._runtime.epoch
-        self._fenced = claims.fenced(run_dir, epoch)
-        self._user_asks = (run_dir / "stop").exists()
+        with suppress(OSError):
+            self._fenced = claims.fenced(run_dir, epoch)
+        with suppress(OSError):
+            self._user_asks = (run_dir / "stop").exists()
         if word := _lines(run_dir / "claims" / f"{epoch:04d}.stop"):
             self._word = word[0]
             self._kill.hear(_number("".join(word[1:2]).removeprefix("until ")))
         self._deadline.hear(_number("".join(_lines(run_dir / "deadline")[:1])))
+        self._lead.allot(self._deadline.seconds_left())
 
 
 class Ballot:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import sys
 import threading
@@ -63,6 +64,11 @@ class Watchdog:
             self._thread.join()
         self._over.set()
         faulthandler.cancel_dump_traceback_later()
+
+    @property
+    def save_seconds(self) -> float:
+        """Seconds that a save may take."""
+        return self._settings.save_seconds if self._settings.factor else math.inf
 
     def limit(self) -> float:
         """Seconds that the phase may take."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 
@@ -40,10 +41,13 @@ def test_a_read_that_hangs_holds_up_nothing_but_its_batch() -> None:
         assert feed.ready(10) and feed.take() == batch(1)
 
 
-def test_an_error_of_the_reading_is_raised_where_the_batch_is_wanted() -> None:
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
+def test_an_error_of_the_reading_is_raised_where_the_batch_is_wanted(number: int) -> None:
+    """Also one that Python calls a TimeoutError, as a future does the time that a caller is ready to wait."""
+
     def broken() -> Iterator[RankBatch]:
         yield batch(0)
-        raise OSError("the disk is gone")
+        raise OSError(number, "the disk is gone")
 
     with Feed(broken()) as feed:
         assert feed.ready(10) and feed.take() == batch(0)

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from settings import ConfigError, read_json
+from settings import ConfigError
 from trainer.data.encode import encoder
 from trainer.data.prepare import fingerprint
+from trainer.model.model_config import weight_files
 from trainer.schema import TrainConfig
 from trainer.sources import Source
 
@@ -49,17 +50,16 @@ def check(config: TrainConfig, tokenizer: str, cache: Path, sources: Mapping[str
 
 
 def _model(folder: Path) -> str:
-    """A Hugging Face model's folder is whole. Raises ConfigError."""
+    """A Hugging Face model's folder, whose weights are whole, has what goes with them. Raises ConfigError."""
     from transformers import AutoConfig
 
-    index = folder / "model.safetensors.index.json"
-    names = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    for name in sorted({"config.json", *names}):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder}: there is no {name}: the model's folder is not whole")
+    files = weight_files(folder)
+    for file in (folder / "config.json", *(files or [folder / "model.safetensors"])):
+        if not file.is_file():
+            raise ConfigError(f"{folder}: there is no {file.name}: the model's folder is not whole")
     try:
         AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: {str(error).partition(chr(10))[0]}") from None
-    size = sum((folder / name).stat().st_size for name in names)
-    return f"model: {folder}, {len(names):,} files of weights, {size / 1e9:.1f} GB"
+    size = sum(file.stat().st_size for file in files)
+    return f"model: {folder}, {len(files):,} files of weights, {size / 1e9:.1f} GB"

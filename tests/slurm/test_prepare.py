@@ -83,7 +83,10 @@ def test_a_model_that_is_not_whole(here: Path, capfd: pytest.CaptureFixture[str]
     save_file({"a": np.zeros(9)}, model / "model-1.safetensors")
     words = ["prepare", "sft.yaml", "--check", "model.config=null", "model.path=model"]
     assert launch.main(words) == 78
-    assert f"{model}: there is no model-2.safetensors: the model's folder is not whole" in capfd.readouterr().err
+    assert (
+        f"model.path={model}: there is no model-2.safetensors: the model's folder is not whole"
+        in capfd.readouterr().err
+    )
     (model / "model-2.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert launch.main(words) == 78
     assert "model-2.safetensors: Error while deserializing header" in capfd.readouterr().err

@@ -47,11 +47,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def open_weights(path: Path, framework: str) -> Any:
-    """A safetensors file, whose header says how long it is. Raises ValueError for one that is not whole."""
+    """A safetensors file, whose header says how long it is. Raises ValueError for one that is not whole, or not there."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        open(path, "rb").close()  # an error of its has a number, one of safe_open's has none
         return safe_open(path, framework=framework)
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path.name}: the model's folder is not whole") from None
     except SafetensorError as error:
         raise ValueError(f"{path.name}: {error}: a file that is cut, or a pointer of git lfs: fetch it anew") from None
 

@@ -47,7 +47,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def open_weights(path: Path, framework: str) -> Any:
-    """A safetensors file, whose header says how long it is. Raises ValueError for one that is not whole, or not there."""
+    """A safetensors file, whose header says how long it is. Raises ValueError for one that is cut, or not there."""
     from safetensors import SafetensorError, safe_open
 
     try:

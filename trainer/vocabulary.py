@@ -107,12 +107,17 @@ def main(argv: list[str]) -> int:
     out.add_argument("--out", type=Path, metavar="FILE", help="default: new_tokens.txt")
     args = out.parse_intermixed_args(argv)
     try:
+        if args.suggest < 1:
+            raise ConfigError(f"--suggest {args.suggest}: a number of tokens, from 1 on")
         tree, _ = recipe.translated(recipe.overridden(recipe.read(args.recipe), args.words))
         settings = config.resolve({key: value for key, value in tree.items() if key != "job"}, str(args.recipe))
         config.check_files(settings, str(args.recipe))
         print(_suggested(settings.data, settings.model.tokenizer_folder, args.suggest, args.out))
     except ConfigError as error:
         print(f"outlast: {error}", file=sys.stderr)
+        return CONFIG
+    except OSError as error:
+        print(f"outlast: {error.filename}: {error.strerror}", file=sys.stderr)
         return CONFIG
     return DONE
 

@@ -70,6 +70,9 @@ def common(rows: dict[str, list[dict[str, Any]]], key: str) -> set[str]:
 
 def main(argv: list[str]) -> int:
     """Exit code."""
+    if len(argv) != 1:
+        print("usage: python -m recipes.regulator.leaks FOLDER", file=sys.stderr)
+        return 2
     rows = splits(Path(argv[0]))
     both = shared(rows)
     print("in two splits: " + ", ".join(f"{len(values)} {key}s" for key, values in both.items()))

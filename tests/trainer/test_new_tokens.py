@@ -346,3 +346,7 @@ def test_what_saves_most_is_suggested(tmp_path: Path, capsys: pytest.CaptureFixt
     settings = convert({"path": str(tmp_path / "base"), "new_tokens": found}, Model, "test")
     assert len(new_tokens.grown(settings).tokenizer.encode("on, 10-K405 and").ids) < 6
     assert vocabulary.main([str(recipe_file), "model.path=nowhere"]) == 78
+    capsys.readouterr()
+    for words, line in ((["--suggest", "0"], "--suggest 0: a number of tokens, from 1 on"), (["--out", "no/x"], "no/")):
+        assert vocabulary.main([str(recipe_file), *words]) == 78
+        assert capsys.readouterr().err.startswith(f"outlast: {line}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slurm.node import node_memory
-from tests.trainer.ranks import Run
+from tests.trainer.ranks import Run, Zygote, write_run
 from tests.waiting import wait_until
 
 NewRun = Callable[..., Run]
@@ -17,10 +17,10 @@ SHAPE = {"train": {"steps": 24}, "checkpoint": {"every": 10}}
 FINISHED = "finished the save of step 10 that was cut"
 
 
-@pytest.fixture
-def sha256(new_run: NewRun) -> str:
+@pytest.fixture(scope="module")
+def sha256(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of the run that nobody interrupts."""
-    whole = new_run("whole", **SHAPE)
+    whole = write_run(tmp_path_factory.mktemp("whole") / "run", zygote, **SHAPE)
     assert whole.go(2) == [0, 0], whole.log()
     return str(whole.done()["sha256"])
 

@@ -25,6 +25,7 @@ from trainer.plan.architecture import read
 from trainer.plan.devices import device
 from trainer.plan.layouts import planned
 from trainer.plan.state import Sizes
+from trainer.plan.time import Time
 from trainer.schema import EveryK, Forgetting, Lora, Optim, Train, TrainConfig
 from trainer.shape import Model
 from trainer.sources import Data
@@ -150,12 +151,6 @@ def test_what_the_weights_are_held_by_and_adapters() -> None:
 # --- the verb ---------------------------------------------------------------------------------------------
 
 
-def planned_by_verb(*words: str) -> tuple[int, dict[str, Any]]:
-    argv = [sys.executable, "launch.py", "plan", *words, "--json"]
-    shown = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
-    return shown.returncode, json.loads(shown.stdout) if shown.stdout else {"error": shown.stderr}
-
-
 @pytest.fixture
 def llama_70b(tmp_path: Path) -> str:
     (tmp_path / "70b.json").write_text(json.dumps(LLAMA_70B))
@@ -223,7 +218,7 @@ def test_a_recipe_and_its_words(
     assert plan["seconds"] == pytest.approx(flops / (16 * 989.4e12 * plan["mfu"])), "the one formula"
     assert said["host_short_bytes"] == 0
     for mem, short in (("1G", plan["host_bytes"] - 2**30), ("2048", plan["host_bytes"] - 2**31), ("9T", 0), ("0", 0)):
-        words = ["plan", "sft.yaml", "--nodes", "2", "--gpus", "8", "--examples", "6800x2048", f"job.mem={mem}"]
+        words = ["plan", "sft.yaml", "--nodes", "2", "--gpus", "8", "--examples", "6800x2048", f"job.mem='{mem}'"]
         assert launch.main([*words, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["host_short_bytes"] == short, mem
     assert launch.main([*words, "job.mem=1G"]) == 0
@@ -254,13 +249,29 @@ def test_the_users_own_runs_say_how_fast_it_is(tmp_path: Path) -> None:
     plain = {**config, "train": {**config["train"], "gradient_checkpointing": False}}  # type: ignore[dict-item]
     job = {"nodes": 1, "gpus_per_node": 8}
     (tmp_path / "before").mkdir()
-    (tmp_path / "before" / "config.yaml").write_text(dump_yaml(config))
-    lines = [json.dumps({"event": "resume", "epoch": 1, "step": 0, "device": "NVIDIA H100 80GB HBM3"})]
-    lines += [json.dumps({"event": "step", "epoch": 1, "step": step, "mfu": 0.3}) for step in range(9)]
-    (tmp_path / "before" / "events.jsonl").write_text("\n".join(lines) + '\n{"event": "st')
-    for tree, mfu in ((config, 0.3), (plain, 0.3 * 1.27)):
-        time = report.made(dict(tree), job, "x", "h100-80", None, tmp_path).now.time
-        assert time.mfu == pytest.approx(mfu) and "of your run before" in time.source
+    begun = {"device": "NVIDIA H100 80GB HBM3", "world_size": 8, "local_world_size": 8}
+
+    def ran(tree: dict[str, Any], seconds: float) -> None:
+        """Its MFU, of documents that are short, is another than the plan's, of whole sequences."""
+        (tmp_path / "before" / "config.yaml").write_text(dump_yaml(tree))
+        lines = [json.dumps({"event": "resume", "epoch": 1, "step": 0, **begun})]
+        step = {"event": "step", "epoch": 1, "mfu": 0.2, "seconds": seconds - 1, "data_wait_seconds": 1.0}
+        lines += [json.dumps({**step, "step": number}) for number in range(9)]
+        (tmp_path / "before" / "events.jsonl").write_text("\n".join(lines) + '\n{"event": "st')
+
+    def planned(tree: dict[str, Any]) -> Time:
+        return report.made(dict(tree), job, "x", "h100-80", None, tmp_path).now.time
+
+    lora = {**config, "lora": {"r": 8}}
+    offloaded = {**config, "engine": {"kind": "fsdp", "offload": True}}
+    for tree in (config, lora, offloaded):
+        ran(tree, 40.0)
+        time = planned(tree)
+        assert time.step == pytest.approx(40) and "of your run before" in time.source, tree
+        others = [one for one in (config, lora, offloaded) if one is not tree]
+        assert not any("your run" in planned(one).source for one in others)
+    ran(config, 4.0)
+    assert planned(plain).step == pytest.approx(4.0 / 1.27)
     assert "your run" not in report.made(dict(config), job, "x", "a100-80", None, tmp_path).now.time.source
     other = {**config, "engine": {"kind": "ddp"}}
     assert "your run" not in report.made(other, job, "x", "h100-80", None, tmp_path).now.time.source

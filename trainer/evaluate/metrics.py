@@ -147,7 +147,7 @@ def _once(marks: Marks) -> Table:
     return np.ones((1, len(marks.exact)))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)  # 1.6 GB of a million rows
 def resampled(rows: int) -> Table:
     """How often each row is drawn, (resamples, rows), in as many draws with replacement as there are rows."""
     resamples = max(200, min(RESAMPLES, DRAWS // rows))

@@ -84,8 +84,8 @@ def _rows(source: Source) -> Iterator[Row | str]:
 
 
 def _row(value: Completion | Chat, fields: dict[str, Any], number: str) -> Row | str:
-    id, group = str(fields.get(_ID, number)), fields.get(_GROUP)
-    group = None if group is None else str(group)
+    id, group = (None if value is None else str(value) for value in (fields.get(_ID), fields.get(_GROUP)))
+    id = number if id is None else id
     if isinstance(value, Completion):
         return Row(id, value, value.completion, group)
     *asked, last = value.messages

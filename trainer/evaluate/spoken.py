@@ -15,8 +15,8 @@ LABELS = "violations"
 MARK = "Directive:"
 """What the judged text stands behind, by default."""
 
-_FIGURE = re.compile(r"(?<![A-Za-z_\d.,])\d+(?:[.,]\d+)*(?![A-Za-z_\d])")
-"""No part of a name: the 1 of CET1 is none."""
+_FIGURE = re.compile(r"(?<![A-Za-z_\d.,])\d+(?:[.,]\d+)*(?![A-Za-z_\d]|[.,]\d)")
+"""No part of a name, nor of another number: neither the 1 of CET1 is one, nor that of 1.5k."""
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
@@ -56,7 +56,7 @@ def form_of(references: Mapping[str, str], field: str, mark: str) -> Form:
             f"{len(unlabelled):,} of {len(references):,} references have no labels, {unlabelled[0]} the first: "
             f'each begins with a line such as {{"{field}": ["A", "B"]}}; another field: --labels FIELD'
         )
-    marked = all(mark in text for text in references.values())
+    marked = bool(mark) and all(mark in text for text in references.values())
     return Form(None if unlabelled else field, mark if marked else None)
 
 

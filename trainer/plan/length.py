@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def length(settings: TrainConfig, cache: Path, examples: str | None = None) -> L
     epochs = train.epochs
     if epochs is None:
         return Length(sum(max(1, stage_steps(stage, batch, seq_len, sizes)) for stage in stages), said)
-    return Length(total_steps(train, max(sum(sizes.values()), -(-batch // max(1, int(epochs))))), said)
+    return Length(total_steps(train, max(sum(sizes.values()), math.ceil(batch / epochs))), said)
 
 
 def _examples(settings: TrainConfig, text: str) -> Found:

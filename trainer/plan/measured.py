@@ -24,7 +24,7 @@ from trainer.plan.devices import CPU, kind_of
 from trainer.plan.model import model_of
 from trainer.plan.own import FEW
 from trainer.plan.state import Ranks, sent
-from trainer.plan.time import offloading, seconds_at
+from trainer.plan.time import mfu_of, offloading
 from trainer.records import events, history
 from trainer.records.history import History
 
@@ -145,17 +145,15 @@ def _of_run(run_dir: Path) -> tuple[str, list[Line]]:
     found = of_run(run_dir)
     settings = config.read(run_dir / "config.yaml")
     model, layout = model_of(settings), batch_layout(settings.train, found.nodes * found.gpus)
-    computing = found.step - offloading(model, settings, layout, found.gpus)
-    if computing <= 0:
+    mfu = mfu_of(found.step, model, settings, layout, found.gpus, calibrated.plain(found.device))
+    if mfu is None:
         raise ConfigError(f"--calibrate {run_dir}: its offload waits less than the plan assumes: take a run without")
-    device = calibrated.plain(found.device)
-    mfu = seconds_at(1.0, model, settings, layout, device) / computing
     source = f"{found.steps:,} steps of the run {run_dir.resolve().name}"
     line = Line(model.active / 1e9, float(f"{mfu:.4g}"), source, ranks := layout.data_parallel_size)
     if ranks > 1:
-        line = altered(
-            line, step=float(f"{computing:.4g}"), sent=round(sent(model, settings, Ranks.of(layout, found.gpus)))
-        )
+        computing = found.step - offloading(model, settings, layout, found.gpus)
+        traffic = round(sent(model, settings, Ranks.of(layout, found.gpus)))
+        line = altered(line, step=float(f"{computing:.4g}"), sent=traffic)
     return found.device, [line]
 
 

@@ -90,7 +90,7 @@ def made(
     assumed += [] if gpus_of else [f"GPUs of the kind {DEVICE} (--gpus-of)"]
     settings = config.resolve(zero.with_batch({"name": "plan", **tree}, nodes * gpus), source)
     model = model_of(settings)
-    kinds = [replace(kind, own=own.reached(runs, settings, model.active / 1e9, kind.name)) for kind in kinds]
+    kinds = [replace(kind, own=own.reached(runs, settings, model, kind)) for kind in kinds]
     known = length(settings, config.cache_folder(settings.data, runs / "plan"), examples)
     steps = known.steps if known else 1000
     now = layouts.planned(model, settings, nodes, gpus, kinds[0], steps)
@@ -136,7 +136,7 @@ def check(text: str, nodes: int, gpus: int, gpus_of: str, run: Path, force: bool
     except ConfigError:
         return None
     kind = device(gpus_of, run.parent)
-    kind = replace(kind, own=own.reached(run.parent, settings, model.active / 1e9, kind.name))
+    kind = replace(kind, own=own.reached(run.parent, settings, model, kind))
     known = length(settings, config.cache_folder(settings.data, run))
     now = layouts.planned(model, settings, nodes, gpus, kind, known.steps if known else 1)
     if now.fits or force or not model.known:

@@ -103,6 +103,15 @@ def seconds_at(mfu: float, model: Architecture, settings: TrainConfig, layout: B
     return tokens * flops * again(settings) / (layout.data_parallel_size * device.flops * mfu)
 
 
+def mfu_of(
+    step: float, model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int, device: Device
+) -> float | None:
+    """What a measured step of so many seconds reached, with nothing computed again; None: by the plan its offload alone
+    takes longer."""
+    computing = step - offloading(model, settings, layout, local)
+    return seconds_at(1.0, model, settings, layout, device) / computing if computing > 0 else None
+
+
 def offloading(model: Architecture, settings: TrainConfig, layout: BatchLayout, local: int) -> float:
     """Seconds of a step in which GPUs wait for their host: the optimizer reads and writes 28 bytes a parameter there,
     and weights and gradients travel. Nothing of it is hidden behind the passes."""

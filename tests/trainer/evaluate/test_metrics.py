@@ -112,13 +112,14 @@ def test_what_an_answer_says() -> None:
         assert FORM.read(f"{broken}\nDirective: x") == Said(frozenset(), "x", parsed=False)
     assert Form(None, None).read(" plain\n") == Said(frozenset(), "plain")
     assert form_of({"1": text}, "violations", "Directive:") == FORM
+    assert form_of({"1": text}, "violations", "") == Form("violations", None)
     assert form_of({"1": "plain", "2": text.partition("\n")[2]}, "violations", "Directive:") == (None, None)
     with pytest.raises(ConfigError, match="1 of 2 references have no labels, x the first"):
         form_of({"y": text, "x": "plain"}, "violations", "Directive:")
 
 
 def test_figures_are_compared_in_one_way_of_writing() -> None:
-    text = "1,250,000 and 4.10, 12,5; 0.050 on 2025-12-31 (art. 92(1)) section 3.1.2, CET1 C01.00 7x 100."
+    text = "1,250,000 and 4.10, 12,5; 0.050 on 2025-12-31 (art. 92(1)) section 3.1.2, CET1 C01.00 7x 100. 1.5k 1,250,000EUR"
     assert figures(text) == ["1250000", "4.1", "12.5", "0.05", "2025", "12", "31", "92", "1", "3.1.2", "100"]
     answer = Said(frozenset(), "raise 4.1 by 99")
     assert metrics.with_intervals(metrics.marks([answer], [answer], ["it is 4.10"], True))["figures"].value == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -182,6 +183,7 @@ def _drawn(template: Any, chat: Chat) -> _Drawn | str:
             chat_template=program,
             return_assistant_tokens_mask=marks,
             add_generation_prompt=ask,
+            strftime_now=written_today,
             **template.special_tokens_map,
         )
         return drawn[0][0], drawn[1][0] if marks else []
@@ -199,6 +201,12 @@ def _drawn(template: Any, chat: Chat) -> _Drawn | str:
     if any(not text.startswith(part) for part in ends):
         return "the chat template rewrites earlier turns"
     return _Drawn([text, *ends], None)
+
+
+def written_today(form: str) -> str:
+    """The date that a template writes as today's: one for good, or data that is prepared anew on another day would be
+    other tokens. It is the one of Llama 3.1's own template, for those who give it none."""
+    return date(2024, 7, 26).strftime(form)
 
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")

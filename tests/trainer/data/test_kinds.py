@@ -214,6 +214,16 @@ def test_many_chats_come_out_as_one_by_one(
     assert prepared.loss.tolist() == [i for one in alone if isinstance(one, Encoded) for i in one.loss]
 
 
+def test_a_template_that_writes_the_date_gives_the_same_tokens_on_any_day(tokenizer: str) -> None:
+    """As Llama 3.2's: prepared anew a month later, the data would be other tokens under the same fingerprint."""
+    text = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+    Path(tokenizer, "chat_template.jinja").write_text(text)
+    encode, _ = encoder(Path(tokenizer), "chat")
+    Path(tokenizer, "chat_template.jinja").write_text(text.replace("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"))
+    fixed, _ = encoder(Path(tokenizer), "chat")
+    assert encode([Chat(CHATS[0], None)]) == fixed([Chat(CHATS[0], None)])
+
+
 def test_tools_go_to_the_template(tmp_path: Path, tokenizer: str) -> None:
     Path(tokenizer, "chat_template.jinja").write_text(
         TOOLS.replace("{% generation %}", "").replace("{% endgeneration %}", "")

@@ -35,7 +35,8 @@ def measure(quick: bool) -> list[Row]:
         try:
             taken = peak(index, case)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
-            rows.append(Row(str(case), "MiB", planned / MIB, "measured", cause=str(error)[:300]))
+            # Perhaps it has no room where the plan has said that it fits.
+            rows.append(Row(str(case), "MiB", planned / MIB, goal="measured", met=False, cause=str(error)[:300]))
             continue
         errors.append(planned / taken - 1)
         for name, estimate in estimates(case).items():
@@ -44,7 +45,7 @@ def measure(quick: bool) -> list[Row]:
         rows.append(
             Row(f"{case}: plan {errors[-1]:+.1%}; {said}", "MiB", planned / MIB, "", None, "measured", taken / MIB)
         )
-    return [*rows, *verdicts(errors), *(peers(name, found) for name, found in theirs.items())]
+    return [*rows, *(verdicts(errors) if errors else []), *(peers(name, found) for name, found in theirs.items())]
 
 
 def verdicts(errors: list[float]) -> list[Row]:

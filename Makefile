@@ -36,7 +36,7 @@ check: setup  ## format, lint, types
 coverage: setup  ## the suite again, slower: which branches of the part without torch no test takes
 	$(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt coverage
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage run -m pytest -n $(WORKERS)
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 

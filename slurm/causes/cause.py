@@ -7,7 +7,7 @@ or one more restart was cancelled by its user.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -199,15 +199,15 @@ def cut_short(attempts: Sequence[Mapping[str, Any]]) -> bool:
     return last is not None and last["cause"] in FREE and last["committed_step"] <= last["first_step"]
 
 
-def in_a_row(attempts: Sequence[Mapping[str, Any]], causes: Sequence[str]) -> int:
-    """How many of the last attempts ended by one of these causes."""
-    return next((i for i, attempt in enumerate(reversed(attempts)) if attempt["cause"] not in causes), len(attempts))
+def in_a_row(attempts: Sequence[Mapping[str, Any]], which: Callable[[Mapping[str, Any]], bool]) -> int:
+    """How many of the last attempts are such."""
+    return next((i for i, attempt in enumerate(reversed(attempts)) if not which(attempt)), len(attempts))
 
 
 def _delay(attempts: Sequence[Mapping[str, Any]]) -> float:
     """A first failure starts anew at once; what fails again may wait for something: a file system, a GPU, a port. So
     may a program that leaves by itself, and asks to be started again."""
-    failures = next((i for i, one in enumerate(reversed(attempts)) if not _may_wait(one)), len(attempts))
+    failures = in_a_row(attempts, _may_wait)
     return 0.0 if failures < 2 else min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (failures - 2))
 
 

@@ -217,7 +217,7 @@ def _ahead(look: Look, state: str) -> tuple[Forecast | None, float]:
 def _notes(look: Look) -> list[str]:
     run, attempts = look.run, look.attempts
     notes = []
-    if (free := in_a_row(attempts, FREE)) >= MANY:
+    if (free := in_a_row(attempts, lambda one: one["cause"] in FREE)) >= MANY:
         steps = attempts[-1]["committed_step"] - attempts[-free]["first_step"]
         won = f"{steps} steps were committed meanwhile" if steps else "without a new committed step"
         notes.append(f"the last {free} attempts ended by preemption, node failure or requeue: {won}")

@@ -253,9 +253,8 @@ class VerifiedFile:
                 part = self._fill(index, out[: min(len(out) // self._block * self._block, PIECE)])
             else:
                 if self._held[0] != index:
-                    self._buffer = self._buffer or memoryview(
-                        bytearray(self._block)
-                    )  # most files are read in whole blocks
+                    if self._buffer is None:  # most files are read in whole blocks
+                        self._buffer = memoryview(bytearray(self._block))
                     self._held = index, self._fill(index, self._buffer)
                 part = self._held[1][inside : inside + len(out)]
                 out[: len(part)] = part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,11 +59,9 @@ def _what_counts(settings: TrainConfig) -> tuple[Any, ...]:
 
 def _resumed(file: Path, epoch: Any) -> dict[str, Any] | None:
     """How an attempt began, as far as its run's end and begin tell."""
-    for told in (read_tail(file, _TAIL)[0], read_tail(file, _LONG_TAIL)[0], _first_events(file)):
-        for event in told:
-            if event.get("event") == "resume" and event.get("epoch") == epoch and "world_size" in event:
-                return event
-    return None
+    tails = (event for size in (_TAIL, _LONG_TAIL) for event in read_tail(file, size)[0])
+    begun = (event for event in chain(tails, _first_events(file)) if event.get("event") == "resume")
+    return next((event for event in begun if event.get("epoch") == epoch and "world_size" in event), None)
 
 
 def _first_events(file: Path) -> Iterator[dict[str, Any]]:

@@ -183,13 +183,12 @@ def _drawn(template: Any, chat: Chat) -> _Drawn | str:
             chat_template=program,
             return_assistant_tokens_mask=marks,
             add_generation_prompt=ask,
-            strftime_now=written_today,
             **template.special_tokens_map,
         )
         return drawn[0][0], drawn[1][0] if marks else []
 
     try:
-        program = template.get_chat_template(None, chat.tools)
+        program = chat_template(template, chat)
         if _MARK.search(program):
             text, marks = render(chat.messages, marks=True)
             return _Drawn([text], marks)
@@ -203,12 +202,14 @@ def _drawn(template: Any, chat: Chat) -> _Drawn | str:
     return _Drawn([text, *ends], None)
 
 
-def written_today(form: str) -> str:
-    """The date that a template writes as today's: one for good, or data that is prepared anew on another day would be
-    other tokens. It is the one of Llama 3.1's own template, for those who give it none."""
-    return date(2024, 7, 26).strftime(form)
+def chat_template(template: Any, chat: Chat) -> str:
+    """The program that writes this chat. Where it asks for the date it gets one for good: data that are prepared anew
+    on another day would be other tokens. The date is that of Llama 3.1's own template, for those who give it none."""
+    program: str = template.get_chat_template(None, chat.tools)
+    return _TODAY.sub(lambda asked: asked[1] + date(2024, 7, 26).strftime(asked[2]) + asked[1], program)
 
 
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from settings import ConfigError
-from trainer.data.encode import end_of_text, load_tokenizer, written_today
+from trainer.data.encode import chat_template, end_of_text, load_tokenizer
 from trainer.data.rows import opened, records, row_of
 from trainer.data.values import Chat, Completion, Form
 from trainer.sources import Source
@@ -128,7 +128,8 @@ def encoder(folder: Path, form: Form) -> Encode:
 def _asked(template: Any, tokenizer: Any, row: Row) -> list[int]:
     assert isinstance(row.prompt, Chat)
     try:
-        asked = {"tools": row.prompt.tools, "add_generation_prompt": True, "strftime_now": written_today}
+        program = chat_template(template, row.prompt)
+        asked = {"tools": row.prompt.tools, "add_generation_prompt": True, "chat_template": program}
         text = template.apply_chat_template(row.prompt.messages, tokenize=False, **asked)
     except Exception as error:  # a template is a program: jinja2 raises whatever it raises
         raise ConfigError(f"row {row.id}: the chat template refused it: {str(error)[:80]}") from None

@@ -216,10 +216,10 @@ def test_many_chats_come_out_as_one_by_one(
 
 def test_a_template_that_writes_the_date_gives_the_same_tokens_on_any_day(tokenizer: str) -> None:
     """As Llama 3.2's: prepared anew a month later, the data would be other tokens under the same fingerprint."""
-    text = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+    text = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %} " + CHATML
     Path(tokenizer, "chat_template.jinja").write_text(text)
     encode, _ = encoder(Path(tokenizer), "chat")
-    Path(tokenizer, "chat_template.jinja").write_text(text.replace("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"))
+    Path(tokenizer, "chat_template.jinja").write_text("26 Jul 2024 " + CHATML)
     fixed, _ = encoder(Path(tokenizer), "chat")
     assert encode([Chat(CHATS[0], None)]) == fixed([Chat(CHATS[0], None)])
 

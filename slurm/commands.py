@@ -193,7 +193,7 @@ def cancel(*job_ids: str) -> None:
     try:
         run(["scancel", *job_ids])
     except CommandFailed as error:
-        if "Invalid job id" not in str(error) and "already completed" not in str(error):
+        if not re.search(r"Invalid job id|already complet", str(error)):
             raise
 
 

@@ -17,6 +17,7 @@ from slurm.rundir import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
 Start = Callable[..., subprocess.Popen[str]]
+Tool = Callable[[str, str], None]
 
 
 @pytest.fixture
@@ -48,6 +49,20 @@ def start(run: RunDir) -> Iterator[Start]:
         if process.poll() is None:
             process.kill()  # its shims see that their parent is gone, and take their ranks along
         process.communicate()
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
+    """A command of the site's, by its name and the lines of a shell; said again it is another one."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def put(name: str, lines: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (folder / name).chmod(0o755)
+
+    return put
 
 
 READY = """

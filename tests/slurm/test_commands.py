@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from slurm import commands
 from slurm.commands import failure, own_words, parse_job, parse_queue, run, sent_as, show_job
 from slurm.config import JobConfig
-from slurm.errors import ControllerAway
+from slurm.errors import CommandFailed, ControllerAway
 from slurm.sites import site as site_facts
 from slurm.sites.cluster import Cluster, with_continuation
 from slurm.sites.profile import Profile
+from slurm.walltime import Walltime
+from tests.slurm.conftest import Tool
 
 RUNNING = (
     "JobId=812 JobName=sft UserId=me(1000) GroupId=me(1000) MCS_label=N/A Priority=4294901757 Nice=0 Account=(null) "
@@ -39,12 +42,46 @@ def test_a_preempted_job() -> None:
     ("job", "said"),
     [("812", "echo slurm_load_jobs error: Invalid job id specified >&2"), ("812_3", "echo Job 812_3 not found")],
 )
-def test_a_job_that_slurm_has_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, said: str) -> None:
+def test_a_job_that_slurm_has_forgotten(tool: Tool, job: str, said: str) -> None:
     """Of an array's task while others are known it says so in other words, and on its standard output."""
-    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{said}\nexit 1\n")
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    tool("scontrol", f"{said}\nexit 1")
     assert show_job(job) is None
+
+
+def test_what_the_accounting_keeps_of_a_job(tool: Tool) -> None:
+    tool("sacct", "echo 'CANCELLED by 1000|sft'")
+    told = commands.accounted_job("812")
+    assert told is not None and (told.job_id, told.state, told.name) == ("812", "CANCELLED", "sft")
+    tool("sacct", "true")  # it knows no such job
+    assert commands.accounted_job("812") is None
+    tool("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert commands.accounted_job("812") is None
+    tool("sacctmgr", "[ $4 = qos ] && echo 'normal|' && echo 'short|02:00:00'")
+    assert commands.qos_max_walltime("short") == Walltime(hours=2)
+    assert commands.qos_max_walltime("normal") is None and commands.qos_max_walltime("other") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "raises"),
+    [
+        ("scancel: error: Kill job error on job id 812: Invalid job id specified", False),
+        ("scancel: error: Kill job error on job id 812: Job/step already completing or completed", False),
+        ("scancel: error: Kill job error on job id 812: Access/permission denied", True),
+    ],
+)
+def test_a_job_that_has_ended_already_is_cancelled_enough(tool: Tool, said: str, raises: bool) -> None:
+    tool("scancel", f"echo '{said}' >&2; exit 1")
+    tool("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert commands.queue(["812"]) == {}
+    with pytest.raises(CommandFailed) if raises else nullcontext():
+        commands.cancel("812")
+
+
+def test_a_slurm_that_lists_no_reservations(tool: Tool) -> None:
+    tool("scontrol", "echo 'ReservationName=course StartTime=x'; echo 'ReservationName=b Y=1'")
+    assert commands.reservations() == ["course", "b"]
+    tool("scontrol", "echo 'Access/permission denied' >&2; exit 1")
+    assert commands.reservations() == []
 
 
 @pytest.mark.parametrize(
@@ -91,16 +128,9 @@ def test_whether_a_job_may_have_been_queued(code: int, said: str, sent: bool | N
     assert (error.sent if isinstance(error, ControllerAway) else None) == sent
 
 
-def test_a_controller_that_is_away_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = tmp_path / "squeue"
-    fake.write_text(f"""#!/bin/sh
-        [ -e {tmp_path}/tried ] && echo back && exit
-        touch {tmp_path}/tried
-        echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2
-        exit 1
-    """)
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+def test_a_controller_that_is_away_is_asked_again(tmp_path: Path, tool: Tool) -> None:
+    away = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    tool("squeue", f"[ -e {tmp_path}/tried ] && echo back && exit\ntouch {tmp_path}/tried\n{away}")
     with pytest.raises(ControllerAway):
         run(["squeue"])
     (tmp_path / "tried").unlink()

@@ -17,6 +17,7 @@ from slurm.doctor.exam import Exam
 from slurm.rundir import RunDir
 from slurm.sites.cluster import Cluster
 from slurm.sites.profile import Profile
+from tests.slurm.conftest import Tool
 
 Report = dict[str, Any]
 
@@ -155,7 +156,6 @@ def test_room_for_checkpoints_is_what_submit_asks_for_and_what_is_kept(
 
 
 LFS = """\
-#!/bin/sh
 echo 'Disk quotas for usr me (uid 1000):'
 echo '     Filesystem  kbytes   quota   limit   grace   files   quota   limit   grace'
 echo '/lustre/work  {kbytes}  80000000 100000000 -  10  900000 1000000       -'
@@ -163,10 +163,10 @@ echo '/lustre/work  {kbytes}  80000000 100000000 -  10  900000 1000000       -'
 
 
 @pytest.mark.parametrize(("kbytes", "level"), [(10_000_000, "ok"), (97_000_000, "warning"), (100_000_000, "error")])
-def test_a_quota_that_is_nearly_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kbytes: int, level: str) -> None:
-    (tmp_path / "lfs").write_text(LFS.format(kbytes=kbytes))
-    (tmp_path / "lfs").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+def test_a_quota_that_is_nearly_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: Tool, kbytes: int, level: str
+) -> None:
+    tool("lfs", LFS.format(kbytes=kbytes))
     work = storage.Mount("/lustre/work", "lustre", "10.0.0.1@o2ib:/work")
     monkeypatch.setattr(storage, "mount_of", lambda path: work)
     space, files = storage.quota(case(tmp_path))

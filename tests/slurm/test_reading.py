@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import launch
 from durable import append_line
 from settings import ConfigError
 from slurm import runs
@@ -43,6 +44,41 @@ def test_logs_shows_the_rank_that_failed_first_by_itself(run: RunDir) -> None:
     assert "words of rank 2" in logs.show(run, rank=2)
     assert "no log of rank 7" in logs.show(run, rank=7)
     assert "has not started yet" in logs.show(RunDir(run.path.parent / "new"))
+
+
+def test_the_verb_logs_and_what_does_not_go_together(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.path.parent.parent)
+
+    def said(code: int, *words: str) -> str:
+        assert launch.main(["logs", "sft", *words]) == code
+        out = capsys.readouterr()
+        return out.err if code else out.out
+
+    assert "words of rank 1" in said(0) and "words of rank 2" in said(0, "--rank", "2")
+    assert all(f"words of rank {rank}" in said(0, "--all") for rank in range(3))
+    assert json.loads(said(0, "--json", "--rank", "2"))["lines"] == ["words of rank 2"]
+    for wrong in (
+        ["--all", "--rank", "1"],
+        ["--json", "--all"],
+        ["--json", "--follow"],
+        ["--follow", "--attempt", "1"],
+    ):
+        assert all(flag in said(78, *wrong) for flag in wrong if flag.startswith("--"))
+    run.write_done("test")
+    assert "words of rank 0" in said(0, "--follow")
+
+
+def test_ctrl_c_is_the_way_out_of_what_follows(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of what looks again and again: no traceback."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(run.path.parent.parent)
+    monkeypatch.setattr(logs, "follow", interrupted)
+    assert launch.main(["logs", "sft", "-f"]) == 130
 
 
 def test_logs_are_followed_over_attempts_until_the_run_is_over(run: RunDir) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 import launch
 from durable import append_line
-from envs.drill.drill import WHOLE, _leave, at_random, on_a_site
+from envs.drill.drill import _leave, at_random, rehearse
 from envs.drill.faults import KILL, PREEMPTION, TIME_LIMIT, Fault, Scene
 from envs.drill.place import Site, patience
 from envs.drill.shrink import ROWS, first_rows, shrink, small_config, small_model
@@ -194,8 +195,14 @@ def test_only_the_steps_that_count_are_compared(tmp_path: Path) -> None:
 def test_programmes() -> None:
     assert at_random(20, 1) == at_random(20, 1) != at_random(20, 2)
     assert len(at_random(20, 1).courses[0].faults) == 20
-    site = on_a_site(WHOLE)
-    assert {fault.number for fault in site.courses[0].faults} == {"F3", "F5"} and len(site.cancels) == 1
+
+
+@pytest.mark.parametrize("words", [{"all": True}, {"random": 3}])
+def test_what_hurts_nodes_is_refused_at_a_site(tmp_path: Path, words: dict[str, Any]) -> None:
+    asked = {"cluster": "lumi-g", "all": False, "random": None, "json": False, "runs_dir": str(tmp_path), **words}
+    with pytest.raises(ConfigError, match="--all and --random hurt nodes"):
+        rehearse({"name": "x", "job": {}}, {}, Namespace(**asked))
+    assert not list(tmp_path.iterdir())
 
 
 # --- on a site --------------------------------------------------------------------------------------------

@@ -18,7 +18,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from envs.drill.endings import START, cancel, done_in_the_grace, other_layouts, poison, two_starters
-from envs.drill.faults import BLIND, EVALUATION, MATRIX, PREEMPTION, QUICK, RANDOM, REQUEUED, SAVE, STEP, Fault
+from envs.drill.faults import (
+    AT_A_SITE,
+    BLIND,
+    EVALUATION,
+    MATRIX,
+    PREEMPTION,
+    QUICK,
+    RANDOM,
+    REQUEUED,
+    SAVE,
+    STEP,
+    Fault,
+)
 from envs.drill.place import Place, Site, patience
 from envs.drill.shrink import shrink
 from envs.drill.stage import Row, Stage
@@ -81,6 +93,7 @@ NO_SCONTROL = [
 """Lines of a job's script, which starts in the run's folder."""
 
 DAILY = Programme([chain(QUICK)])
+SITE = Programme([Course("chain", AT_A_SITE, {"continue_by": "chain"}, to_the_end=True)])
 WHOLE = Programme(
     [
         chain(MATRIX),
@@ -97,12 +110,6 @@ WHOLE = Programme(
 def at_random(count: int, seed: int) -> Programme:
     """So many faults of all kinds that kill ranks, nodes and daemons, or end jobs."""
     return Programme([chain(random.Random(seed).choices(RANDOM, k=count))], cancels=())
-
-
-def on_a_site(programme: Programme) -> Programme:
-    """What the user of a site can do there: nobody kills its nodes."""
-    faults = [fault for fault in programme.courses[0].faults if fault.anywhere]
-    return Programme([Course("chain", faults, {"continue_by": "chain"}, to_the_end=True)], programme.cancels[:1])
 
 
 @dataclass
@@ -162,10 +169,14 @@ def acts(stage: Stage, programme: Programme, result: Result) -> Iterator[Iterato
 def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
     """The verb. `recipe`: the user's, with its words laid on it; `job`: what the command line says of the job."""
     console = Console(highlight=False, soft_wrap=True, stderr=args.json)
-    programme = WHOLE if args.all else at_random(args.random, args.seed or 0) if args.random else DAILY
     if args.cluster == "local":
         raise ConfigError("a drill needs a Slurm: leave out --cluster for the pocket cluster, or name the site's")
     at_home = args.cluster in ("auto", "pocket")
+    if not at_home and (args.all or args.random):
+        raise ConfigError("--all and --random hurt nodes and daemons: leave them out, or leave out --cluster")
+    programme = DAILY if at_home else SITE
+    if args.all or args.random:
+        programme = WHOLE if args.all else at_random(args.random, args.seed or 0)
     shape = {"nodes": NODES, "gpus_per_node": GPUS} if at_home else {}
     given = {key: value for key, value in recipe["job"].items() if not at_home or key in ("environment", "setup")}
     launcher = {"launcher": "fork"} if at_home else {}  # four ranks on two cores start in 5 s instead of 11
@@ -179,8 +190,6 @@ def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
         if at_home:
             nodes = recipe["job"]["nodes"] + SPARE
             place = pocket = up("pocket-drill", nodes, recipe["job"]["gpus_per_node"])
-        else:
-            programme = on_a_site(programme)
         count = sum(len(course.faults) for course in programme.courses)
         console.print(f"[bold]drill of {recipe['name']}[/]: {count} faults, in {folder}")
         result = drill(recipe, programme, place, folder, args.seed or 0, console)

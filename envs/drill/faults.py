@@ -77,8 +77,6 @@ class Fault:
     """Repair of the cluster, once the attempt has ended."""
     check: Callable[[Scene], str | None] = lambda scene: None
     """What is wrong with an attempt's end besides; None: nothing."""
-    anywhere: bool = False
-    """The user of a site can do it there as well."""
 
 
 # --- what is done ---------------------------------------------------------------------------------------
@@ -198,8 +196,8 @@ def no_later_commit(scene: Scene) -> str | None:
 _LOST_NODE = ("node_failure", "crash", "requeued")
 """Whether the other ranks' connections break before Slurm misses the node."""
 
-KILL = Fault("F5", "kill -9 of a rank", send(signal.SIGKILL), ("crash",), replays=True, anywhere=True)
-TIME_LIMIT = Fault("F3", "time limit, no signal", time_limit, ("timeout",), seconds=10, anywhere=True)
+KILL = Fault("F5", "kill -9 of a rank", send(signal.SIGKILL), ("crash",), replays=True)
+TIME_LIMIT = Fault("F3", "time limit, no signal", time_limit, ("timeout",), seconds=10)
 PREEMPTION = Fault("F1", "urgent job wants the nodes", preempt, ("preemption",))
 NODE_LOSS = Fault(
     "F6", "node loses its power", kill_node, _LOST_NODE, replays=True, mend=mend_nodes, check=no_later_commit
@@ -212,6 +210,9 @@ BLIND = replace(
 
 QUICK = (KILL, TIME_LIMIT, PREEMPTION, NODE_LOSS)
 """What a cluster does most: the drill of ten minutes."""
+
+AT_A_SITE = (KILL, replace(TIME_LIMIT, seconds=120))
+"""What its user can do there: nobody kills its nodes, and a limit is moved by whole minutes."""
 
 MATRIX = (
     PREEMPTION,

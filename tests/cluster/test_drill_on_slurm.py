@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 
 from envs.drill.drill import WHOLE
 from envs.drill.faults import QUICK
-from envs.pocket import find
+from envs.pocket import Pocket, find
 from tests.cluster.conftest import ROOT
 
 
-def drill(recipe: Path, *words: str) -> dict[str, Any]:
+def drill(recipe: Path, *words: str, **variables: str) -> dict[str, Any]:
     argv = [sys.executable, str(ROOT / "launch.py"), "drill", str(recipe), "--json", *words]
-    done = subprocess.run(argv, cwd=recipe.parent, capture_output=True, text=True)
+    environ = {**os.environ, **variables}
+    done = subprocess.run(argv, cwd=recipe.parent, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     assert result["ok"] and not any(row["wrong"] for row in result["rows"])
@@ -32,6 +34,17 @@ def test_the_drill_of_ten_minutes(recipe: Path) -> None:
     assert [row["number"] for row in result["rows"]] == [*(fault.number for fault in QUICK), "F13"]
     assert list(result["compared"]) == ["chain"]
     assert not list((recipe.parent / "runs").iterdir()) and find("pocket-drill") is None
+
+
+@pytest.mark.nightly
+def test_at_a_site_it_does_what_a_user_may_do(recipe: Path, pocket: Pocket) -> None:
+    """A pocket stands for the site's Slurm, which a profile of the user's own describes."""
+    (recipe.parent / "hill.yaml").write_text("description: a site\njob: {poll_seconds: 2.0}\n")
+    words = ["--cluster", "./hill.yaml", "--nodes", "2", "--gpus", "2", "--launcher", "fork"]
+    result = drill(recipe, *words, OMP_NUM_THREADS="1", **pocket.env())
+    assert [row["number"] for row in result["rows"]] == ["F5", "F3", "F13"]
+    assert list(result["compared"]) == ["chain"]
+    assert not list((recipe.parent / "runs").iterdir()) and not pocket.jobs()
 
 
 @pytest.mark.nightly

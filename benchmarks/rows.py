@@ -65,13 +65,6 @@ def verdict(row: Row) -> str:
     return "met" if row.met else "MISSED"
 
 
-def in_short(row: Row) -> str:
-    """What it is, how far it came, and its goal."""
-    peer = f" against {row.peer_name}" if row.peer_name else ""
-    figure = f"{_digits(row.ratio)}x" if row.ratio is not None else _figure(row.outlast, row.unit)
-    return f"{row.name}{peer}: {figure or 'missing'}, {row.goal}"
-
-
 def _figure(value: float | None, unit: str) -> str:
     return "" if value is None else f"{_digits(value)} {unit}".rstrip()
 

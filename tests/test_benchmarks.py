@@ -223,5 +223,8 @@ def test_the_page_and_the_readme_show_the_newest_results() -> None:
         block.date == max(file.stem for file in RESULTS if name in json.loads(file.read_text()))
         for name, block in found.items()
     )
-    missed = [row.name for block in found.values() for row in block.rows if row.met is False]
-    assert all(name in page.summary() for name in missed)
+    missed = {name: [row for row in block.rows if row.met is False] for name, block in found.items()}
+    assert all(row.cause in page.page() for rows in missed.values() for row in rows)
+    assert all(
+        f"[{len(rows)}, and why](docs/benchmarks.md#{name})" in page.summary() for name, rows in missed.items() if rows
+    )

@@ -18,7 +18,7 @@ from benchmarks import __main__ as bench
 from benchmarks import machine, page, peers
 from benchmarks.goodput import account, model, runs
 from benchmarks.goodput import measure as goodput
-from benchmarks.rows import Row, table
+from benchmarks.rows import OPEN, Row, table, verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = sorted(bench.RESULTS.glob("????-??-??.json"))
@@ -223,7 +223,7 @@ def test_the_page_and_the_readme_show_the_newest_results() -> None:
         block.date == max(file.stem for file in RESULTS if name in json.loads(file.read_text()))
         for name, block in found.items()
     )
-    missed = {name: [row for row in block.rows if row.met is False] for name, block in found.items()}
+    missed = {name: [row for row in block.rows if verdict(row) in OPEN] for name, block in found.items()}
     assert all(row.cause in page.page() for rows in missed.values() for row in rows)
     assert all(
         f"[{len(rows)}, and why](docs/benchmarks.md#{name})" in page.summary() for name, rows in missed.items() if rows

@@ -110,7 +110,9 @@ CALL_FLAGS = [
     Flag("--here", "here", None, "in the allocation of this shell (salloc), in the foreground", (*_COMMAND, "doctor")),
     Flag("--parallel", "parallel", int, "of a sweep so many at a time; default: as many as find nodes", ("sweep",)),
     Flag("--fork", "fork", str, "start from a checkpoint of another run: RUN or RUN@STEP", ("submit", "sweep")),
-    Flag("--update-code", "update_code", None, "go on with the code of now, not of the submission", ("resume",)),
+    Flag(
+        "--update-code", "update_code", None, "go on with Outlast's own code of now, not of the submission", ("resume",)
+    ),
     Flag("--dry-run", "dry_run", None, "print the exact script, and what it costs; do nothing", _START),
     Flag("--no-submit", "no_submit", None, "make the run folder only; sbatch its submission.sh yourself", ("submit",)),
     Flag("-f --follow", "follow", None, "go on printing, over all attempts", ("logs",)),

@@ -205,6 +205,10 @@ def parse(words: list[str], command: list[str] | None = None) -> tuple[str, argp
         if flag.field in given and verb not in flag.verbs:
             name = next(name for name in flag.names.split() if name.startswith("--"))
             raise ConfigError(f"{verb} takes no {name}: see launch.py {verb} --help")
+    if "json" in given and verb in ("submit", "resume", "sweep") and "dry_run" not in given:
+        raise ConfigError(f"{verb} --json: it is the form of a --dry-run")
+    if "prove_requeue" in given and not ("nodes" in given or "here" in given):
+        raise ConfigError("--prove-requeue requeues the job that looks at nodes: give --nodes N")
     if verb != "submit" and command:
         raise ConfigError(f"{verb} takes no command, not: {' '.join(command)}")
     job = {flag.field: given[flag.field] for flag in JOB_FLAGS if flag.field in given}

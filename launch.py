@@ -56,7 +56,7 @@ def submit(args: Namespace, job: dict[str, Any], command: list[str] | None) -> i
 
 
 def resume(args: Namespace, job: dict[str, Any]) -> int:
-    from slurm import control, describe, submission, verbs
+    from slurm import control, describe, progress, submission, verbs
     from trainer import recipe as recipes
 
     spoken, training = submission.job_words([word for word in args.words if "=" in word])
@@ -74,7 +74,7 @@ def resume(args: Namespace, job: dict[str, Any]) -> int:
         submission.rehearse(ready)
     submission.rewrite(ready, args.update_code)
     run.lift_end()
-    print(f"{run.name} goes on from step {run.committed_step()}")
+    print(f"{run.name} goes on from step {progress.reached(run)}")
     return verbs.start(ready, args.here)
 
 
@@ -90,7 +90,7 @@ def sweep(args: Namespace, job: dict[str, Any]) -> int:
     asked = the_job(args, job, None)
     runs = run_root.chosen(args.runs_dir, asked.where.profile)
     folder = sweeps.opened(runs, asked.job.name if "name" in job else f"{asked.job.name}-sweep")
-    asked = asked._replace(tree=asked.where.with_cache(asked.tree, default=folder.path.parent / ".prepared"))
+    asked = asked._replace(tree=asked.where.with_cache(asked.tree, default=recipes.own_cache(folder.path.parent)))
 
     def check(run: RunDir, one: Combination) -> Submission:
         ready = trained(asked, run, [*asked.words, *one.words])
@@ -243,8 +243,10 @@ def trained(asked: Asked, run: RunDir, words: list[str]) -> Submission:
     from trainer import recipe as recipes
 
     job = submission.placed(asked.job, run, asked.where)
+    tree = asked.where.with_cache(recipes.overridden(asked.tree, words))
+    recipes.check_no_fork(tree, asked.source)
     fork = {"fork": str(submission.fork_copy(run, asked.checkpoint))} if asked.checkpoint else {}
-    tree = {**asked.where.with_cache(recipes.overridden(asked.tree, words)), "name": run.name, **fork}
+    tree = {**tree, "name": run.name, **fork}
     config = recipes.checked(tree, run.path, job.world_size, asked.source)
     ready = submission.Submission(job, asked.where, run, None, fork=asked.checkpoint)
     return submission.with_config(ready, config.text, config.batch, config.folders)

@@ -25,7 +25,7 @@ Of a rank, of `python -m trainer`, and of `launch.py`, where it has the same mea
 | code | meaning | and then |
 |---|---|---|
 | 0 | done | the export stands |
-| 1 | Slurm, the file system or our own code failed; `report`: the proof does not hold; `drill`: something was lost; `trainer.checkpoint verify`: a bit is wrong | the line says what |
+| 1 | Slurm, a file system or our own code failed; of `report`, `drill` and `verify`: no proof | the line says what |
 | 75 | saved at the step that all ranks agreed on | the next job goes on; in the foreground: `launch.py resume` |
 | 76 | another attempt owns the run | nothing: it leaves the run alone |
 | 77 | ended by the user's word, or by a limit that the user set | `launch.py resume` lifts it |

@@ -4,6 +4,8 @@
 # With CI=true nothing may be left out.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin  # where Debian keeps the daemons, and does not tell its users
+unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX  # a module's, or a site's: they would have pip look or write elsewhere
+export PIP_USER=0
 venv=$1
 
 leave_out() {

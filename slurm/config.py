@@ -199,10 +199,11 @@ def archive_of(data: Mapping[str, Any], source: str) -> Path | None:
 def check_command_only(job: JobConfig, source: str) -> None:
     """What is said of a foreign command must not be lost on the trainer. Raises ConfigError."""
     given = {"stop_signal": job.stop_signal != "TERM", "progress": job.progress is not None, "workdir": job.workdir}
+    given |= {"lead": job.lead_seconds != JobConfig(job.name).lead_seconds, "snapshot": not job.snapshot}
     for name in (name for name, said in given.items() if said and job.command is None):
         raise ConfigError(
-            f"{source}: {name} is for a command after --: the trainer hears every signal, its steps are known, and its "
-            f"files count from the recipe"
+            f"{source}: {name} is for a command after --: the trainer hears every signal, measures its lead and its "
+            f"steps, runs from a copy, and its files count from the recipe"
         )
 
 

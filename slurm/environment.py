@@ -96,8 +96,10 @@ class Allocation:
     nodelist: str | None
 
 
-def allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
-    job_id = f"{environ[ARRAY_ID]}_{environ[ARRAY_TASK]}" if ARRAY_ID in environ else environ.get(JOB_ID)
+def allocation(environ: Mapping[str, str] = os.environ, array: bool = True) -> Allocation:
+    """`array`: the job may be of one; else such variables are an outer job's, which sbatch has handed on."""
+    task = array and ARRAY_ID in environ
+    job_id = f"{environ[ARRAY_ID]}_{environ[ARRAY_TASK]}" if task else environ.get(JOB_ID)
     return Allocation(job_id, int(environ.get(RESTART_COUNT, 0)), environ.get(JOB_NODELIST))
 
 

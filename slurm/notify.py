@@ -89,7 +89,7 @@ def _post(url: str, message: Mapping[str, Any]) -> None:
 
 def _run(command: list[str], message: Mapping[str, Any]) -> None:
     """The words with {text}, {event} and the like filled in; the message is its standard input as well."""
-    filled = {f"{{{key}}}": str(value) for key, value in message.items()}
+    filled = {f"{{{key}}}": str(value).replace("\0", "") for key, value in message.items()}
     argv = [fill(word, filled) for word in command]
     text = json.dumps(message).encode()
     subprocess.run(argv, input=text, timeout=COMMAND_SECONDS, check=True, stdout=subprocess.DEVNULL)

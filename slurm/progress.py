@@ -21,6 +21,11 @@ def step(run: RunDir) -> int | None:
     return None
 
 
+def reached(run: RunDir) -> int:
+    """The step that is saved: of the trainer, or as the program wrote."""
+    return run.committed_step() or step(run) or 0
+
+
 def remember(run: RunDir, pattern: str | None, epoch: int) -> None:
     """What there is before an attempt, for `since`."""
     write_atomic(_start(run, epoch), json.dumps(_now(run, pattern)))

@@ -280,7 +280,9 @@ class Sweep(RunDir):
     @property
     def runs(self) -> list[RunDir]:
         """Those that are there: a call that was cut short may have noted more."""
-        runs = (RunDir(self.path / entry["run"]) for entry in self.entries())
+        runs = (
+            RunDir(self.path / Path(entry["run"]).name) for entry in self.entries()
+        )  # none outside, whatever it says
         return [run for run in runs if (run.path / "job.yaml").exists()]
 
     def sent(self) -> list[int]:

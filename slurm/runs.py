@@ -30,8 +30,12 @@ def find_sweep(word: str, runs_dir: Path) -> Sweep | None:
     """The sweep that a person means by its name, its folder or its array's id, if any."""
     if (Path(word) / "sweep.json").exists():
         return Sweep(Path(word).resolve())
-    found = (one for one in _sweeps(runs_dir) if one.name == word or any(array["job"] == word for array in one.jobs()))
-    return next(found, None)
+    found = sorted(_sweeps(runs_dir), key=lambda one: not one.own)  # a colleague's is known by its name alone
+    return next((one for one in found if one.name == word or (one.own and _sent(one, word))), None)
+
+
+def _sent(sweep: Sweep, job_id: str) -> bool:
+    return any(array["job"] == job_id for array in sweep.jobs())
 
 
 def find_run(word: str | None, runs_dir: Path) -> RunDir:

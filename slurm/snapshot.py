@@ -160,7 +160,8 @@ def _git_files(root: Path) -> list[Path] | None:
 
 
 def _listed(root: Path, kind: str) -> list[Path]:
-    argv = ["git", "-C", str(root), "ls-files", "-z", kind, "--exclude-standard"]
+    # A repository that came in an archive is this user's own to git, and its configuration may name programs to run.
+    argv = ["git", "-C", str(root), "-c", "core.fsmonitor=false", "ls-files", "-z", kind, "--exclude-standard"]
     listed = subprocess.run(argv, capture_output=True, timeout=60, check=True).stdout
     return [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
 

@@ -53,7 +53,7 @@ class Supervisor:
     def own(self, claim: Claim | None) -> int:
         while claim is not None:
             self.queue_successor()
-            step, launcher = self.run.committed_step() or progress.step(self.run) or 0, self.job.launcher
+            step, launcher = progress.reached(self.run), self.job.launcher
             say(text := f"attempt {claim.epoch} starts at step {step}: {self.job.layout}, {launcher}")
             first = claim.epoch == self.run.resumed_after() + 1
             self.tell("start" if first else "continuation", text, step)
@@ -277,14 +277,14 @@ class Supervisor:
             lines = last_words(self.run, self.epoch) if decision.code == NO_PROGRESS else []
             if not self.run.over:
                 self.run.cancel(decision.cause or self.run.attempts()[-1]["cause"], decision.reason, lines)
-            ends = f"the run ends unfinished at step {self.run.committed_step()}: {decision.reason}"
+            ends = f"the run ends unfinished at step {progress.reached(self.run)}: {decision.reason}"
             said = "\n".join([ends, *lines])
         self.cancel_successor()
         self.mail_the_end()
         self.run.stop_file.unlink(missing_ok=True)
         say(said)
         event: Event = "no_progress" if decision.code == NO_PROGRESS else "stop"
-        self.tell("done" if decision.next is Next.FINISH else event, said, self.run.committed_step())
+        self.tell("done" if decision.next is Next.FINISH else event, said, progress.reached(self.run))
 
     def tell(self, event: Event, text: str, step: int) -> None:
         self.notifier.tell(event, text, step=step, attempt=self.epoch, job=self.scheduler.job_id)
@@ -322,7 +322,8 @@ def say(text: str) -> None:
 def make_scheduler(run: RunDir, job: JobConfig, here: bool) -> Scheduler:
     if job.cluster == "local":
         return Local(job)
-    allocation = environment.allocation()
+    of_array = here or job.continue_by == "array" or run.sweep is not None
+    allocation = environment.allocation(array=of_array)
     if allocation.job_id is None:
         raise SlurmError(f"this is no Slurm job: submit it with sbatch {run.script}")
     if here:

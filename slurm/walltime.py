@@ -22,7 +22,10 @@ class Walltime(timedelta):
         hours, minutes, seconds = (int(match[part] or 0) for part in "abc")
         if minutes > 59 or seconds > 59:
             raise ValueError("minutes and seconds go to 59; a walltime is written [D-]HH:MM:SS")
-        limit = cls(days=int(match["days"] or 0), hours=hours, minutes=minutes, seconds=seconds)
+        try:
+            limit = cls(days=int(match["days"] or 0), hours=hours, minutes=minutes, seconds=seconds)
+        except OverflowError:
+            raise ValueError("a walltime of so many days is none") from None
         if not limit:
             raise ValueError("a walltime must be longer than zero")
         return limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import typing
 from pathlib import Path
@@ -310,7 +311,10 @@ def _absolute(value: Any, base: Path, named: str) -> Any:
         return [_absolute(item, base, named) for item in value]
     if isinstance(value, dict):  # sources by name; another tool's JSON has no `files`, and stays
         return {name: _absolute_source(one, base, f"{named}.{name}.files") for name, one in value.items()}
-    return str(base / Path(expanded(value, named)).expanduser()) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    path = Path(expanded(value, named)).expanduser()
+    return str(Path(glob.escape(str(base)) if glob.has_magic(str(path)) else base) / path)
 
 
 def _absolute_source(one: Any, base: Path, named: str) -> Any:

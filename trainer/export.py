@@ -132,7 +132,7 @@ def _whole_or_not(target: Path, by: str) -> Iterator[Path]:
     """A folder to fill, which takes the target's name and place when all went well, and is gone when it did not."""
     temporary = target.with_name(f".{target.name}-{by}-{secrets.token_hex(4)}")
     for leftover in target.parent.glob(f".{target.name}-{by}-*"):  # of an export that was killed
-        shutil.rmtree(leftover)
+        _remove(leftover)
     try:
         temporary.mkdir()
         yield temporary
@@ -140,12 +140,17 @@ def _whole_or_not(target: Path, by: str) -> Iterator[Path]:
             fsync_path(file)
         fsync_path(temporary)
         if target.exists():
-            target.rename(temporary.with_name(f"{temporary.name}.old"))
-            shutil.rmtree(temporary.with_name(f"{temporary.name}.old"))
+            target.rename(old := temporary.with_name(f"{temporary.name}.old"))
+            _remove(old)
         temporary.rename(target)
         fsync_path(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Of a link to other storage the link alone."""
+    folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
 
 
 # --- by hand ----------------------------------------------------------------------------------------------

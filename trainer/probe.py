@@ -1,6 +1,6 @@
 """`python -m trainer.probe FOLDER`: one rank of `launch.py doctor --nodes`: what its node is like, and its peers.
 
-It writes FOLDER/attempt-1/HOST-PID.json, waits for signals, notes them, and leaves when FOLDER/leave is there.
+It writes a file of its own in FOLDER/attempt-1/, waits for signals, notes them, and leaves when FOLDER/leave is there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from durable import write_atomic
+from durable import nonce, write_atomic
 
 LONGEST = 180.0
 """Seconds that a rank stays when nobody tells it to leave."""
@@ -35,7 +35,9 @@ _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 class Probe:
     def __init__(self, folder: Path, attempt: str) -> None:
-        self.file = folder / f"attempt-{attempt}" / f"{os.uname().nodename}-{os.getpid()}.json"
+        self.file = (
+            folder / f"attempt-{attempt}" / f"{os.uname().nodename}-{nonce()}.json"
+        )  # in containers two ranks may have one pid
         self.leave = folder / "leave"
         self.told: dict[str, Any] = {"host": os.uname().nodename, "heard": []}
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 from settings import ConfigError, dump_yaml, merge, override, parse_yaml, read_json, read_yaml, to_plain
 from trainer import config, schedule
 from trainer.checkpoint.lineage import checkpoint_after
-from trainer.config import cache_folder
+from trainer.config import OWN_CACHE, cache_folder
 from trainer.data.files import find
 from trainer.engines.deepspeed import zero
 from trainer.engines.deepspeed.settings import Deepspeed
@@ -155,6 +155,17 @@ def checkpoint_to_fork(run_dir: Path, step: int | None) -> Path:
     return path
 
 
+def check_no_fork(tree: dict[str, Any], source: str) -> None:
+    """Raises ConfigError: the flag keeps a copy of the checkpoint, and knows from where it counts."""
+    if tree.get("fork") is not None:
+        raise ConfigError(f"{source}: fork: take --fork RUN@STEP")
+
+
+def own_cache(runs: Path) -> Path:
+    """Where data is prepared beside runs."""
+    return runs / OWN_CACHE
+
+
 def _folders(settings: TrainConfig, run_dir: Path) -> list[str]:
     models = [Path(folder) for folder in (settings.model.path, settings.model.tokenizer) if folder]
     sources = [*settings.data.sources.values(), *settings.to_keep.values()]
@@ -171,4 +182,4 @@ def forked(checkpoint: Path) -> dict[str, Any]:
     tree = read_yaml(run_dir / "config.yaml")
     layout = {key: value for key, value in read_yaml(run_dir / "job.yaml").items() if key in ("nodes", "gpus_per_node")}
     data = {key: value for key, value in tree["data"].items() if key != "cache"}  # the other's, who may write there
-    return {**tree, "name": f"{tree['name']}-fork", "data": data, "job": layout}
+    return {**tree, "name": f"{tree['name']}-fork", "data": data, "job": layout, "fork": None}

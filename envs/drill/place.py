@@ -10,6 +10,7 @@ from typing import Protocol
 
 from envs.drill.watch import PATIENCE
 from envs.pocket.errors import PocketError
+from slurm.environment import without_job
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -52,10 +53,13 @@ class Site:
     """Its profile: a name, or a path from / on."""
 
     def env(self) -> dict[str, str]:
-        return dict(os.environ)
+        return without_job(os.environ)
 
     def ask(self, *argv: str) -> str:
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        try:
+            done = subprocess.run(argv, cwd=ROOT, env=self.env(), capture_output=True, text=True, timeout=300)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise PocketError(f"`{' '.join(argv)}`: {error}") from None
         if done.returncode:
             raise PocketError(f"`{' '.join(argv)}` failed: {' '.join(done.stderr.split())}")
         return done.stdout

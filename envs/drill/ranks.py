@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ def strike(run: RunDir, number: signal.Signals, dice: random.Random) -> None:
 
 def ranks(run: RunDir) -> list[int]:
     """Process ids of a run's ranks on this machine: what the lowest shims started."""
-    shims = [pid for pid in _called(below.SHIM) if f'{{"run_dir": "{run.path}"' in _command_line(pid)]
+    shims = [pid for pid in _called(below.SHIM) if f'{{"run_dir": {json.dumps(str(run.path))}' in _command_line(pid)]
     lowest = [pid for pid in shims if not below.shims_below(pid)]
     return sorted(rank for pid in lowest for rank in below.all_below(pid))
 

@@ -59,7 +59,12 @@ class Stage:
 
     def launch(self, *words: str) -> str:
         argv = [sys.executable, str(ROOT / "launch.py"), *words, "--runs-dir", str(self.folder / "runs")]
-        done = subprocess.run(argv, cwd=self.folder, env=self.place.env(), capture_output=True, text=True, timeout=300)
+        try:
+            done = subprocess.run(
+                argv, cwd=self.folder, env=self.place.env(), capture_output=True, text=True, timeout=300
+            )
+        except subprocess.TimeoutExpired:
+            raise Silent(f"launch.py {' '.join(words)} has not ended within 300 s") from None
         if done.returncode:
             raise Silent(f"launch.py {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout

@@ -99,7 +99,7 @@ def _started_by_slurmd(pid: int, folder: Path) -> bool:
 
 def client_env(slurm_conf: Path, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """`base` without what an outer job left in it, and with the pocket's SLURM_CONF."""
-    outer = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_")
+    outer = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL_")
     kept = {name: value for name, value in base.items() if not name.startswith(outer)}
     return kept | {"SLURM_CONF": str(slurm_conf)}
 

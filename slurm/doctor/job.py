@@ -141,7 +141,7 @@ class Watch:
     def signal_all(self) -> None:
         """By the way that Slurm's own warnings take: to the step, and through the shims."""
         job_id = self.started.job_id or environment.allocation().job_id
-        if job_id is None:
+        if job_id is None or self.exam.job.cluster == "local":  # its ranks are none of this job's steps
             return
         with suppress(CommandFailed):
             facts = commands.show_job(job_id)

@@ -185,8 +185,8 @@ class Mount:
 
 def mount_of(path: Path) -> Mount:
     """The file system that a path lies on."""
-    text = Path("/proc/self/mountinfo").read_text()
-    rows = (line.split() for line in text.splitlines())
+    text = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
+    rows = (line.split(" ") for line in text.split("\n") if line)  # anybody may call a mount what they like
     mounts = [Mount(_plain(row[4]), *row[row.index("-") + 1 : row.index("-") + 3]) for row in rows]
     above = [mount for mount in mounts if path.resolve().is_relative_to(mount.folder)]
     return max(enumerate(above), key=lambda pair: (len(pair[1].folder), pair[0]))[1]  # of two the later hides the first

@@ -40,9 +40,11 @@ def unpack(archive: Path, place: Path) -> bool:
     Raises OSError, and CalledProcessError after tar's own words.
     """
     make_own(place.parent)
-    lock = _lock(place, fcntl.LOCK_EX)
+    lock = _lock(place, fcntl.LOCK_SH)  # the ranks of another job hold it, too, for as long as they run
     try:
-        _remove(place.parent.glob(f".{place.name}-*"))  # what a kill has left half unpacked
+        if not place.is_dir():
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _remove(place.parent.glob(f".{place.name}-*"))  # what a kill has left half unpacked
         if not place.is_dir() and archive.is_file():
             fresh = place.with_name(f".{place.name}-{nonce()}")
             fresh.mkdir()

@@ -73,17 +73,29 @@ def check(job: JobConfig, profile: Profile, version: tuple[int, ...] | None) -> 
     for key, cause in _given(job).items():
         if key in profile.never:
             raise ConfigError(f"{flag(cause, job)}: {profile.name} takes no --{key}: {profile.never[key]}")
-    partition = profile.partitions.get(job.partition or "")
-    if partition and partition.max_gpus and job.world_size > partition.max_gpus:
-        raise ConfigError(
-            f"{job.layout}: partition {job.partition} of {profile.name} gives one job {partition.max_gpus} GPUs: "
-            "take fewer, or another --partition"
-        )
+    _check_limits(job, profile)
     by = [*job.srun_args, "--gpus-per-task"] if job.gpus_by == "gpus-per-task" else job.srun_args
     if job.launcher != "srun" and any(re.match("--gpus-per-task", word) for word in by):
         raise ConfigError(
             f"--launcher {job.launcher}: {profile.name} gives each task its GPU, and this launcher is one task a node: "
             "take --launcher srun"
+        )
+
+
+def _check_limits(job: JobConfig, profile: Profile) -> None:
+    """Those of a partition that Slurm's own words do not tell, and a QOS's."""
+    partition, qos = profile.partitions.get(job.partition or ""), profile.qos.get(job.qos or "")
+    for limit, kind, name in ((partition, "partition", job.partition), (qos, "qos", job.qos)):
+        if limit and limit.max_gpus and job.world_size > limit.max_gpus:
+            raise ConfigError(
+                f"{job.layout}: {kind} {name} of {profile.name} gives one job {limit.max_gpus} GPUs: take fewer, or "
+                f"another --{kind}"
+            )
+    if qos and not qos.min_nodes <= job.nodes <= (qos.max_nodes or job.nodes):
+        most = f" to {qos.max_nodes}" if qos.max_nodes else ""
+        raise ConfigError(
+            f"--nodes {job.nodes}: qos {job.qos} of {profile.name} gives one job {qos.min_nodes}{most or ' and more'} "
+            f"nodes: take another --nodes, or another --qos"
         )
 
 

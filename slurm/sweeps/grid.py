@@ -80,7 +80,7 @@ def combinations(found: Sequence[Axis]) -> list[Combination]:
     for texts in itertools.product(*(axis.texts for axis in found)):
         words = [f"{axis.key}={text}" for axis, text in zip(found, texts, strict=True)]
         values = {axis.key: parse_yaml(text, axis.key) for axis, text in zip(found, texts, strict=True)}
-        parts = [f"{short[axis.key]}_{_slug(text)}" for axis, text in zip(found, texts, strict=True)]
+        parts = [f"{short[axis.key].replace('/', '-')}_{_slug(text)}" for axis, text in zip(found, texts, strict=True)]
         out.append(Combination("-".join(parts), words, values))
     return out
 

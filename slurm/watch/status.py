@@ -222,7 +222,7 @@ def _notes(look: Look) -> list[str]:
         won = f"{steps} steps were committed meanwhile" if steps else "without a new committed step"
         notes.append(f"the last {free} attempts ended by preemption, node failure or requeue: {won}")
     if bad := bad_nodes(attempts, look.now):
-        notes.append(f"attempts failed twice on {', '.join(bad)}: for a day the next job keeps away, where it can")
+        notes.append(f"attempts failed on {', '.join(bad)}: for a day the next job keeps away, where it can")
     if "fallback" in look.files and (fallback := run.fallback()) is not None:
         notes.append(fallback)
     speed, claim = look.pace, look.claim

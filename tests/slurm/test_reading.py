@@ -122,7 +122,7 @@ def test_status_tells_what_a_user_should_know(run: RunDir) -> None:
     told = "the last 10 attempts ended by preemption, node failure or requeue: without a new committed step"
     assert status([run])[0].notes == [told]
     run.record_attempt({**lost, "attempt": 11, "committed_step": 9, "cause": "crash", "failed_on": "n7"})
-    assert status([run])[0].notes == ["attempts failed twice on n7: for a day the next job keeps away, where it can"]
+    assert status([run])[0].notes == ["attempts failed on n7: for a day the next job keeps away, where it can"]
     run.note_fallback("this job starts again, since a successor was refused: AssocMaxSubmitJobLimit")
     assert "AssocMaxSubmitJobLimit" in as_text(status([run]))
     run.note_fallback(None)

@@ -1,7 +1,7 @@
 """One folder that every engine reads at every world size, and that is never half there.
 
 step-00001200-e0007/
-    rank-0000.safetensors ...   flat fp32 ranges of every parameter and its moments, and the rank's RNG
+    rank-0000.safetensors ...   flat ranges of every parameter and its moments, and the rank's RNG
     MANIFEST.json               written last: sizes and block hashes of every file, and what lies where
 """
 

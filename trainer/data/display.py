@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer
 
 from trainer.data.prepared import Prepared
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE_SECONDS = 30.0
 _SHOWN = 150
 """Tokens at each end of a text that is too long to be shown."""
@@ -63,6 +65,11 @@ class Display:
             )
 
 
+def printable(text: str) -> str:
+    """A row's, or a tokenizer's, without what a terminal would obey."""
+    return _CONTROL.sub("\u241b", text)
+
+
 def samples(prepared: Prepared, tokenizer: Tokenizer, count: int, marks: bool) -> Iterator[Text]:
     """`count` documents from all over the data. What is trained on is green; with `marks` it stands in angle quotes
     besides, for where there is no colour."""
@@ -88,5 +95,5 @@ def _words(tokenizer: Tokenizer, ids: list[int]) -> str:
     left_out = len(ids) - 2 * _SHOWN
     if left_out <= 0:
         words = str(tokenizer.decode(ids, skip_special_tokens=False))
-        return words.replace("\x1b", "\u241b")  # a terminal would obey it
+        return printable(words)
     return f"{_words(tokenizer, ids[:_SHOWN])} [... {left_out:,} tokens ...] {_words(tokenizer, ids[-_SHOWN:])}"

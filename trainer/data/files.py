@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,10 @@ def _folder(folder: str) -> list[str]:
         return [os.path.join(folder, part["filename"]) for part in state]  # its own order of rows
     found = sorted(
         os.path.relpath(os.path.join(where, name), folder)
-        for where, _, names in os.walk(folder)
+        for where, names in _walked(folder)
         for name in names
-        if name not in _METADATA and os.path.splitext(name)[1] not in _BESIDE
+        if name not in _METADATA and os.path.splitext(name)[1] not in _BESIDE and not name.startswith(".")
     )
-    found = [path for path in found if not any(part.startswith(".") for part in Path(path).parts)]
     if not found:
         raise ConfigError(f"the folder {folder} holds no data")
     formats = Counter(format_of(os.path.join(folder, path))[0] for path in found)
@@ -100,6 +100,22 @@ def _folder(folder: str) -> list[str]:
             f"{folder} holds the splits {', '.join(found_splits)}: name one by a glob: {folder}/**/{found_splits[0]}*"
         )
     return [os.path.join(folder, path) for path in found]
+
+
+def _walked(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below with its files' names, also what a link leads to, once. One that cannot be read is an error:
+    nobody would hear of what was left out."""
+
+    def unreadable(error: OSError) -> None:
+        raise ConfigError(f"{error.filename}: {error.strerror}")
+
+    seen = set()
+    for where, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        place = os.path.realpath(where)
+        folders[:] = [] if place in seen else [name for name in folders if not name.startswith(".")]
+        if place not in seen:
+            seen.add(place)
+            yield where, names
 
 
 def _json(folder: str, name: str) -> dict[str, Any]:

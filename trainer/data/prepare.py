@@ -86,7 +86,8 @@ def _open_cache(cache: Path) -> None:
         cache.mkdir(mode=0o700 if cache.name == OWN_CACHE else 0o775, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{cache}: {error.strerror}: take another folder for prepared data: data.cache=DIR") from None
-    if not os.access(cache, os.R_OK | os.X_OK):
+    theirs = cache.name == OWN_CACHE and not is_own(cache)  # what they put there would be trained on
+    if theirs or not os.access(cache, os.R_OK | os.X_OK):
         raise ConfigError(f"{cache} is another user's: take another --runs-dir, or data.cache=DIR")
 
 

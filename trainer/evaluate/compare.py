@@ -20,7 +20,7 @@ from durable import as_open_as
 from settings import ConfigError
 from trainer import config, exits
 from trainer.evaluate import blind, history, table
-from trainer.evaluate.folder import Folder
+from trainer.evaluate.folder import Folder, called
 from trainer.evaluate.metrics import Marks, Score, differences
 from trainer.evaluate.scores import Judged, plain
 from trainer.evaluate.spoken import Form
@@ -93,7 +93,7 @@ def sides(run_dirs: Sequence[Path], name: str | None) -> list[Side]:
         raise ConfigError(
             f"the runs have no finished evaluation in common ({have}): launch.py evaluate RUN --data FILE"
         )
-    found = [Side(run_dir, Path(name).name.partition(".")[0] if name else common[0]) for run_dir in run_dirs]
+    found = [Side(run_dir, called(name) if name else common[0]) for run_dir in run_dirs]
     for one in found[1:]:
         if one.data["sha256"] != found[0].data["sha256"]:
             shown = " and ".join(

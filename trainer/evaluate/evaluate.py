@@ -21,7 +21,7 @@ from trainer.data.encode import load_tokenizer
 from trainer.data.files import find
 from trainer.evaluate import generate, history, rows, scores, spoken
 from trainer.evaluate.baselines import LARGEST
-from trainer.evaluate.folder import Folder
+from trainer.evaluate.folder import Folder, called
 from trainer.evaluate.rows import Row
 from trainer.evaluate.weights import choose
 from trainer.export import export
@@ -170,7 +170,7 @@ def _source(settings: TrainConfig, file: str | None) -> tuple[str, Source]:
     if file is not None:
         like = next((one for key, one in known.items() if key.startswith("train") and one.form == form), None)
         source = Source(find([file]), like.format, like.column) if like else Source(find([file]), form)
-        return Path(file).name.partition(".")[0], source
+        return called(file), source
     for name, key in settings.data.keys("evaluation").items():
         if known[key].form == form:
             return name or "evaluation", known[key]

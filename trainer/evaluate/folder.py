@@ -14,6 +14,11 @@ from settings import read_json
 ABOUT, ANSWERS, SCORES = "about.json", "answers.jsonl", "scores.json"
 
 
+def called(file: str) -> str:
+    """The name of the evaluation on a file."""
+    return Path(file).name.lstrip(".").partition(".")[0] or "data"
+
+
 class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -30,13 +30,15 @@ def _groups(scores: Mapping[str, Any]) -> Table:
     table = _table("", "rows", *(METRICS[name] for name in (first, *others)))
     for group, values in scores["by_group"].items():
         cells = (number(values[name]["value"]) for name in others)
-        table.add_row(group, f"{values['rows']:,}", interval(values[first]), *cells)
+        table.add_row(Text(group), f"{values['rows']:,}", interval(values[first]), *cells)
     return table
 
 
 def _table(title: str, *columns: str) -> Table:
     """The first column names the row. Narrow, since a terminal may have 80 columns."""
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0)
+    table = Table(
+        title=Text(title) if title else None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0
+    )
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

@@ -15,7 +15,7 @@ def batch_layout(train: Train, world_size: int) -> BatchLayout:
     total = train.global_batch_size
     share, rest = divmod(total, world_size)
     if rest:
-        near = [n for n in range(world_size, 0, -1) if total % n == 0][0]
+        near = next(n for n in range(min(world_size, total), 0, -1) if total % n == 0)
         more = math.ceil(total / world_size) * world_size
         raise ConfigError(
             f"train.global_batch_size={total} does not divide by {world_size} ranks ({total} / {world_size} = "

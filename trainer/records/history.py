@@ -106,6 +106,11 @@ class History:
         epochs = np.unique(self.whole("epoch")).tolist()
         return {epoch: min((step for later, step in resumes if later > epoch), default=sys.maxsize) for epoch in epochs}
 
+    def in_line(self, *kinds: str) -> list[dict[str, Any]]:
+        """Those of a line that was not given up."""
+        ends = self.ends()
+        return [event for event in self.told(*kinds) if event["step"] <= ends.get(event["epoch"], event["step"])]
+
     def kept(self) -> Mask:
         """Which steps count, (steps,)."""
         epoch, step, kept = self.whole("epoch"), self.whole("step"), np.ones(self.count, bool)

@@ -104,12 +104,10 @@ def charts(run: Run, planned: float | None) -> list[Chart]:
 
 def _held_out(run: Run) -> list[Curve | None]:
     """A curve for each held-out set: what a model forgets is one that rises."""
-    ends: dict[int, int] = run.history.ends()
     points: dict[str, dict[int, float]] = {}
-    for event in run.history.told("evaluation"):
-        if event["step"] <= ends.get(event["epoch"], event["step"]):
-            for name, loss in (event.get("losses") or {"": event.get("loss")}).items():
-                points.setdefault(name, {})[int(event["step"])] = np.nan if loss is None else float(loss)
+    for event in run.history.in_line("evaluation"):
+        for name, loss in (event.get("losses") or {"": event.get("loss")}).items():
+            points.setdefault(name, {})[int(event["step"])] = np.nan if loss is None else float(loss)
     found = []
     for style, (name, losses) in enumerate(points.items(), 1):
         x = np.array(sorted(losses), np.float64)

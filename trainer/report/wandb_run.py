@@ -85,7 +85,7 @@ def steps(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
 def _beside(run: Run) -> dict[int, dict[str, float]]:
     """What evaluations told, by step."""
     found: dict[int, dict[str, float]] = {}
-    for event in run.history.told("evaluation", "penalty"):
+    for event in run.history.in_line("evaluation", "penalty"):
         row = found.setdefault(int(event["step"]), {})
         if event["event"] == "penalty":
             values = {"penalty": event["penalty"]}

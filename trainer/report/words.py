@@ -17,7 +17,7 @@ CAUSES = {
     "timeout": "time limit",
     "preemption": "preempted",
     "node_failure": "a node was lost",
-    "requeued": "requeued by an administrator",
+    "requeued": "requeued",
     "signal": "a signal",
     "crash": "crash",
     "oom": "out of memory",
@@ -67,7 +67,7 @@ def standing(run: Run) -> Standing:
         return Standing("good", "done", f"every step is done{exported}{on_the_way}", "")
     if run.cancelled is not None:
         cause, reason = str(run.cancelled.get("cause", "cancel")), str(run.cancelled.get("reason", ""))
-        tone = "busy" if cause in ("stop", "budget") else "bad"
+        tone = "busy" if cause in ("stop", "cancel", "budget") else "bad"
         return Standing(tone, "ended", f"{CAUSES.get(cause, cause)}{f': {reason}' if reason else ''}", again)
     if newest.cause == RUNNING:
         ago = f"last word {span(run.now - newest.end)} before this report"

@@ -193,7 +193,7 @@ class Moment:
 
 
 def _lines(path: Path) -> list[str]:
-    """None where there is no such file, at least one where there is."""
+    """Empty where there is no such file, at least one where there is."""
     try:
         return path.read_text(encoding="utf-8").splitlines() or [""]
     except OSError:

@@ -111,7 +111,7 @@ LOGIN = [
     ("what the site never takes", scheduler.rules, {"mem": "10G"}, {"never": {"mem": "it comes with the GPUs"}}, None, "takes no --mem"),
     ("over quota", storage.quota, {}, {}, over_quota, "52 of 54 GB on"),
     ("no Python", software.python, {"rank_python": "/nowhere/python3"}, {}, None, "/nowhere/python3: No such file or directory"),
-    ("torch of another build, for other processors", software.python, {}, {"gpu": "a100-80", "architecture": "aarch64"}, None, "has a100-80"),
+    ("a Python for other processors", software.python, {}, {"architecture": "aarch64"}, None, "the nodes of site are aarch64"),
 ]  # fmt: skip
 RECIPES = [
     ("no such partition", ["job.partition=bach"], "--partition bach: there is no such partition"),

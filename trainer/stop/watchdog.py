@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -102,11 +103,13 @@ class Watchdog:
         print(
             f"outlast: rank {self._runtime.rank} hangs: {what}; stacks in {self._folder}", file=sys.stderr, flush=True
         )
-        with suppress(OSError):  # a file system that fails must not keep this rank here
+        try:
             write_atomic(word, f"rank {self._runtime.rank}: {what}\n")
             self._write_stacks(what)
             self._wait_for_stacks()
             self._tell(silent)
+        except Exception:  # neither a file system that fails nor a bug of ours may keep this rank here
+            traceback.print_exc()
         os._exit(exits.HANG)
 
     def _write_stacks(self, what: str) -> None:
@@ -166,7 +169,8 @@ def _recorded() -> list[dict[str, Any]]:
     for name in ("_dump_fr_trace_json", "_dump_nccl_trace_json"):
         with suppress(AttributeError, ValueError):
             dump = getattr(torch._C._distributed_c10d, name)
-            entries += json.loads(dump(includeCollectives=True, onlyActive=False))["entries"]
+            told = json.loads(dump(includeCollectives=True, onlyActive=False))
+            entries += told.get("entries", [])  # torch 2.14 leaves it out where nothing was recorded
     return entries
 
 

@@ -139,7 +139,7 @@ def test_planted_on_the_login_node(
     found = wrong(plant(patient) if plant else patient, check)
     assert said in found[0].what, found
     assert all(finding.why and finding.mend for finding in found)
-    assert len(found) == (2 if "architecture" in profile else 1)
+    assert len(found) == 1
 
 
 def test_planted_nodes_and_folders(here: Path, site: Pocket) -> None:

@@ -50,6 +50,12 @@ def keep(checkpoint: Path, target: Path) -> None:
         target.symlink_to(checkpoint)
 
 
+def copy_private(source: Path, target: Path) -> None:
+    """Whom the source is closed to reads no copy of it either."""
+    shutil.copyfile(source, target)
+    target.chmod(target.stat().st_mode & (source.stat().st_mode | 0o600))
+
+
 def is_own(path: Path) -> bool:
     """Whether it is this user's own, and no link to what is."""
     return path.lstat().st_uid == os.geteuid() and not path.is_symlink()

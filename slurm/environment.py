@@ -223,6 +223,6 @@ def promised(
     return [*{**dict(table), **network, **own}.items()]
 
 
-def worker_rank(environ: Mapping[str, str] = os.environ) -> int:
+def worker_rank() -> int:
     """The rank that an agent (torchrun's, DeepSpeed's) has given this process."""
-    return int(environ["RANK"])
+    return int(os.environ["RANK"])

@@ -34,10 +34,10 @@ _LEFT_OUT = {
     "wandb",
 }
 _ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
-_TEXTS = (".py", ".sh", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini", ".txt", ".jinja")
 _CODE = (".py", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini")
-_WORDS = (".py", ".sh", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini")
-"""Suffixes of the words of a command that name code, and so are taken from the copy."""
+_WORDS = (*_CODE, ".json")
+_TEXTS = (*_WORDS, ".txt", ".jinja")
+"""_WORDS: suffixes of the words of a command that name code, and so are taken from the copy."""
 
 
 @dataclass(frozen=True)

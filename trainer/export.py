@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -18,10 +17,11 @@ from typing import Any
 import torch
 import transformers
 
-from durable import as_open_as, fsync_path
+from durable import as_open_as, copy_private, fsync_path, nonce
 from settings import ConfigError, read_json
 from trainer import config, exits
 from trainer.checkpoint import CheckpointBroken
+from trainer.checkpoint.format import name_of
 from trainer.checkpoint.lineage import checkpoint_after
 from trainer.checkpoint.load import Reader
 from trainer.data.encode import end_tokens
@@ -100,7 +100,7 @@ def _whole(settings: TrainConfig, reader: Reader, dtype: torch.dtype) -> Any:
 def _write_configs(model: Any, settings: TrainConfig, dtype: torch.dtype, folder: Path) -> None:
     """config.json, and generation_config.json with the tokens that end what this model writes. Raises ConfigError."""
     model.config.architectures = [type(model).__name__]
-    model.config.dtype = str(dtype).removeprefix("torch.")
+    model.config.dtype = name_of(dtype)
     model.config.to_json_file(folder / "config.json", use_diff=True)
     values = model.generation_config.to_diff_dict()
     known = None  # a new model's is its architecture's default, which means nothing to its tokenizer
@@ -120,7 +120,7 @@ def _write_tokenizer(model: Model, folder: Path) -> None:
         return
     for pattern in _TOKENIZER_FILES:
         for file in filter(Path.is_file, Path(model.tokenizer_folder).glob(pattern)):
-            shutil.copyfile(file, folder / file.name)
+            copy_private(file, folder / file.name)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 @contextmanager
 def _whole_or_not(target: Path, by: str) -> Iterator[Path]:
     """A folder to fill, which takes the target's name and place when all went well, and is gone when it did not."""
-    temporary = target.with_name(f".{target.name}-{by}-{secrets.token_hex(4)}")
+    temporary = target.with_name(f".{target.name}-{by}-{nonce()}")
     for leftover in target.parent.glob(f".{target.name}-{by}-*"):  # of an export that was killed
         _remove(leftover)
     try:

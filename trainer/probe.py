@@ -9,7 +9,6 @@ import csv
 import errno
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -65,16 +63,8 @@ class Probe:
 
 
 def node_facts() -> dict[str, Any]:
-    facts = {"python": sys.version.split()[0], "memory_gb": _memory(), "addresses": _addresses(os.uname().nodename)}
+    facts = {"python": sys.version.split()[0], "addresses": _addresses(os.uname().nodename)}
     return {**facts, "scratch": _scratch(), "gpus": _gpus()}
-
-
-def _memory() -> float | None:
-    """GB that are free."""
-    with suppress(OSError):
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        return round(int(found[1]) * 1024 / 1e9, 1) if found else None
-    return None
 
 
 def _addresses(host: str) -> list[str]:

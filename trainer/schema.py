@@ -258,6 +258,11 @@ class TrainConfig(Struct, frozen=True):
         return "chat" if "chat" in forms else "completion" if "completion" in forms else "text"
 
     @property
+    def products(self) -> float:
+        """The share of a step's matrix products that is done: a third are gradients, and frozen weights have none."""
+        return 2 / 3 if self.lora else 1.0
+
+    @property
     def result(self) -> Form:
         """What the model is for in the end."""
         return self.purpose(self.stages[-1] if self.stages else None)

@@ -184,7 +184,5 @@ def gloo_interface(host: str, peer: str, interfaces: str = "") -> str | None:
     with suppress(OSError):
         if not socket.gethostbyname(host).startswith("127."):
             return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((peer, 9))  # UDP: looks the route up, sends nothing
-        address = probe.getsockname()[0]
+    address = _by_route(peer)
     return next((name for name, own in addresses().items() if own == address), None)

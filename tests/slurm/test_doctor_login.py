@@ -128,6 +128,14 @@ def test_a_quota_of_which_nobody_tells(tmp_path: Path, monkeypatch: pytest.Monke
     assert said(storage.quota(case(tmp_path))) == ["warning: lfs has not answered"]
 
 
+def test_a_mount_may_be_called_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, on a login node: its name is bytes, and its line is parted by spaces alone."""
+    odd = b"99 1 0:99 / /tmp/a\x0b\xe9b rw - fuse.x /x rw\n"
+    told = odd + Path("/proc/self/mountinfo").read_bytes()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: told)
+    assert tmp_path.resolve().is_relative_to(storage.mount_of(tmp_path).folder)
+
+
 def test_runs_on_a_scratch_that_is_purged(tmp_path: Path) -> None:
     def told(path: str, days: int | None) -> list[str]:
         one = case(tmp_path / "runs")

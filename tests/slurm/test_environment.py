@@ -9,7 +9,16 @@ import pytest
 
 from settings import ConfigError
 from slurm.config import make_job
-from slurm.environment import CACHES, Layout, attempt_variables, is_secret, promised, rank_variables, without_job
+from slurm.environment import (
+    CACHES,
+    Layout,
+    allocation,
+    attempt_variables,
+    is_secret,
+    promised,
+    rank_variables,
+    without_job,
+)
 
 OUTER = [
     *(
@@ -125,3 +134,10 @@ def test_a_folder_that_no_runtime_could_bind() -> None:
     make_job({"name": "x", "binds": ["/a:b"]}, "sft.yaml")
     with pytest.raises(ConfigError, match="^/a:b: a folder with a colon or a comma cannot be bound"):
         make_job({"name": "x", "binds": ["/a:b"], "rank_command": ["run", "--bind={binds}"]}, "sft.yaml")
+
+
+def test_a_job_that_is_no_array_is_none_by_what_an_outer_one_left() -> None:
+    """sbatch hands the variables of the job around it on."""
+    left = {"SLURM_JOB_ID": "200", "SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": "3"}
+    assert allocation(left, array=False).job_id == "200"
+    assert allocation(left).job_id == "100_3"

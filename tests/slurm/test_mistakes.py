@@ -33,6 +33,10 @@ WORDS = [
     ("no time", ["-t", "00:00:00"], "command line: walltime=00:00:00: a walltime must be longer than zero"),
     ("seconds", ["-t", "3600"], "command line: walltime=3600: a walltime is written [D-]HH:MM:SS, for example 24:00:00 or 2-00:00:00"),
     ("shorter limit", ["-t", "01:00:00", "--time-min", "02:00:00"], "--time-min 02:00:00 is longer than --walltime 01:00:00: Slurm may only shorten it"),
+    ("no such time", ["-t", "9999999999-00:00:00"], "command line: walltime=9999999999-00:00:00: a walltime of so many days is none"),
+    ("a form of what is not asked for", ["--json"], "submit --json: it is the form of a --dry-run"),
+    ("a command's lead", ["--lead", "300"], "command line: lead is for a command after --"),
+    ("a fork by its key", ["fork=runs/x/checkpoints/y"], "sft.yaml: fork: take --fork RUN@STEP"),
     ("a flag twice", ["--sbatch", "nodes=3"], "--sbatch nodes: launch.py sets it: see its own flags in --help"),
     ("what continuation needs", ["--sbatch", "requeue"], "--sbatch requeue: launch.py sets it: see its own flags in --help"),
     ("short option", ["--sbatch", "t=3"], "--sbatch t: launch.py sets it: see its own flags in --help"),
@@ -52,6 +56,7 @@ WORDS = [
     # --- layout
     ("batch", ["--gpus", "5"], "train.global_batch_size=48 does not divide by 5 ranks (48 / 5 = 9.60): take 4 ranks, or train.global_batch_size=50"),
     ("micro batch", ["train.micro_batch_size=5"], "train.micro_batch_size=5 does not divide a rank's share of 24 sequences (48 / 2 ranks): take train.micro_batch_size=4"),
+    ("more ranks than can be", ["--cluster", "generic", "--nodes", "99999999999999", "--dry-run"], "train.global_batch_size=48 does not divide by 99999999999999 ranks"),
     ("GPUs", ["--gpus", "32"], "--gpus 32: local has 16 GPUs a node: --nodes 2 --gpus 16 is the same 32 ranks (2 nodes x 16 GPUs = 32 ranks)"),
     ("nodes", ["--nodes", "2"], "--nodes 2: local has 1 node: take --nodes 1, a cluster of this machine (launch.py pocket up --nodes 2), or look at the script: --cluster NAME --dry-run"),
     # --- keys and values

@@ -196,6 +196,7 @@ def test_a_dry_run_where_no_slurm_is(
         ("leonardo-booster", {"qos": "boost_qos_dbg", "walltime": "01:00:00"}, "--walltime 01:00:00: the QOS boost_qos_dbg allows 00:30:00: the run goes on by itself, take --walltime 00:30:00"),
         ("karolina", {"partition": "qgpu_big"}, "--nodes 2: qgpu_big gives one job no less than 17 nodes"),
         ("csc-roihu", {"partition": "gpumedium"}, "2 nodes x 4 GPUs = 8 ranks: partition gpumedium of csc-roihu gives one job 4 GPUs: take fewer, or another --partition"),
+        ("leonardo-booster", {"qos": "boost_qos_dbg", "nodes": 3}, "--nodes 3: qos boost_qos_dbg of leonardo-booster gives one job 1 to 2 nodes: take another --nodes, or another --qos"),
         ("mila", {"launcher": "torchrun"}, "--launcher torchrun: mila gives each task its GPU, and this launcher is one task a node: take --launcher srun"),
         ("frontier", {"launcher": "torchrun"}, "--launcher torchrun: frontier gives each task its GPU, and this launcher is one task a node: take --launcher srun"),
     ],

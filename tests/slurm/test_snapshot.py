@@ -91,6 +91,17 @@ def test_repositories_inside_are_copied_too(tmp_path: Path, submodule: bool) -> 
     assert names(code) == {"train.py", *inside, *[".gitmodules"] * submodule}
 
 
+def test_a_repository_inside_runs_no_program_of_its_own(tmp_path: Path) -> None:
+    """As in an archive that somebody has packed with its .git: it is this user's own when it is unpacked."""
+    for folder in (tmp_path, tmp_path / "corpus"):
+        write(folder, "train.py")
+        subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    hook = ["config", "core.fsmonitor", f"touch {tmp_path}/ran; false"]
+    subprocess.run(["git", "-C", str(tmp_path / "corpus"), *hook], check=True)
+    assert names(snapshot.of_command(["python", "train.py"], tmp_path)) == {"train.py", "corpus/train.py"}
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_module_of_the_working_folder_is_taken_from_the_copy(tmp_path: Path) -> None:
     write(tmp_path, "pkg/__init__.py", text="")
     write(tmp_path, "pkg/__main__.py", text="print('before')")

@@ -253,7 +253,7 @@ def test_a_refused_sweep_leaves_nothing(here: Path, site: Path, capsys: Said) ->
     assert line.startswith("a sweep of 4 runs: arrays of this Slurm end at 3 (MaxArraySize): give fewer values, or")
 
 
-def test_the_results(here: Path, site: Path, capsys: Said) -> None:
+def test_the_results(here: Path, site: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.main(["sweep", "sft.yaml", "optim.lr=1e-5,2e-5,5e-5,9e-5", "--gpus", "4"]) == 0
     sweep = Sweep(here / "runs" / "sft-sweep")
     first, second, third, fourth = sweep.runs
@@ -279,6 +279,13 @@ def test_the_results(here: Path, site: Path, capsys: Said) -> None:
     assert re.fullmatch(
         "sft-sweep: 4 runs: (3 done, 1 waiting|1 waiting, 3 done): see launch.py status sft-sweep\n", told
     )
+    theirs = here / "runs" / "another"  # of a colleague, whose word on job ids is none
+    theirs.mkdir()
+    (theirs / "jobs.jsonl").write_text("{}\n")
+    (theirs / "sweep.json").write_text('{"sent": [], "runs": [{"run": "../sft-sweep/../x", "values": {}}]}')
+    monkeypatch.setattr(RunDir, "own", property(lambda run: run.path.name != "another"))
+    assert Sweep(theirs).runs == [] and launch.main(["status", "812"]) == 0
+    capsys.readouterr()
     assert launch.main(["status", "812_3"]) == 0
     assert capsys.readouterr().out.startswith(f"{fourth.name}: waiting (job 812_3 waits: it is next")
     assert "is a sweep: name one of its runs, as" in refused(capsys, "logs", "sft-sweep")

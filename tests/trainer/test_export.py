@@ -246,6 +246,28 @@ def test_a_killed_ones_leftovers_go_and_anothers_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob(".export*")) == [".export-hand-1", ".export-step-9-run-1"]
 
 
+def test_a_folder_that_is_a_link_to_other_storage_is_replaced(tmp_path: Path) -> None:
+    settings = checkpoints.settings(tmp_path, LLAMA)
+    checkpoint = saved(tmp_path, build(settings.model, 1), settings)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "export").symlink_to("elsewhere")
+    export(settings, checkpoint, tmp_path / "export", no_words)
+    assert (tmp_path / "export" / "provenance.json").exists() and not (tmp_path / "export").is_symlink()
+    assert not list(tmp_path.glob(".export*")) and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_what_others_may_not_read_they_read_in_no_export(tmp_path: Path) -> None:
+    """A link in somebody's model folder may lead to what this user alone may read."""
+    settings = checkpoints.settings(tmp_path, LLAMA)
+    checkpoint = saved(tmp_path, build(settings.model, 1), settings)
+    secret = tmp_path / "id_rsa"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    (Path(settings.model.tokenizer_folder) / "vocab.txt").symlink_to(secret)
+    export(settings, checkpoint, tmp_path / "export", no_words)
+    assert (tmp_path / "export" / "vocab.txt").stat().st_mode & 0o077 == 0
+
+
 @pytest.mark.parametrize(("mode", "file"), [(0o700, 0o600), (0o750, 0o640)])
 def test_who_may_read_the_run_may_read_its_export(tmp_path: Path, mode: int, file: int) -> None:
     run = tmp_path / "run"

@@ -98,7 +98,7 @@ SHAPE = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "voc
 WORLD, SEQUENCES, LENGTH = 4, 8, 1000
 
 
-def settings(precision: str = "bf16") -> TrainConfig:
+def settings(precision: str = "bf16", **more: Any) -> TrainConfig:
     return resolve(
         {
             "name": "x",
@@ -106,17 +106,18 @@ def settings(precision: str = "bf16") -> TrainConfig:
             "data": {"train": ["a"], "seq_len": LENGTH},
             "train": {"global_batch_size": SEQUENCES, "steps": 1, "precision": precision},
             "optim": {"lr": 1.0},
+            **more,
         },
         "x",
     )
 
 
-def meter(monkeypatch: pytest.MonkeyPatch, kind: str, precision: str = "bf16") -> Throughput:
+def meter(monkeypatch: pytest.MonkeyPatch, kind: str, precision: str = "bf16", **more: Any) -> Throughput:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     stats = {"reserved_bytes": {"all": {"peak": 3 << 30}}}
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda: stats)
     runtime: Any = SimpleNamespace(device=torch.device(kind), world_size=WORLD)
-    return Throughput(settings(precision), empty(SHAPE), runtime)
+    return Throughput(settings(precision, **more), empty(SHAPE), runtime)
 
 
 def test_mfu_is_by_the_lengths_of_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +132,8 @@ def test_mfu_is_by_the_lengths_of_the_documents(monkeypatch: pytest.MonkeyPatch)
         assert values["mfu"] == pytest.approx(cost.flops(context) * 8000 / 0.75 / (4 * 989.4e12), rel=1e-4)
         assert values["data_wait_seconds"] == 0.25 and values["memory_bytes"] == pytest.approx(3 << 30, rel=1e-4)
         assert in_words(values) == f"10,667 tokens/s  MFU {values['mfu']:.1%}"
+    adapters = meter(monkeypatch, "cuda", lora={"r": 4}).saw_step(0.5, 0.25, 6000, pairs)
+    assert adapters["mfu"] == pytest.approx(values["mfu"] * 2 / 3, rel=1e-4)  # as the plan counts it
     assert "mfu" not in meter(monkeypatch, "cuda", "fp32").saw_step(0.5, 0.0, 6000, 1)
     assert "mfu" not in meter(monkeypatch, "cpu").saw_step(0.5, 0.0, 6000, 1)
 

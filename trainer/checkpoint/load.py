@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from durable import nonce
 from settings import ConfigError
 from trainer import claims
 from trainer.checkpoint import CheckpointBroken, Point, folder_name, names
@@ -139,7 +139,7 @@ def load_newest(
             return resumed
         passed_over.append(f"{path.name}: {problems[0]}")
         if runtime.leads:
-            path.rename(folder / f".bad-{path.name}-{secrets.token_hex(4)}")
+            path.rename(folder / f".bad-{path.name}-{nonce()}")
         runtime.barrier()
     if passed_over or runtime.from_leader(_existed(runtime.run_dir)):
         why = "; ".join(passed_over) or "they were found broken before, or are gone"

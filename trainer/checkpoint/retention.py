@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
-from durable import fsync_path
+from durable import fsync_path, nonce
 from trainer import claims
 from trainer.checkpoint import CheckpointBroken, Point, folder_name, names
 from trainer.checkpoint.format import read_manifest
@@ -82,7 +81,7 @@ class Retention:
 def put_aside(checkpoints: Path, point: Point) -> Path:
     """Its folder is a checkpoint no more: a kill in the middle of the deletion leaves nothing that looks like one."""
     name = folder_name(point)
-    return (checkpoints / name).rename(checkpoints / f".trash-{name}-{secrets.token_hex(4)}")
+    return (checkpoints / name).rename(checkpoints / f".trash-{name}-{nonce()}")
 
 
 def remove_leftovers(folder: Path, epoch: int) -> None:

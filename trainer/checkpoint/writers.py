@@ -5,7 +5,6 @@ They have a wire of their own, so that no step waits for a save, and no save for
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from durable import fsync_path
+from durable import fsync_path, nonce
 from trainer import claims
 from trainer.checkpoint import Point, folder_name
 from trainer.checkpoint.format import File, Manifest, write_file, write_manifest
@@ -81,7 +80,7 @@ class Writers:
 
     def _new_folder(self, manifest: Manifest) -> str:
         point = Point(manifest.step, manifest.epoch)
-        temporary = self.folder / f".tmp-{folder_name(point).removeprefix('step-')}-{secrets.token_hex(4)}"
+        temporary = self.folder / f".tmp-{folder_name(point).removeprefix('step-')}-{nonce()}"
         temporary.mkdir(parents=True)
         return temporary.name
 

@@ -60,9 +60,7 @@ def stream(first: int, count: int, sequences: int, seed: int, stage: int | str =
     return out
 
 
-def batch_indices(
-    step: int, global_batch_size: int, sequences: int, seed: int, stage: int = 0
-) -> npt.NDArray[np.int64]:
+def batch_indices(step: int, global_batch_size: int, sequences: int, seed: int) -> npt.NDArray[np.int64]:
     """The sequence numbers of global batch `step`, counted from 0: the batch that the run uses after `step`
     finished steps. Shape (global_batch_size,); a batch may span two epochs."""
-    return stream(step * global_batch_size, global_batch_size, sequences, seed, stage)
+    return stream(step * global_batch_size, global_batch_size, sequences, seed, stage=0)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.engines.engine import Engine
+from trainer.engines.lean import stretches
 from trainer.engines.optimizer import local
 from trainer.engines.shard import Shard
 
@@ -74,7 +75,7 @@ class Anchored:
         """To the importance."""
         total = self._kept[stepped].importance
         assert total is not None
-        for part in stretches(len(total), gradient.device):
+        for part in stretches(len(total), _STRETCH[gradient.device.type]):
             total[part] += gradient[part].square().to(total.device)
 
     def pull(self, strength: float) -> None:
@@ -84,7 +85,7 @@ class Anchored:
         def back(stepped: Tensor, rate: Tensor) -> None:
             weights, kept, device = local(stepped.detach()).view(-1), self._kept[stepped], stepped.device
             step = (rate * strength).to(device, torch.float32)
-            for part in stretches(len(weights), device):
+            for part in stretches(len(weights), _STRETCH[device.type]):
                 c = step if kept.importance is None else kept.importance[part].to(device, non_blocking=True) * step
                 weights[part].lerp_(kept.weights[part].to(device, non_blocking=True), c / (c + 1))
 
@@ -97,7 +98,7 @@ class Anchored:
         for ours, theirs in zip(self.shards, self._engine.shards(), strict=True):
             weights = theirs.tensors["weights"]
             assert isinstance(weights, Tensor)
-            for part in stretches(len(weights), weights.device):
+            for part in stretches(len(weights), _STRETCH[weights.device.type]):
                 now = weights[part]
                 square = (now - ours.tensors["weights"][part].to(now.device, non_blocking=True)).square_()
                 if IMPORTANCE in ours.tensors:
@@ -106,18 +107,12 @@ class Anchored:
         return float(total)
 
 
-def stretches(count: int, device: torch.device) -> Iterator[slice]:
-    size = _STRETCH[device.type]
-    for start in range(0, count, size):
-        yield slice(start, min(count, start + size))
-
-
 def fingerprint(shard: Shard, replicas: tuple[int, int]) -> int:
     """This rank's part of a parameter's weights as a number, whose sum modulo 2**64 over the ranks says which values
     stand where, however they are shared out: of each value's bits times its place."""
     start, stop = shard.part(*replicas)
     values, total = shard.tensors["weights"][start - shard.start : stop - shard.start], 0
-    for part in stretches(stop - start, values.device):
+    for part in stretches(stop - start, _STRETCH[values.device.type]):
         bits = values[part].detach().view(torch.int32).long()
         place = torch.arange(start + part.start, start + part.stop, device=bits.device)
         total += int((bits * (2 * place + 1)).sum())  # int64: it wraps

@@ -59,7 +59,7 @@ class LeanAdamW:
     ) -> None:
         """One parameter's flat local part, which begins at its element `start`. `clip`: a factor, scalar fp32."""
         new = 1 - self._betas[1]
-        for part in _stretches(len(weights)):
+        for part in stretches(len(weights), _STRETCH):
             place = (start + part.start, part.stop - part.start)
             noise = _Noise(self._seed, self._number, name, *place, weights.device)
             values, g = weights[part].float(), torch.where(self._finite, gradient[part].float() * clip, 0.0)
@@ -72,9 +72,10 @@ class LeanAdamW:
             _write(weights, part, values, noise, "weights")
 
 
-def _stretches(count: int) -> Iterator[slice]:
-    for start in range(0, count, _STRETCH):
-        yield slice(start, min(count, start + _STRETCH))
+def stretches(count: int, size: int) -> Iterator[slice]:
+    """Flat values piece by piece: what is made of each on the way is small."""
+    for start in range(0, count, size):
+        yield slice(start, min(count, start + size))
 
 
 def _write(kept: Kept, part: slice, values: Tensor, noise: _Noise, kind: str) -> None:

@@ -16,6 +16,7 @@ import transformers
 from settings import ConfigError
 from trainer import config
 from trainer.checkpoint import CheckpointBroken
+from trainer.checkpoint.format import name_of
 from trainer.checkpoint.lineage import checkpoint_after
 from trainer.data.encode import load_tokenizer
 from trainer.data.files import find
@@ -96,7 +97,7 @@ class Evaluation:
             },
             "new_tokens": self.new_tokens,
             "batch_size": generate.batch_size(self._shape, self.dtype, longest),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": name_of(self.dtype),
             "device": device_name(generate.device()),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }

@@ -35,11 +35,6 @@ class Kept(NamedTuple):
     after: float
     last_step: int
 
-    @property
-    def rise(self) -> float:
-        """Relative."""
-        return self.after / self.before - 1
-
 
 def cost(run_dir: Path) -> Cost | None:
     """None: nothing was trained here yet."""

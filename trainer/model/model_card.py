@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from trainer.checkpoint.format import Manifest
+from trainer.checkpoint.format import Manifest, name_of
 from trainer.schema import TrainConfig
 from trainer.shape import Model
 
@@ -70,7 +70,7 @@ def provenance(
         "config_sha256": hashlib.sha256(recipe.encode()).hexdigest(),
         "config": manifest.config,
         "layout": manifest.layout,
-        "weights": {"elements": elements, "dtype": str(dtype).removeprefix("torch."), "sha256": sha256},
+        "weights": {"elements": elements, "dtype": name_of(dtype), "sha256": sha256},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 

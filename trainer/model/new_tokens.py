@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from durable import write_atomic
+from durable import copy_private, write_atomic
 from settings import ConfigError, read_json
 from trainer.shape import Model
 
@@ -63,7 +62,7 @@ def write(model: Model, folder: Path) -> None:
     source = Path(model.tokenizer_folder)
     for pattern in _BESIDE:
         for file in filter(Path.is_file, source.glob(pattern)):
-            shutil.copyfile(file, folder / file.name)
+            copy_private(file, folder / file.name)
     if (source / _CONFIG).is_file():
         values = read_json(source / _CONFIG)
         if "added_tokens_decoder" in values:  # where it stands, it counts beside tokenizer.json

@@ -98,8 +98,7 @@ def time(
 def seconds_at(mfu: float, model: Architecture, settings: TrainConfig, layout: BatchLayout, device: Device) -> float:
     """Of a step without what an offload waits for. `mfu`: as it would be with nothing computed again."""
     tokens = layout.global_batch_size * settings.data.seq_len
-    # Without gradients of the frozen weights a third of the products is left out.
-    flops = model.flops(settings.data.seq_len) * (2 / 3 if settings.lora else 1)
+    flops = model.flops(settings.data.seq_len) * settings.products
     return tokens * flops * again(settings) / (layout.data_parallel_size * device.flops * mfu)
 
 

@@ -66,7 +66,7 @@ class Throughput:
     def __init__(self, settings: TrainConfig, model: torch.nn.Module, runtime: Runtime) -> None:
         self._cuda, self._world_size = runtime.device.type == "cuda", runtime.world_size
         self._tokens = settings.train.global_batch_size * settings.data.seq_len  # of a step
-        self._cost = Cost.of(model)
+        self._cost, self._products = Cost.of(model), settings.products
         known = self._cuda and settings.train.bf16_passes  # the table's peaks are no measure for fp32
         self._peak = peak_flops(torch.cuda.get_device_name(runtime.device)) if known else None
         self._seconds: deque[float] = deque()
@@ -93,7 +93,9 @@ class Throughput:
         }
         if self._cost and self._peak:
             context = pairs * self._world_size / self._tokens
-            values["mfu"] = self._cost.flops(context) * self._tokens / (pace * self._peak * self._world_size)
+            values["mfu"] = (
+                self._cost.flops(context) * self._products * self._tokens / (pace * self._peak * self._world_size)
+            )
         return {name: float(f"{value:.5g}") for name, value in values.items()}  # short lines in the events
 
     def _memory(self) -> int:

@@ -141,11 +141,11 @@ def _where(run: Run) -> str:
     return "what torch has reserved on its GPU, at most" if run.on_gpu else "its whole process on the CPU, at most"
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers between, about so many."""
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers between, about four."""
     if high <= low:
         return [low]
-    rough = (high - low) / count
+    rough = (high - low) / 4
     power = 10.0 ** np.floor(np.log10(rough))
     step = float(next(power * one for one in (1, 2, 2.5, 5, 10) if power * one >= rough))
     first = np.ceil(low / step - 1e-9) * step

@@ -63,3 +63,7 @@ def test_a_long_text_is_shown_without_its_middle(tmp_path: Path) -> None:
     prepared = prepare(Data([file], seq_len=8), tokenizer, tmp_path / "c", "train", lambda _: None)
     [text] = display.samples(prepared, load_tokenizer(Path(tokenizer)), 1, marks=False)
     assert " tokens ...] " in text.plain and len(text.plain) < 3000
+
+
+def test_a_terminal_obeys_no_row() -> None:
+    assert display.printable("a\x1b[2J\x9b31m\x0eb\n\tc") == "a\u241b[2J\u241b31m\u241bb\n\tc"

@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,29 @@ def test_folders_and_globs_are_sorted(tmp_path: Path) -> None:
     assert find([f"{folder}/[ab]*.jsonl"]) == [f"{folder}/a.jsonl", f"{folder}/b.jsonl"]
     assert find([f"{folder}/**/a.jsonl"]) == [f"{folder}/a.jsonl", f"{folder}/sub/a.jsonl"]
     assert find([f"{folder}/b.jsonl", f"{folder}/a*.jsonl"]) == [f"{folder}/b.jsonl", f"{folder}/a.jsonl"]
+
+
+def test_what_a_link_leads_to_is_data_too_and_counts_once(tmp_path: Path) -> None:
+    there = make(tmp_path / "scratch", "b.jsonl", "sub/c.jsonl")
+    folder = make(tmp_path / "f", "a.jsonl")
+    (tmp_path / "f" / "part").symlink_to(there)
+    (tmp_path / "f" / "same").symlink_to(there)
+    (tmp_path / "scratch" / "back").symlink_to(folder)
+    assert find([folder]) == [f"{folder}/{name}" for name in ("a.jsonl", "part/b.jsonl", "part/sub/c.jsonl")]
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(tmp_path / "f", "a.jsonl", "sub/b.jsonl")
+    scandir = os.scandir
+
+    def stale(path: str) -> Any:
+        if str(path).endswith("/sub"):
+            raise OSError(116, "Stale file handle", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(ConfigError, match="/sub: Stale file handle"):
+        find([folder])
 
 
 @pytest.mark.parametrize(

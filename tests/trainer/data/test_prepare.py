@@ -206,6 +206,17 @@ def test_missing_files_are_refused(tmp_path: Path, tokenizer: str) -> None:
         prepare(data, tokenizer, tmp_path, "evaluation")
 
 
+def test_a_cache_that_another_user_has_made_beside_the_runs_is_refused(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they put there would be trained on, and they would read what is prepared."""
+    cache = tmp_path / "runs" / ".prepared"
+    cache.mkdir(parents=True)
+    monkeypatch.setattr("trainer.data.prepare.is_own", lambda path: path != cache)
+    with pytest.raises(ConfigError, match="another user's: take another --runs-dir"):
+        prepare(Data(train=["a.jsonl"], seq_len=8), tokenizer, cache, "train")
+
+
 @pytest.mark.parametrize("eos", [None, "<|missing|>"])
 def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path, tokenizer: str, eos: str | None) -> None:
     Path(tokenizer, "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))

@@ -184,4 +184,3 @@ def test_what_a_run_has_cost_and_kept(runs: list[Path]) -> None:
     assert cost == (pytest.approx((90 * 4 + 200 * 2) / 3600), "NVIDIA H100", 2, 2, 7_000_000_000)
     assert cost is not None and cost.unit == "GPU-hours"
     assert history.losses(run) == {"task": (3.0, 0, 1.0, 9), "general": (2.0, 0, 2.2, 9)}
-    assert history.losses(run)["general"].rise == pytest.approx(0.1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import types
@@ -80,7 +81,10 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
 
 def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
-    return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+    try:
+        return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+    except ValueError:  # Python reads no number of thousands of digits
+        raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark) from None
 
 
 def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -250,6 +254,8 @@ def _check_keys(data: Any, kind: Any, source: str, path: str) -> None:
         words = typing.get_args(hints[key]) if typing.get_origin(hints.get(key)) is Literal else ()
         if words and value not in words:
             raise ConfigError(f"{source}: {path}{key}={value}: {_hint(str(value), words)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{source}: {path}{key}={value}: a finite number is expected")
         _check_keys(value, hints.get(key), source, f"{path}{key}.")
 
 

@@ -74,6 +74,11 @@ def test_yaml_1_2_scalars(text: str, value: object) -> None:
     assert parse_yaml(text, "x") == value
 
 
+def test_numbers_that_are_none() -> None:
+    with pytest.raises(ConfigError, match="^x line 1: not YAML: a number of too many digits$"):
+        parse_yaml(f"steps: {'9' * 5000}", "x")
+
+
 def test_a_key_that_stands_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^recipe.yaml: line 3: the key 'lr' stands twice"):
         parse_yaml("lr: 1\nseed: 2\nlr: 3\n", "recipe.yaml")

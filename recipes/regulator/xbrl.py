@@ -171,7 +171,7 @@ def _value(key: str, node: ElementTree.Element) -> Decimal:
         value = Decimal((node.text or "").strip())
     except InvalidOperation:
         raise ReportError(f"{key}: {(node.text or '').strip()[:40]!r} is no number") from None
-    if not value.is_finite():
+    if not value.is_finite() or value.adjusted() > 30:  # no sum of money, and a sum of such overflows
         raise ReportError(f"{key}: {value} is no number")
     return value
 

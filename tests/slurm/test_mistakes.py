@@ -62,6 +62,8 @@ WORDS = [
     # --- keys and values
     ("key", ["optim.lrr=1"], "sft.yaml: unknown key optim.lrr: did you mean optim.lr?"),
     ("type", ["optim.lr=fast"], "sft.yaml: optim.lr=fast: expected float | null, got str"),
+    ("no number", ["optim.lr=.nan"], "sft.yaml: optim.lr=nan: a finite number is expected"),
+    ("for ever", ["job.poll_seconds=.inf"], "command line: poll_seconds=inf: a finite number is expected"),
     ("range", ["optim.clip=0"], "sft.yaml: optim.clip=0: expected float > 0.0"),
     ("section", ["data=3"], "sft.yaml: data=3: expected object, got int"),
     ("job's key", ["job.nodess=2"], "command line: unknown key nodess: did you mean nodes?"),

@@ -45,7 +45,7 @@ def content_hash(path: Path, records: Path, between: Callable[[], Any] = lambda:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if settled and stamp[0] > _BLOCK:
         with suppress(OSError):  # somebody else's folder: the next one reads the file again
-            records.mkdir(mode=0o755, parents=True, exist_ok=True)
+            records.mkdir(mode=0o755, exist_ok=True)
             write_atomic(record, msgspec.json.encode(_Record(stamp, digest.hexdigest())).decode())
     return digest.hexdigest()
 

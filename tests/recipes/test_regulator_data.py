@@ -195,6 +195,7 @@ BAD: list[tuple[str, Callable[[Report], bytes], str]] = [
     ("an amount without unit", lambda r: written(r, ('<p:TREA contextRef="c" unitRef="EUR"', '<p:TREA contextRef="c"')), "TREA: its unit is none"),
     ("no number", lambda r: written(r, (f">{r.values['OF']:f}<", ">much<")), "'much' is no number"),
     ("infinite", lambda r: written(r, (f">{r.values['OF']:f}<", ">INF<")), "is no number"),
+    ("of a size that is no sum", lambda r: written(r, (f">{r.values['OF']:f}<", ">1E+99999999<")), "is no number"),
     ("unknown", lambda r: written(r, ("p:TREA", "p:TREE")), "no such concept"),
     ("twice", lambda r: written(r, ("p:AT1", "p:T1")), "T1 stands there twice"),
     ("two dates", lambda r: written(r, (f"<p:reference contextRef=\"c\">{r.reference}", '<p:reference contextRef="c">2001-03-31')), "reference says 2001-03-31"),

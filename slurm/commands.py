@@ -276,11 +276,13 @@ def reservations() -> list[str]:
         return []
 
 
-def signal_steps(job_id: str, signum: str) -> None:
-    """To the ranks of a job, and neither to its batch script nor to the shell of an allocation."""
+def signal_newest_step(job_id: str, signum: str) -> None:
+    """To the ranks that a job has just started: neither to its batch script, nor to the shell of an allocation, nor to
+    what else its user runs there."""
     listed = run(["squeue", "--steps", "--noheader", "--format=%i", f"--jobs={sent_as(job_id)}"]).split()
-    for step in (step for step in listed if re.fullmatch(rf"{re.escape(job_id)}\.\d+", step)):
-        run(["scancel", f"--signal={signum}", step])
+    steps = [int(step.rpartition(".")[2]) for step in listed if re.fullmatch(rf"{re.escape(job_id)}\.\d+", step)]
+    if steps:
+        run(["scancel", f"--signal={signum}", f"{job_id}.{max(steps)}"])
 
 
 # --- the queue ------------------------------------------------------------------------------------------

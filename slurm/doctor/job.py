@@ -146,7 +146,7 @@ class Watch:
         with suppress(CommandFailed):
             facts = commands.show_job(job_id)
             self.exam.requeue_allowed = facts.requeue if facts and self.started.job_id else None
-        commands.signal_steps(job_id, SIGNAL)
+        commands.signal_newest_step(job_id, SIGNAL)
         self.exam.signalled = True
         self.wait(lambda: all(one["heard"] for one in ready(self.exam.run, 1)), HEARD_SECONDS)
 

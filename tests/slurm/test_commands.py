@@ -77,6 +77,13 @@ def test_a_job_that_has_ended_already_is_cancelled_enough(tool: Tool, said: str,
         commands.cancel("812")
 
 
+def test_a_signal_goes_to_the_step_that_was_started_last(tmp_path: Path, tool: Tool) -> None:
+    tool("squeue", "printf '812.batch\n812.3\n812.extern\n812.12\n812.2\n8120.99\n'")
+    tool("scancel", f'echo "$*" >> {tmp_path}/said')
+    commands.signal_newest_step("812", "USR1")
+    assert (tmp_path / "said").read_text() == "--signal=USR1 812.12\n"
+
+
 def test_a_slurm_that_lists_no_reservations(tool: Tool) -> None:
     tool("scontrol", "echo 'ReservationName=course StartTime=x'; echo 'ReservationName=b Y=1'")
     assert commands.reservations() == ["course", "b"]

@@ -9,9 +9,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from settings import ConfigError
+from trainer.engines import lean
+from trainer.model import loss
 from trainer.model.loss import find_tail
 from trainer.plan.architecture import read
 from trainer.plan.families import FAMILIES
+from trainer.plan.memory import PIECE
+from trainer.plan.state import STRETCH
 from trainer.records.throughput import Cost
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 512, "pad_token_id": 0}
@@ -83,3 +87,9 @@ def test_what_is_not_known_is_an_estimate_or_an_error() -> None:
     assert not found.known
     with pytest.raises(ConfigError, match=r"model.config.hidden_size is missing: .*did you mean model_type=llama\?"):
         read({"model_type": "lama"})
+
+
+def test_the_plan_reckons_with_the_pieces_that_the_trainer_takes() -> None:
+    """It knows no torch, and so has them written down again."""
+    assert {"cpu": PIECE[False], "cuda": PIECE[True]} == loss._ELEMENTS
+    assert lean._STRETCH == STRETCH

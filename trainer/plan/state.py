@@ -118,6 +118,9 @@ def ring(size: float, ranks: int) -> float:
     return size * (ranks - 1) / ranks
 
 
+STRETCH = 1 << 22
+
+
 def stretch(model: Architecture, settings: TrainConfig, shards: int) -> float:
     """What a step on less than fp32 holds at a time (trainer/engines/lean.py): eight tensors of a stretch."""
-    return 8 * 4 * min(1 << 22, model.largest / shards) if settings.lean_optimizer else 0.0
+    return 8 * 4 * min(STRETCH, model.largest / shards) if settings.lean_optimizer else 0.0

@@ -33,10 +33,11 @@ check: setup  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-coverage: setup  ## the suite again, slower: which branches of the part without torch no test takes
+coverage: setup  ## the suite and the demo again, slower: which branches of the part without torch no test takes
 	$(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt coverage
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m coverage run -m pytest -n $(WORKERS)
+	$(BIN)/python -m coverage run -m pytest -m nightly tests/test_demo.py
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -199,12 +199,22 @@ def archive_of(data: Mapping[str, Any], source: str) -> Path | None:
 def check_command_only(job: JobConfig, source: str) -> None:
     """What is said of a foreign command must not be lost on the trainer. Raises ConfigError."""
     given = {"stop_signal": job.stop_signal != "TERM", "progress": job.progress is not None, "workdir": job.workdir}
-    given |= {"lead": job.lead_seconds != JobConfig(job.name).lead_seconds, "snapshot": not job.snapshot}
     for name in (name for name, said in given.items() if said and job.command is None):
-        raise ConfigError(
-            f"{source}: {name} is for a command after --: the trainer hears every signal, measures its lead and its "
-            f"steps, runs from a copy, and its files count from the recipe"
-        )
+        raise _of_a_command(name, source)
+
+
+def check_lead(layers: Iterable[tuple[Mapping[str, Any], str]], command: object) -> None:
+    """The same of what a profile may say for all commands of its site. Raises ConfigError."""
+    for layer, source in layers:
+        for name in {"lead_seconds", "snapshot"} & layer.keys() if command is None else ():
+            raise _of_a_command(name, source)
+
+
+def _of_a_command(name: str, source: str) -> ConfigError:
+    return ConfigError(
+        f"{source}: {name} is for a command after --: the trainer hears every signal, measures its lead and its steps, "
+        f"runs from a copy, and its files count from the recipe"
+    )
 
 
 def check_notify(job: JobConfig, source: str) -> None:

@@ -171,6 +171,7 @@ def test_a_checkout_that_is_read_only_and_then_gone(pocket: Pocket, public: Path
     argv += [str(public / "code" / "launch.py"), "--nodes", "2", "--gpus", "1", "--name", "x"]
     argv += ["--", str(public / "python" / "bin" / "python3"), "program.py"]
     env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **pocket.env()}
+    env["LD_LIBRARY_PATH"] = str(public / "python" / "lib")  # of a Python whose library lies where nobody else may look
     done = subprocess.run([*as_user, *argv], env=env, cwd=work, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     run = RunDir(work / "runs" / "x")

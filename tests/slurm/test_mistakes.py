@@ -35,7 +35,7 @@ WORDS = [
     ("shorter limit", ["-t", "01:00:00", "--time-min", "02:00:00"], "--time-min 02:00:00 is longer than --walltime 01:00:00: Slurm may only shorten it"),
     ("no such time", ["-t", "9999999999-00:00:00"], "command line: walltime=9999999999-00:00:00: a walltime of so many days is none"),
     ("a form of what is not asked for", ["--json"], "submit --json: it is the form of a --dry-run"),
-    ("a command's lead", ["--lead", "300"], "command line: lead is for a command after --"),
+    ("a command's lead", ["--lead", "300"], "command line: lead_seconds is for a command after --"),
     ("a fork by its key", ["fork=runs/x/checkpoints/y"], "sft.yaml: fork: take --fork RUN@STEP"),
     ("a flag twice", ["--sbatch", "nodes=3"], "--sbatch nodes: launch.py sets it: see its own flags in --help"),
     ("what continuation needs", ["--sbatch", "requeue"], "--sbatch requeue: launch.py sets it: see its own flags in --help"),

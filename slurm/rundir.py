@@ -280,9 +280,8 @@ class Sweep(RunDir):
     @property
     def runs(self) -> list[RunDir]:
         """Those that are there: a call that was cut short may have noted more."""
-        runs = (
-            RunDir(self.path / Path(entry["run"]).name) for entry in self.entries()
-        )  # none outside, whatever it says
+        names = (Path(entry["run"]).name for entry in self.entries())  # none lies outside, whatever it says
+        runs = (RunDir(self.path / name) for name in names)
         return [run for run in runs if (run.path / "job.yaml").exists()]
 
     def sent(self) -> list[int]:

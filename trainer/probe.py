@@ -33,9 +33,8 @@ _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 class Probe:
     def __init__(self, folder: Path, attempt: str) -> None:
-        self.file = (
-            folder / f"attempt-{attempt}" / f"{os.uname().nodename}-{nonce()}.json"
-        )  # in containers two ranks may have one pid
+        name = f"{os.uname().nodename}-{nonce()}.json"  # in containers two ranks may have one pid
+        self.file = folder / f"attempt-{attempt}" / name
         self.leave = folder / "leave"
         self.told: dict[str, Any] = {"host": os.uname().nodename, "heard": []}
         self.file.parent.mkdir(parents=True, exist_ok=True)

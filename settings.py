@@ -133,6 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         before = error.doc[: error.pos].rstrip()
         comma = before.endswith(",") and error.doc[error.pos : error.pos + 1] in "}]"
+        comma |= error.msg.startswith("Illegal trailing comma")  # from Python 3.13 on
         line = before.count("\n") + 1 if comma else error.lineno
         what = "a comma with nothing after it: remove it" if comma else f"not JSON: {error.msg}"
         raise ConfigError(f"{path} line {line}: {what}") from None

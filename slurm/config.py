@@ -203,7 +203,7 @@ def check_command_only(job: JobConfig, source: str) -> None:
         raise _of_a_command(name, source)
 
 
-def check_lead(layers: Iterable[tuple[Mapping[str, Any], str]], command: object) -> None:
+def check_command_layers(layers: Iterable[tuple[Mapping[str, Any], str]], command: object) -> None:
     """The same of what a profile may say for all commands of its site. Raises ConfigError."""
     for layer, source in layers:
         for name in {"lead_seconds", "snapshot"} & layer.keys() if command is None else ():

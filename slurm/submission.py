@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from durable import fsync_path, keep, nonce, write_atomic
 from settings import ConfigError, convert, dump_yaml, merge, override, to_plain
 from slurm import commands, environment, launches, snapshot
-from slurm.config import JobConfig, check_binds, check_launcher, check_lead, make_job
+from slurm.config import JobConfig, check_binds, check_command_layers, check_launcher, make_job
 from slurm.errors import CommandFailed, ControllerAway
 from slurm.launches import Launch
 from slurm.rundir import RunDir
@@ -77,7 +77,7 @@ def merged_job(layers: Layers, cluster: Cluster) -> JobConfig:
     for layer, source in ((cluster.profile.job, f"profile {cluster.profile.name}"), *layers):
         check_fields(layer, source)  # alone, so that a mistake is told with its own source
         data = merge(data, layer)
-    check_lead(layers, data.get("command"))
+    check_command_layers(layers, data.get("command"))
     data["cluster"] = cluster.reference
     if "gpus_per_node" not in data:
         data["gpus_per_node"] = clusters.full_node(data.get("partition"), cluster)

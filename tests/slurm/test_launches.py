@@ -18,21 +18,19 @@ from slurm.errors import CommandFailed
 from slurm.rundir import RunDir
 from slurm.watch.status import status
 from slurm.watch.status_text import as_text
+from tests.slurm.conftest import Tool
 from tests.waiting import wait_until
 
 SLEEPER = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: Tool) -> RunDir:
     """A run on a site whose squeue prints what stands in the file `queue`."""
     run = RunDir(tmp_path / "a run 100%")
     run.path.mkdir()
-    squeue = tmp_path / "squeue"
-    squeue.write_text(f'#!/bin/sh\ncat "{tmp_path}/queue"\n')
-    squeue.chmod(0o755)
+    tool("squeue", f'cat "{tmp_path}/queue"')
     (tmp_path / "queue").touch()
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(launches, "SETTLING_SECONDS", 0)
     return run
 
@@ -97,7 +95,7 @@ def test_status_tells_what_is_not_known(run: RunDir, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(commands, "PATIENCE", 0)
     queue(run, ("812", "PENDING"))
     begin(run)
-    squeue = run.path.parent / "squeue"
+    squeue = run.path.parent / "tools" / "squeue"
     working = squeue.read_text()
     squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1\n")
     assert "a job may be in the queue" in as_text(status([run])) and not run.jobs()

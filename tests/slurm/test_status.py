@@ -26,6 +26,7 @@ from slurm.watch.run_status import RunStatus
 from slurm.watch.status import status
 from slurm.watch.status_text import as_text
 from slurm.watch.times import duration
+from tests.slurm.conftest import Tool
 from tests.trainer.report.lives import FIVE_CUTS, write_run
 from tests.waiting import wait_until
 from trainer.report.files import made
@@ -59,14 +60,10 @@ def make_run(folder: Path, name: str, job: str, attempt: int = 2) -> RunDir:
 
 
 @pytest.fixture
-def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def squeue(tmp_path: Path, tool: Tool) -> Path:
     """A squeue that prints what stands in the file `queue`, and counts how often it is asked."""
-    (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "squeue"
-    script.write_text(f"#!/bin/sh\necho $* >>{tmp_path}/calls\ncat {tmp_path}/queue\n")
-    script.chmod(0o755)
+    tool("squeue", f"echo $* >>{tmp_path}/calls\ncat {tmp_path}/queue")
     (tmp_path / "queue").touch()
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     return tmp_path / "queue"
 
 

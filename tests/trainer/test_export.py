@@ -70,6 +70,12 @@ def saved(folder: Path, model: torch.nn.Module, settings: TrainConfig) -> Path:
     return checkpoints.write_checkpoint(folder, {n: p for n, p in model.named_parameters() if p.requires_grad})
 
 
+def small(folder: Path) -> tuple[TrainConfig, Path]:
+    """A run's settings, and its checkpoint."""
+    settings = checkpoints.settings(folder, LLAMA)
+    return settings, saved(folder, build(settings.model, 1), settings)
+
+
 # --- the same as transformers' own ----------------------------------------------------------------------
 
 
@@ -123,8 +129,7 @@ def test_buffers_that_are_kept_are_there(tmp_path: Path, monkeypatch: pytest.Mon
         model.register_buffer("halved", torch.tensor(0.5, dtype=torch.bfloat16))
         return model
 
-    settings = checkpoints.settings(tmp_path, LLAMA)
-    checkpoint = saved(tmp_path, build(settings.model, 1), settings)
+    settings, checkpoint = small(tmp_path)
     monkeypatch.setattr(exported, "skeleton", with_buffer)
     export(settings, checkpoint, tmp_path / "export", no_words)
     found = in_files(tmp_path / "export")
@@ -221,8 +226,7 @@ def test_a_base_model_is_called_as_people_do(tmp_path: Path) -> None:
 
 
 def test_a_wrong_bit_leaves_what_was_there(tmp_path: Path) -> None:
-    settings = checkpoints.settings(tmp_path, LLAMA)
-    checkpoint = saved(tmp_path, build(settings.model, 1), settings)
+    settings, checkpoint = small(tmp_path)
     (tmp_path / "claims").mkdir()
     folder = by_hand(tmp_path, None, None)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -238,8 +242,7 @@ def test_a_wrong_bit_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_killed_ones_leftovers_go_and_anothers_stay(tmp_path: Path) -> None:
-    settings = checkpoints.settings(tmp_path, LLAMA)
-    checkpoint = saved(tmp_path, build(settings.model, 1), settings)
+    settings, checkpoint = small(tmp_path)
     for name in (".export-hand-1", ".export-run-1", ".export-run-2.old", ".export-step-9-run-1"):
         (tmp_path / name).mkdir()
     export(settings, checkpoint, tmp_path / "export", no_words)
@@ -247,8 +250,7 @@ def test_a_killed_ones_leftovers_go_and_anothers_stay(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_a_link_to_other_storage_is_replaced(tmp_path: Path) -> None:
-    settings = checkpoints.settings(tmp_path, LLAMA)
-    checkpoint = saved(tmp_path, build(settings.model, 1), settings)
+    settings, checkpoint = small(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "export").symlink_to("elsewhere")
     export(settings, checkpoint, tmp_path / "export", no_words)
@@ -258,8 +260,7 @@ def test_a_folder_that_is_a_link_to_other_storage_is_replaced(tmp_path: Path) ->
 
 def test_what_others_may_not_read_they_read_in_no_export(tmp_path: Path) -> None:
     """A link in somebody's model folder may lead to what this user alone may read."""
-    settings = checkpoints.settings(tmp_path, LLAMA)
-    checkpoint = saved(tmp_path, build(settings.model, 1), settings)
+    settings, checkpoint = small(tmp_path)
     secret = tmp_path / "id_rsa"
     secret.write_text("secret")
     secret.chmod(0o600)
@@ -273,8 +274,7 @@ def test_who_may_read_the_run_may_read_its_export(tmp_path: Path, mode: int, fil
     run = tmp_path / "run"
     run.mkdir()
     run.chmod(mode)
-    settings = checkpoints.settings(run, LLAMA)
-    saved(run, build(settings.model, 1), settings)
+    small(run)
     before = os.umask(0o022)
     try:
         folder = by_hand(run, None, None)
@@ -371,16 +371,8 @@ def test_transformers_own_server_answers_a_chat(new_run: NewRun) -> None:
     port = reserve_port(candidates(model))
     number = port.getsockname()[1]
     port.close()
-    argv = [
-        str(Path(sys.executable).with_name("transformers")),
-        "serve",
-        model,
-        "--device",
-        "cpu",
-        "--port",
-        str(number),
-    ]
-    server = subprocess.Popen(argv)
+    program = str(Path(sys.executable).with_name("transformers"))
+    server = subprocess.Popen([program, "serve", model, "--device", "cpu", "--port", str(number)])
     try:
         url = f"http://localhost:{number}"
         wait_until(lambda: answers(f"{url}/health"), "the server")
